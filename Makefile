@@ -1,0 +1,37 @@
+# make demo: the whole method on real images in a few minutes. make test: all tests. Both set up what they need.
+
+PYTHON ?= python3
+VENV := .venv
+RUN ?= lpk-demo
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.extension
+	$(VENV)/bin/lpk demo $(RUN)
+
+test: $(VENV)/.extension
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/.packages
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(VENV)/.extension
+	$(VENV)/bin/python -m pytest bench
+
+# The packages, once for each change of what is asked for.
+$(VENV)/.packages: pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt setuptools pybind11 cmake ninja
+	$(VENV)/bin/python -m pip install --no-build-isolation -c constraints.txt -e '.[test,lint]'
+	touch $@
+
+# The extension, whenever its sources changed.
+$(VENV)/.extension: $(VENV)/.packages setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/*)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python setup.py --quiet build_ext --inplace
+	touch $@
+
+clean:
+	rm -rf build lpk/_core*.so lpk.egg-info .mypy_cache .pytest_cache .ruff_cache .benchmarks

@@ -1,0 +1,73 @@
+// The extension module lpk._core. Tensors arrive as addresses: lpk/ops.py has checked dtype, size, contiguity and overlap.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <utility>
+
+#include "cpu/operations.h"
+#ifdef LPK_CUDA
+#include "cuda/operations.h"
+#endif
+
+namespace py = pybind11;
+
+namespace {
+
+using lpk::cpu::Threshold;
+using lpk::cpu::Vectors;
+using Release = py::call_guard<py::gil_scoped_release>;
+
+Vectors vectors(uintptr_t a, uintptr_t b, int64_t n, int dtype, int threads) {
+  return {reinterpret_cast<const void*>(a), reinterpret_cast<const void*>(b), n, static_cast<lpk::Dtype>(dtype), threads};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The compiled kernels of lpk; use lpk.ops.";
+
+  m.def(
+      "interpolate",
+      [](uintptr_t out, uintptr_t a, uintptr_t b, int64_t n, int dtype, int threads, float alpha) {
+        lpk::cpu::interpolate(reinterpret_cast<void*>(out), vectors(a, b, n, dtype, threads), alpha);
+      },
+      Release());
+  m.def(
+      "interpolate_threshold",
+      [](uintptr_t a, uintptr_t b, int64_t n, int dtype, int threads, const std::vector<float>& alphas, int64_t keep) {
+        std::pair<std::vector<float>, std::vector<int64_t>> result;
+        for (const Threshold& t : lpk::cpu::interpolate_threshold(vectors(a, b, n, dtype, threads), alphas, keep)) {
+          result.first.push_back(t.value);
+          result.second.push_back(t.last);
+        }
+        return result;
+      },
+      Release());
+  m.def(
+      "interpolate_prune",
+      [](uintptr_t out, uintptr_t a, uintptr_t b, int64_t n, int dtype, int threads, float alpha, float value,
+         int64_t last) {
+        lpk::cpu::interpolate_prune(reinterpret_cast<void*>(out), vectors(a, b, n, dtype, threads), alpha, {value, last});
+      },
+      Release());
+  m.def(
+      "magnitude_mask",
+      [](uintptr_t out, uintptr_t x, int64_t n, int dtype, int threads, float value, int64_t last) {
+        lpk::cpu::magnitude_mask(reinterpret_cast<uint8_t*>(out), vectors(x, 0, n, dtype, threads), {value, last});
+      },
+      Release());
+
+  m.def("instruction_set", &lpk::cpu::instruction_set);
+  m.def("instruction_sets", &lpk::cpu::instruction_sets);
+  m.def("set_instruction_set", &lpk::cpu::set_instruction_set);
+  m.def("set_selection", &lpk::cpu::set_selection);
+  m.def("sample_positions", &lpk::cpu::sample_positions);
+
+#ifdef LPK_CUDA
+  m.attr("cuda_compiled") = true;
+  m.attr("cuda_architectures") = LPK_CUDA_ARCHITECTURES;
+#else
+  m.attr("cuda_compiled") = false;
+  m.attr("cuda_architectures") = "";
+#endif
+}

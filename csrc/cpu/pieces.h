@@ -1,0 +1,29 @@
+// Threaded passes over a vector that is cut at a threshold.
+#pragma once
+
+#include <atomic>
+
+#include "operations.h"
+#include "parallel.h"
+
+namespace lpk::cpu {
+
+// Calls body(offset, count, key) for pieces of 0..n, on v.threads threads, with the key that a piece's survivors must
+// exceed: up to position `last` an entry equal to the threshold survives, behind it it does not. The body returns
+// false where it met a NaN or an infinity, which is thrown here.
+template <class Body>
+void for_pieces(const Vectors& v, float alpha, const Threshold& threshold, Body&& body) {
+  const Key key = key_floor(threshold.value, v.dtype);
+  const bool exact = value_of(key, v.dtype) == threshold.value;
+  const int64_t split = exact ? threshold.last + 1 : 0;
+  std::atomic<bool> finite{true};
+  parallel_for(chunks(v.n), v.threads, [&](int64_t begin, int64_t end, int) {
+    const int64_t first = begin * kChunk, stop = std::min(end * kChunk, v.n);
+    const int64_t middle = std::min(std::max(split, first), stop);
+    if (first < middle && !body(first, middle - first, key - 1)) finite = false;
+    if (middle < stop && !body(middle, stop - middle, key)) finite = false;
+  });
+  if (!finite) throw_not_finite(v, alpha);
+}
+
+}  // namespace lpk::cpu

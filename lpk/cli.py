@@ -1,0 +1,182 @@
+"""The `lpk` command: the demo, and its steps one by one on a run directory."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+import lpk
+from lpk import files, ops, presets, report
+from lpk.data import DataNotFound
+from lpk.experiments import comparison
+from lpk.run import Run
+from lpk.search import METHODS, PRUNE, SEARCHES
+
+app = typer.Typer(
+    help="Lottery Pools: the tickets of iterative magnitude pruning, interpolated into stronger ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")]
+DataPath = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="Where the data set lies; else LPK_DATA, the cache, the system, a download."),
+]
+OwnSeed = Annotated[int, typer.Option("--seed", help="Of initialization, data split and order of the samples.")]
+RunSeed = Annotated[int | None, typer.Option("--seed", help="Checked against the run's own seed, where given.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="How many threads to use; default: PyTorch's.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"lpk {lpk.__version__}, torch {torch.__version__}", highlight=False)
+        for backend, state in ops.backends().items():
+            console.print(f"  {backend}: {state}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="The version, and what is compiled in.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    run: RunPath = Path("lpk-demo"),
+    data: DataPath = None,
+    seed: OwnSeed = 0,
+    preset: Annotated[str, typer.Option(help="A preset's name or a TOML file.")] = "demo",
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Trains tickets on Fashion-MNIST, pools them, compares, and writes a report: the whole method in a few minutes."""
+    _use(threads)
+    try:
+        opened = Run.create(run, presets.load(preset), seed=seed, root=data)
+        with opened as created:
+            _demo(created, quiet)
+    except DataNotFound:
+        if preset != "demo":
+            raise
+        console.print("Fashion-MNIST was not found and cannot be downloaded: using scikit-learn's handwritten digits.")
+        with Run.create(run, presets.load("digits"), seed=seed, root=None) as created:
+            _demo(created, quiet)
+
+
+def _demo(run: Run, quiet: bool) -> None:
+    samples = run.manifest["samples"]
+    console.print(
+        f"[bold]{run.data.name}[/bold] ({run.data.source}): {samples['train']} training, {samples['validation']} "
+        f"validation and {samples['test']} test images; {run.preset.imp.rounds} rounds of pruning, seed {run.seed}",
+        highlight=False,
+    )
+    results = comparison.compare(run, progress=not quiet)
+    _show(run, results)
+
+
+@app.command()
+def imp(
+    run: RunPath,
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(presets.names())}; or a TOML file.")] = "demo",
+    data: DataPath = None,
+    seed: OwnSeed = 0,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Trains, prunes and rewinds (Algorithm 1); started again, goes on from the last finished epoch."""
+    _use(threads)
+    with Run.create(run, presets.load(preset), seed=seed, root=data) as created:
+        tickets = created.imp(progress=not quiet)
+    console.print(f"{len(tickets)} tickets, densities {tickets[0].density:.1%} to {tickets[-1].density:.1%}, in {run}/tickets")
+
+
+@app.command()
+def pool(
+    run: RunPath,
+    target: Annotated[int | None, typer.Option(help="The round of the ticket to improve; default: every one.")] = None,
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "interpolation",
+    prune: Annotated[str, typer.Option(help=f"One of {', '.join(PRUNE)}.")] = "during",
+    candidates: Annotated[int | None, typer.Option(help="How many of the nearest tickets; default: all.")] = None,
+    search: Annotated[str, typer.Option(help=f"One of {', '.join(SEARCHES)}.")] = "bounded",
+    data: DataPath = None,
+    seed: RunSeed = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Pools the run's tickets (Algorithms 2 and 3, or the SWA and EMA baselines)."""
+    _use(threads)
+    with Run.open(run, seed=seed, root=data) as opened:
+        options = {"prune": prune, "candidates": candidates, "search": search}
+        tickets = opened.tickets()
+        for pooled in comparison.make_pools(
+            opened, tickets, method=method, target=target, progress=not quiet, **options
+        ):
+            console.print(pooled, highlight=False)
+    console.print("Validation accuracies pick and flatter; `lpk eval` reports the test set.")
+
+
+@app.command(name="eval")
+def evaluate(
+    run: RunPath, data: DataPath = None, seed: RunSeed = None, threads: Threads = None, quiet: Quiet = False
+) -> None:
+    """Test accuracies of the run's tickets and pooled networks."""
+    _use(threads)
+    with Run.open(run, seed=seed, root=data) as opened:
+        results = comparison.evaluate(opened, progress=not quiet)
+        console.print(report.table(results), report.summary(results), sep="\n")
+
+
+@app.command(name="report")
+def write_report(run: RunPath, seed: RunSeed = None) -> None:
+    """Writes report.html from the run's results.json."""
+    results = files.read_json(_existing(run / comparison.RESULTS))
+    if seed is not None and seed != results["manifest"]["seed"]:
+        raise ValueError(f"{run} is a run with seed {results['manifest']['seed']}, not {seed}")
+    report.write(results, run / "report.html")
+    console.print(f"wrote {run / 'report.html'}")
+
+
+def _show(run: Run, results: dict[str, object]) -> None:
+    report.write(results, run.path / "report.html")
+    console.print(report.table(results), report.summary(results), sep="\n")
+    console.print(f"Open [bold]{run.path / 'report.html'}[/bold]; the networks are in {run.path / 'pooled'}.")
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: run `lpk eval {path.parent}` first")
+    return path
+
+
+def _use(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def main() -> None:
+    """Errors that a user can mend are one line; anything else is a bug and shows where."""
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError) as error:
+        Console(stderr=True).print(f"[bold red]lpk:[/bold red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; the same command goes on from the last finished epoch")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

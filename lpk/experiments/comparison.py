@@ -1,0 +1,138 @@
+"""Tickets, pools and averaging baselines at every density (the paper's Figure 3a and Tables 6 to 8)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpk import files
+from lpk.evaluate import Gain, correct_predictions, paired_gain
+from lpk.pooled import Pooled
+from lpk.progress import Progress
+from lpk.run import Run
+from lpk.search import pool
+from lpk.tickets import Tickets
+
+METHODS = ("interpolation", "average", "swa", "ema")
+RESULTS = "results.json"
+
+
+def compare(run: Run, *, methods: Sequence[str] = METHODS, progress: bool = True) -> dict[str, Any]:
+    """Trains the tickets, pools every one by every method, and reports test accuracies: all of the run's parts."""
+    began = time.perf_counter()
+    tickets = run.imp(progress=progress)
+    trained = time.perf_counter()
+    for method in methods:
+        make_pools(run, tickets, method=method, progress=progress)
+    pooled = time.perf_counter()
+    results = evaluate(run, progress=progress)
+    seconds = {"imp": trained - began, "pool": pooled - trained, "evaluate": time.perf_counter() - pooled}
+    results["seconds"] = {part: round(value, 1) for part, value in seconds.items()}
+    files.write_json(run.path / RESULTS, results)
+    return results
+
+
+def make_pools(
+    run: Run, tickets: Tickets, *, method: str, target: int | None = None, progress: bool = True, **options: Any
+) -> list[Pooled]:
+    """Pools one target, or all of them, and stores the networks; validation samples pick."""
+    batch_size = run.preset.pool.batch_size
+    made = pool(
+        tickets,
+        target,
+        model=run.model(),
+        validation=run.data.validation.loader(batch_size),
+        calibration=run.calibration().loader(batch_size),
+        method=method,
+        batch_size=batch_size,
+        progress=progress,
+        **options,
+    )
+    made = made if isinstance(made, list) else [made]
+    for pooled in made:
+        pooled.save(run.pooled_path(method, pooled.round))
+    return made
+
+
+def evaluate(run: Run, *, progress: bool = True) -> dict[str, Any]:
+    """Test accuracies of the run's tickets and of every pooled network that is there; written to results.json."""
+    tickets, pools = run.tickets(), run.pooled()
+    model = run.model()
+    batch_size = run.preset.pool.batch_size
+    test = run.data.test.loader(batch_size)
+    networks = len(tickets) + sum(len(pooled) for pooled in pools.values())
+
+    with Progress("test", networks, show=progress) as bar:
+
+        def correct(state: dict[str, Tensor], note: str) -> Tensor:
+            bar.note(note)
+            model.load_state_dict(state)
+            result = correct_predictions(model, test, batch_size=batch_size)
+            bar.advance()
+            return result
+
+        baseline = {t.round: correct(t.state_dict(), f"ticket {t.round}") for t in tickets}
+        found = {
+            method: {p.round: correct(p.state_dict, f"{method} {p.round}") for p in pooled}
+            for method, pooled in pools.items()
+        }
+    methods = [m for m in METHODS if m in pools] + sorted(set(pools) - set(METHODS))
+    rows = [
+        {
+            "round": ticket.round,
+            "density": ticket.density,
+            "keep": ticket.keep,
+            "ticket": _accuracy(baseline[ticket.round]),
+            "pools": {
+                method: _pool_row(pooled, found[method][ticket.round], baseline[ticket.round])
+                for method in methods
+                for pooled in pools[method]
+                if pooled.round == ticket.round
+            },
+        }
+        for ticket in tickets
+    ]
+    results = {
+        "format": 1,
+        "title": f"{run.data.name}, {run.preset.model.name}",
+        "manifest": run.manifest,
+        "methods": methods,
+        "rows": rows,
+        "mean": {
+            "ticket": _accuracy(torch.stack(list(baseline.values()))),
+            "pools": {method: _mean(found[method], baseline) for method in methods},
+        },
+    }
+    files.write_json(run.path / RESULTS, results)
+    return results
+
+
+def _accuracy(correct: Tensor) -> float:
+    return float(correct.double().mean())
+
+
+def _gain(gain: Gain) -> dict[str, float]:
+    return {"gain": gain.gain, "low": gain.low, "high": gain.high}
+
+
+def _pool_row(pooled: Pooled, correct: Tensor, baseline: Tensor) -> dict[str, Any]:
+    return {
+        "accuracy": _accuracy(correct),
+        "gain": _gain(paired_gain(correct, baseline)),
+        "validation_accuracy": pooled.accuracy,
+        "baseline_validation_accuracy": pooled.baseline_accuracy,
+        "seconds": round(pooled.seconds, 3),
+        "forward_samples": pooled.forward_samples,
+        "steps": [step._asdict() for step in pooled.steps],
+    }
+
+
+def _mean(found: dict[int, Tensor], baseline: dict[int, Tensor]) -> dict[str, Any]:
+    """Over the targets that this method has; the interval is over the test samples, which all targets share."""
+    pooled = torch.stack(list(found.values()))
+    tickets = torch.stack([baseline[round_] for round_ in found])
+    return {"accuracy": _accuracy(pooled), "gain": _gain(paired_gain(pooled, tickets))}

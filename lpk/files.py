@@ -1,0 +1,128 @@
+"""Files that are replaced whole or not at all, tensors that carry a digest, and the lock on a directory."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+Metadata = dict[str, Any]
+
+
+class FileDamaged(ValueError):
+    """A file is truncated, altered, or not what its name says."""
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes to a temporary file beside `path`, syncs it and renames it; what was there before stays until then.
+
+    Raises OSError naming `path` (a full disk, a missing permission); the old file is then untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Metadata:
+    """Raises FileNotFoundError, or FileDamaged where it is not a JSON object."""
+    try:
+        content = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise FileDamaged(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise FileDamaged(f"{path} is damaged: a JSON object was expected")
+    return content
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and values, in the order of the names."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """Writes a safetensors file whose header holds `metadata` and the digest of the tensors; returns the digest."""
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    seal = digest(own)
+    header = {"lpk": json.dumps({**metadata, "digest": seal})}
+    write_bytes(path, safetensors.torch.save(own, metadata=header))
+    return seal
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], Metadata]:
+    """Reads what `save_tensors` wrote. Raises FileNotFoundError, or FileDamaged where a single bit was changed."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+        tensors = safetensors.torch.load_file(path)
+        metadata = json.loads(header["lpk"])
+        seal = metadata.pop("digest")
+    except (safetensors.SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FileDamaged(f"{path} is damaged or not a safetensors file: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FileDamaged(f"{path} was not written by lpk, or its header is damaged") from error
+    if digest(tensors) != seal:
+        raise FileDamaged(f"{path} was altered: its content does not match its digest")
+    return tensors, metadata
+
+
+def inside(directory: Path, name: object) -> Path:
+    """The file `name` of `directory`. A manifest must not reach outside of its own directory: raises FileDamaged."""
+    if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+        raise FileDamaged(f"{directory}: the manifest names {name!r}, which is not a file of this directory")
+    return directory / name
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Holds the directory for this process; raises RuntimeError where another process holds it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"{directory} is in use by another process") from None
+        yield
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,303 @@
+"""A model as two flat vectors: its prunable weights, and the rest.
+
+The index runs through the prunable tensors in state-dict order, each in contiguous order, without padding. The rest holds
+every other floating-point entry (biases, BatchNorm's parameters and statistics, layers that are not pruned) as float32.
+Integer entries stand in neither. Entries that share one tensor (tied parameters) count once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import prune
+
+from lpk.ops import DTYPES
+
+StateDict = dict[str, Tensor]
+Prunable = Callable[[str, nn.Parameter], bool] | Collection[str] | None
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+class Entry(NamedTuple):
+    """One tensor of a state dict and its place in a flat vector."""
+
+    name: str
+    shape: torch.Size
+    dtype: torch.dtype
+    offset: int
+
+    @property
+    def span(self) -> slice:
+        return slice(self.offset, self.offset + self.shape.numel())
+
+
+class Flat(NamedTuple):
+    """The values of a state dict: weights [n] of the layout's dtype, rest [m] float32, integer tensors by name."""
+
+    weights: Tensor
+    rest: Tensor
+    integers: StateDict
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each entry of a state dict stands in the flat vectors."""
+
+    weights: tuple[Entry, ...]
+    rest: tuple[Entry, ...]
+    integers: tuple[str, ...]
+    aliases: Mapping[str, str]  # a tied entry, and the entry whose tensor it shares
+    order: tuple[str, ...]  # all names, as in the state dict
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor], prunable: Collection[str]) -> Layout:
+        """The layout of a state dict, given the names of its prunable tensors.
+
+        Raises ValueError for a prunable name that is not there or not floating-point and for a mix of dtypes, TypeError
+        for dtypes that are not supported.
+        """
+        if missing := [name for name in prunable if name not in state]:
+            raise ValueError(f"{missing[0]!r} is to be pruned, but the model has no such entry")
+        aliases, first = {}, {}
+        for name, tensor in state.items():
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"state dict entry {name!r} is a {type(tensor).__name__}, not a tensor")
+            key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            if tensor.numel() > 0 and key in first:
+                aliases[name] = first[key]
+            else:
+                first[key] = name
+        chosen = {aliases.get(name, name) for name in prunable}
+        weights, rest, integers = [], [], []
+        sizes = [0, 0]
+        for name, tensor in state.items():
+            if name in aliases:
+                continue
+            if not tensor.is_floating_point():
+                if name in chosen:
+                    raise ValueError(f"{name!r} is to be pruned, but it is {tensor.dtype}")
+                integers.append(name)
+                continue
+            if tensor.dtype not in DTYPES:
+                raise TypeError(f"{name!r} is {tensor.dtype}; float32, float16 and bfloat16 are supported")
+            which = 0 if name in chosen else 1
+            (weights, rest)[which].append(Entry(name, tensor.shape, tensor.dtype, sizes[which]))
+            sizes[which] += tensor.numel()
+        if not weights:
+            raise ValueError("nothing is prunable: pass `prunable`, the names of the tensors to prune")
+        for entry in weights:
+            if entry.dtype != weights[0].dtype:
+                raise ValueError(
+                    f"{entry.name!r} is {entry.dtype} but {weights[0].name!r} is {weights[0].dtype}; "
+                    "prunable weights share one dtype"
+                )
+        return cls(tuple(weights), tuple(rest), tuple(integers), aliases, tuple(state))
+
+    @classmethod
+    def of_model(cls, model: nn.Module, prunable: Prunable = None) -> Layout:
+        """The layout of a model; `prunable` is a predicate (name, parameter) -> bool or names, see `prunable_names`."""
+        return cls.of(model.state_dict(), prunable_names(model, prunable))
+
+    @property
+    def n(self) -> int:
+        """How many weights are prunable."""
+        return self.weights[-1].span.stop
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weights[0].dtype
+
+    @property
+    def prunable(self) -> tuple[str, ...]:
+        return tuple(entry.name for entry in self.weights)
+
+    def difference(self, state: Mapping[str, Tensor]) -> str | None:
+        """What keeps a state dict from fitting this layout, in words; None if it fits."""
+        for name in self.order:
+            if name not in state and name not in self.aliases:
+                return f"{name!r} is missing"
+        for name in state:
+            if name not in self.order:
+                return f"{name!r} is not expected"
+        for entry in (*self.weights, *self.rest):
+            if state[entry.name].shape != entry.shape:
+                return f"{entry.name!r} has shape {tuple(state[entry.name].shape)}, not {tuple(entry.shape)}"
+            if state[entry.name].dtype != entry.dtype:
+                return f"{entry.name!r} is {state[entry.name].dtype}, not {entry.dtype}"
+        return None
+
+    def flatten(self, state: Mapping[str, Tensor]) -> Flat:
+        """The values of a state dict that fits, on the CPU. Raises ValueError where a value is NaN or infinite."""
+        vectors = []
+        for entries, dtype in ((self.weights, self.dtype), (self.rest, torch.float32)):
+            size = entries[-1].span.stop if entries else 0
+            vector = torch.empty(size, dtype=dtype)
+            for entry in entries:
+                vector[entry.span] = state[entry.name].detach().reshape(-1).to(vector)
+            _check_finite(vector, entries)
+            vectors.append(vector)
+        return Flat(*vectors, {name: state[name].detach().cpu().clone() for name in self.integers})
+
+    def unflatten(self, flat: Flat) -> StateDict:
+        """A state dict of its own memory, tied entries sharing theirs, in the order of the original."""
+        state = dict(flat.integers)
+        for entries, vector in ((self.weights, flat.weights), (self.rest, flat.rest)):
+            for entry in entries:
+                state[entry.name] = vector[entry.span].to(entry.dtype, copy=True).view(entry.shape)
+        for name, original in self.aliases.items():
+            state[name] = state[original]
+        return {name: state[name] for name in self.order}
+
+    def masks(self, mask: Tensor) -> StateDict:
+        """A flat mask as one bool tensor for each prunable entry."""
+        return {entry.name: mask[entry.span].view(entry.shape) for entry in self.weights}
+
+    def to_json(self) -> dict[str, Any]:
+        weights, rest = (
+            {entry.name: [str(entry.dtype).removeprefix("torch."), *entry.shape] for entry in entries}
+            for entries in (self.weights, self.rest)
+        )
+        return {
+            "weights": weights,
+            "rest": rest,
+            "integers": list(self.integers),
+            "aliases": dict(self.aliases),
+            "order": list(self.order),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Layout:
+        names = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+
+        def entries(listed: Mapping[str, Any]) -> tuple[Entry, ...]:
+            result, offset = [], 0
+            for name, (dtype, *shape) in listed.items():
+                result.append(Entry(name, torch.Size(shape), names[dtype], offset))
+                offset += result[-1].shape.numel()
+            return tuple(result)
+
+        return cls(
+            entries(content["weights"]),
+            entries(content["rest"]),
+            tuple(content["integers"]),
+            dict(content["aliases"]),
+            tuple(content["order"]),
+        )
+
+
+class FlatModel:
+    """A copy of a model whose parameters and buffers are views of two flat vectors: writing a candidate is one pass.
+
+    Attributes:
+        model: the copy, in evaluation mode, without gradients.
+        weights, rest: the vectors [n] and [m] that the copy computes with.
+        statistics: bool [m], True at BatchNorm's running mean and variance.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout, device: torch.device) -> None:
+        self.model = plain_copy(model).to(device).eval().requires_grad_(False)
+        self.layout = layout
+        self.weights = torch.zeros(layout.n, dtype=layout.dtype, device=device)
+        self.rest = torch.zeros(layout.rest[-1].span.stop if layout.rest else 0, device=device)
+        self._copied: list[tuple[Tensor, slice]] = []
+        state = self.model.state_dict(keep_vars=True)
+        for entries, vector in ((layout.weights, self.weights), (layout.rest, self.rest)):
+            for entry in entries:
+                if entry.dtype == vector.dtype:
+                    state[entry.name].data = vector[entry.span].view(entry.shape)
+                else:
+                    self._copied.append((state[entry.name], entry.span))
+        self._integers = {name: state[name] for name in layout.integers}
+        self.statistics = torch.zeros(len(self.rest), dtype=torch.bool, device=device)
+        tracked = {f"{path}.{kind}".lstrip(".") for path, _ in batchnorms(self.model) for kind in STATISTICS}
+        for entry in layout.rest:
+            self.statistics[entry.span] = entry.name in tracked
+
+    def written(self) -> None:
+        """To be called after `weights` or `rest` was written: entries of another dtype are copies, not views."""
+        for tensor, span in self._copied:
+            tensor.copy_(self.rest[span].view(tensor.shape))
+
+    def read(self) -> None:
+        """To be called after the model changed its own entries (BatchNorm's statistics)."""
+        for tensor, span in self._copied:
+            self.rest[span] = tensor.reshape(-1).to(self.rest.dtype)
+
+    def load(self, flat: Flat) -> None:
+        self.weights.copy_(flat.weights)
+        self.rest.copy_(flat.rest)
+        for name, tensor in flat.integers.items():
+            self._integers[name].copy_(tensor)
+        self.written()
+
+
+STATISTICS = ("running_mean", "running_var")
+
+
+def batchnorms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
+    """BatchNorm layers that keep running statistics, with their paths."""
+    for path, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            yield path, module
+
+
+def convolutions(model: nn.Module) -> list[str]:
+    """The weights of all convolutions: what the paper's CIFAR experiments prune."""
+    return _weights(model, CONVOLUTIONS)
+
+
+def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
+    """The names of the prunable parameters, in state-dict order.
+
+    Args:
+        prunable: a predicate (name, parameter) -> bool, a collection of names, or None for the weights of convolutions and
+            linear layers, the last linear layer excepted.
+    """
+    if prunable is None:
+        linear = _weights(model, (nn.Linear,))
+        chosen: Collection[str] = set(convolutions(model)) | set(linear[:-1])
+    elif isinstance(prunable, str):
+        raise TypeError(f"prunable is the string {prunable!r}; a predicate or a collection of names is needed")
+    elif callable(prunable):
+        chosen = {name for name, parameter in model.named_parameters() if prunable(name, parameter)}
+    else:
+        chosen = set(prunable)
+        known = dict(model.named_parameters(remove_duplicate=False))
+        if unknown := sorted(chosen - set(known)):
+            raise ValueError(f"{unknown[0]!r} is to be pruned, but the model has no such parameter")
+    return [name for name in model.state_dict() if name in chosen]
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A copy with pruning masks made permanent: torch.nn.utils.prune's own attributes can't be copied as they are."""
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, prune.BasePruningMethod):
+                tensor = getattr(module, hook._tensor_name)
+                setattr(module, hook._tensor_name, tensor.detach())  # the hook computes it anew at the next forward
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)
+    return model
+
+
+def _weights(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[str]:
+    return [f"{path}.weight".lstrip(".") for path, m in model.named_modules() if isinstance(m, kinds)]
+
+
+def _check_finite(vector: Tensor, entries: tuple[Entry, ...]) -> None:
+    if torch.isfinite(vector).all():
+        return
+    at = int(torch.nonzero(~torch.isfinite(vector))[0])
+    entry = next(e for e in entries if e.span.start <= at < e.span.stop)
+    index = [int(i) for i in torch.unravel_index(torch.tensor(at - entry.offset), entry.shape)]
+    raise ValueError(f"{entry.name}{index} is {float(vector[at])}; every weight must be finite")

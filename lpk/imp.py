@@ -1,0 +1,286 @@
+"""Iterative magnitude pruning with rewinding (Algorithm 1), keeping every ticket."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+
+from lpk import files, ops
+from lpk.flat import Layout, Prunable, StateDict
+from lpk.progress import Progress
+from lpk.tickets import Ticket, Tickets, TicketStore
+from lpk.train import stream
+
+Train = Callable[[nn.Module, int, int], object]
+
+REWIND = "rewind.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A `train` that can go on at any epoch: `lpk.Trainer`, or a user's own with these methods."""
+
+    def __call__(self, model: nn.Module, start: int, stop: int) -> object: ...
+    def start_round(self, round: int) -> None: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+
+
+def imp(
+    model: nn.Module,
+    train: Train,
+    *,
+    epochs: int,
+    rounds: int = 19,
+    fraction: float = 0.2,
+    rewind: int | None = None,
+    prunable: Prunable = None,
+    store: str | Path | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+) -> Tickets:
+    """Trains, prunes and rewinds a network `rounds` times (Algorithm 1).
+
+    Args:
+        model: trained in place; it ends as the last ticket.
+        train: train(model, start, stop) trains from epoch `start` to epoch `stop` with the learning rates of those epochs
+            and a new optimizer. Pruned weights stay exactly 0 meanwhile, through momentum and weight decay, with any
+            torch.optim optimizer. A `Resumable` one is called epoch by epoch.
+        epochs: of one round, counted from initialization.
+        rounds: T; T + 1 tickets result, round 0 being dense.
+        fraction: of the remaining weights, pruned globally by magnitude in each round.
+        rewind: the epoch whose weights (the whole state dict) every round restarts from; 0: initialization. None: 5% of
+            the epochs, at least one, as in the paper.
+        prunable: a predicate (name, parameter) -> bool, names, or None: the weights of convolutions and linear layers,
+            the last linear layer excepted.
+        store: a directory. An interrupted run goes on there from the last finished round (from the last finished epoch
+            if `train` is Resumable) when called again with the same arguments.
+        seed: where given, PyTorch's generators are seeded before each call of `train`, so that a resumed run equals an
+            uninterrupted one.
+        progress: whether to show it.
+
+    Returns:
+        The tickets, on the CPU.
+
+    Raises:
+        ValueError: numbers out of range, nothing prunable, weights that became NaN or infinite, a store that belongs to
+            another network or other settings.
+        RuntimeError: the store is in use by another process.
+    """
+    rewind = max(1, round(0.05 * epochs)) if rewind is None else rewind
+    _check(epochs=epochs, rounds=rounds, fraction=fraction, rewind=rewind)
+    layout = Layout.of_model(model, prunable)
+    settings = {"epochs": epochs, "rounds": rounds, "fraction": fraction, "rewind": rewind, "seed": seed}
+    with contextlib.ExitStack() as stack:
+        run = _Run(model, train, layout, settings)
+        if store is not None:
+            directory = Path(store)
+            stack.enter_context(files.locked(directory))
+            run.open(directory)
+        bar = stack.enter_context(Progress("imp", epochs + rounds * (epochs - rewind), show=progress))
+        tickets = run.finished()
+        for round_ in range(len(tickets)):
+            bar.advance(epochs - (rewind if round_ else 0))
+        mask = tickets[-1].mask if tickets else torch.ones(layout.n, dtype=torch.bool)
+        for round_ in range(len(tickets), rounds + 1):
+            if round_ > 0:
+                mask = next_mask(tickets[-1], fraction)
+            tickets.append(run.round(round_, mask, bar))
+        run.close()
+    return Tickets(tickets)
+
+
+def next_mask(ticket: Ticket, fraction: float) -> Tensor:
+    """The mask after pruning `fraction` of a ticket's remaining weights, those of lowest magnitude: bool [n].
+
+    Pruned weights never return, even where a remaining weight is exactly 0 too.
+    """
+    remaining = ticket.flat.weights[ticket.mask]
+    keep = ticket.keep - round(fraction * ticket.keep)
+    mask = ticket.mask.clone()
+    mask[ticket.mask] = ops.magnitude_mask(remaining, keep)
+    return mask
+
+
+class _Run:
+    """The state of one run: the network, the weights it rewinds to, and the store they are kept in."""
+
+    def __init__(self, model: nn.Module, train: Train, layout: Layout, settings: dict[str, Any]) -> None:
+        self.model = model
+        self.train = train
+        self.layout = layout
+        self.settings = settings
+        self.rewind_state: StateDict | None = None
+        self.store: TicketStore | None = None
+
+    # --- the store ----------------------------------------------------------------------------------------------------
+
+    def open(self, directory: Path) -> None:
+        """Takes up what an earlier call left in the directory, after checking that it was the same run."""
+        try:
+            self.store = TicketStore.open(directory)
+        except FileNotFoundError:
+            self.store = TicketStore(directory, self.layout)
+            self.store.commit(self.settings)
+        if self.store.layout != self.layout:
+            raise ValueError(f"{directory} holds tickets of another network")
+        for name, value in self.settings.items():
+            if (stored := self.store.metadata.get(name)) != value:
+                raise ValueError(f"{directory} holds a run with {name}={stored}, not {value}; use another directory")
+        if (directory / REWIND).exists():
+            self.rewind_state, _ = self._load(directory / REWIND)
+        elif self.store.listed:
+            raise files.FileDamaged(f"{directory / REWIND} is missing: the run cannot go on")
+
+    def finished(self) -> list[Ticket]:
+        return [self.store.read(i) for i in range(len(self.store.listed))] if self.store else []
+
+    def close(self) -> None:
+        if self.store:
+            (self.store.directory / CHECKPOINT).unlink(missing_ok=True)
+
+    def _save(self, name: str, extra: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        if self.store:
+            state = {k: v for k, v in self.model.state_dict().items() if k not in self.layout.aliases}
+            tensors = {f"model.{k}": v for k, v in state.items()} | {f"train.{k}": v for k, v in extra.items()}
+            files.save_tensors(self.store.directory / name, tensors, metadata)
+
+    def _load(self, path: Path) -> tuple[StateDict, dict[str, Any]]:
+        tensors, metadata = files.load_tensors(path)
+        state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        if problem := self.layout.difference(state):
+            raise files.FileDamaged(f"{path} does not fit the network: {problem}")
+        state |= {alias: state[name] for alias, name in self.layout.aliases.items()}
+        metadata["train"] = {k.removeprefix("train."): v for k, v in tensors.items() if k.startswith("train.")}
+        return state, metadata
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def round(self, round_: int, mask: Tensor, bar: Progress) -> Ticket:
+        """Trains round `round_` to its end and stores the ticket."""
+        rewind, epochs = self.settings["rewind"], self.settings["epochs"]
+        start = 0 if round_ == 0 else rewind
+        if isinstance(self.train, Resumable):
+            self.train.start_round(round_)
+        resumed = self._resume(round_)
+        if resumed is not None:
+            start = resumed
+            bar.advance(start - (0 if round_ == 0 else rewind))
+        elif round_ > 0:
+            assert self.rewind_state is not None
+            self.model.load_state_dict(self.rewind_state)
+        elif rewind == 0:
+            self._remember_rewind()
+        bar.note(f"round {round_}, {int(mask.sum()) / self.layout.n:.1%} of the weights")
+        with _pruned(self.model, self.layout, mask):
+            for begin, end in self._legs(start):
+                if self.settings["seed"] is not None:
+                    torch.manual_seed(stream(self.settings["seed"], "train", round_, begin))
+                self.train(self.model, begin, end)
+                if round_ == 0 and end == rewind:
+                    self._remember_rewind()
+                if isinstance(self.train, Resumable) and end < epochs:
+                    self._save(CHECKPOINT, self.train.state_dict(), {"round": round_, "epoch": end})
+                bar.advance(end - begin)
+        try:
+            ticket = Ticket.of(round_, self.layout, self.model.state_dict(), mask)
+        except ValueError as error:
+            raise ValueError(f"training of round {round_} diverged: {error}") from error
+        if self.store:
+            self.store.append(ticket)
+            self.store.commit(self.settings)
+        return ticket
+
+    def _legs(self, start: int) -> Iterator[tuple[int, int]]:
+        """The calls of `train` from epoch `start` on: epoch by epoch where it can resume, else up to the rewind epoch."""
+        rewind, epochs = self.settings["rewind"], self.settings["epochs"]
+        if isinstance(self.train, Resumable):
+            yield from ((epoch, epoch + 1) for epoch in range(start, epochs))
+            return
+        if start < rewind:
+            yield start, rewind
+        yield max(start, rewind), epochs
+
+    def _remember_rewind(self) -> None:
+        self.rewind_state = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        self._save(REWIND, {}, {"epoch": self.settings["rewind"]})
+
+    def _resume(self, round_: int) -> int | None:
+        """Takes up the checkpoint of this round; returns the epoch to go on with."""
+        if self.store is None or not isinstance(self.train, Resumable):
+            return None
+        path = self.store.directory / CHECKPOINT
+        if not path.exists():
+            return None
+        state, metadata = self._load(path)
+        if metadata["round"] != round_:
+            return None
+        self.model.load_state_dict(state)
+        self.train.load_state_dict(metadata["train"])
+        return int(metadata["epoch"])
+
+
+@contextlib.contextmanager
+def _pruned(model: nn.Module, layout: Layout, mask: Tensor) -> Iterator[None]:
+    """Keeps the pruned weights of a model at exactly 0 while somebody trains it.
+
+    Gradients are masked as they arrive, so that momentum and a norm over all gradients never see them; after each step of
+    any torch.optim optimizer the weights are masked too, for those that move weights without a gradient.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    pruned: dict[nn.Parameter, Tensor] = {
+        parameters[entry.name]: (~mask[entry.span]).view(entry.shape).to(parameters[entry.name].device)
+        for entry in layout.weights
+    }
+
+    def mask_gradient(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            parameter.grad.masked_fill_(pruned[parameter], 0.0)  # type: ignore[index]
+
+    @torch.no_grad()
+    def mask_weights(optimizer: Optimizer, *_: object) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter in pruned:
+                    parameter.masked_fill_(pruned[parameter], 0.0)
+
+    @torch.no_grad()
+    def mask_all() -> bool:
+        moved = any(bool(p[where].any()) for p, where in pruned.items())
+        for parameter, where in pruned.items():
+            parameter.masked_fill_(where, 0.0)
+        return moved
+
+    mask_all()
+    handles = [p.register_post_accumulate_grad_hook(mask_gradient) for p in pruned]
+    handles.append(register_optimizer_step_post_hook(mask_weights))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        if mask_all():
+            warnings.warn(
+                "train moved pruned weights after its last optimizer step, or trains without torch.optim; they were set "
+                "to 0 again",
+                stacklevel=4,
+            )
+
+
+def _check(*, epochs: int, rounds: int, fraction: float, rewind: int) -> None:
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}; at least 1 is needed")
+    if rounds < 0:
+        raise ValueError(f"rounds is {rounds}; 0 or more is possible")
+    if not 0.0 < fraction < 1.0:
+        raise ValueError(f"fraction is {fraction}; between 0 and 1 is possible")
+    if not 0 <= rewind < epochs:
+        raise ValueError(f"rewind is {rewind}; an epoch from 0 to {epochs - 1} is possible")

@@ -1,0 +1,332 @@
+"""The kernels as PyTorch operators, and the one place that picks the backend that runs them.
+
+For flat vectors a and b and a coefficient alpha, rounded to float32, with beta = 1 - alpha in float32:
+
+    x_j = fma(alpha, a_j, beta * b_j)      in float32, then rounded to the vectors' dtype           (paper, equation 1)
+
+Pruning keeps the `keep` entries of largest |x_j| as stored; among equal magnitudes the lower index survives, and what
+does not survive becomes +0. Every backend, instruction set and thread count returns the same bits.
+
+Vectors are one-dimensional contiguous tensors of dtype float32, float16 or bfloat16, all of one dtype and device.
+Errors, for every function: TypeError for another dtype; ValueError for shapes that do not match, a vector that is not
+contiguous, `keep` outside 0..n, a coefficient outside [0, 1], an `out` that overlaps an input without being it, and
+weights that are NaN or infinite; RuntimeError where a gradient would be lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from lpk import _core  # after torch, whose libgomp it shares
+
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+Threshold = tuple[Tensor | float, Tensor | int]
+
+
+def interpolate(a: Tensor, b: Tensor, alpha: float | Tensor, *, out: Tensor | None = None) -> Tensor:
+    """x = alpha * a + (1 - alpha) * b (equation 1).
+
+    Args:
+        a, b: vectors [n]; `a` is the network that alpha weighs.
+        alpha: coefficient in [0, 1], or a tensor of one element.
+        out: where to write; may be `a` or `b` itself.
+
+    Returns:
+        `out`, or a new vector [n] of the dtype of `a`.
+    """
+    _refuse_gradients(a, b)
+    alpha = _alpha(alpha)
+    if out is None:
+        return torch.ops.lpk.interpolate(a, b, alpha)
+    torch.ops.lpk.interpolate_out(a, b, alpha, out)
+    return out
+
+
+def interpolate_threshold(
+    a: Tensor, b: Tensor, alphas: Sequence[float] | Tensor, keep: int
+) -> tuple[Tensor, Tensor]:
+    """For each coefficient, where `interpolate_prune` cuts: one sweep over a and b for all of them.
+
+    Args:
+        a, b: vectors [n].
+        alphas: K coefficients in [0, 1].
+        keep: how many entries survive, 0..n.
+
+    Returns:
+        The keep-th largest |x| for each coefficient, float32 [K], and the index of the last entry of that magnitude that
+        survives, int64 [K]. For keep = 0: +inf and -1.
+    """
+    _refuse_gradients(a, b)
+    alphas = torch.as_tensor(alphas, dtype=torch.float32)
+    return torch.ops.lpk.interpolate_threshold(a, b, alphas, keep)
+
+
+def interpolate_prune(
+    a: Tensor,
+    b: Tensor,
+    alpha: float | Tensor,
+    keep: int,
+    *,
+    threshold: Threshold | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """MagnitudePruning(alpha * a + (1 - alpha) * b): Algorithm 2, line 5.
+
+    Args:
+        a, b: vectors [n].
+        alpha: coefficient in [0, 1].
+        keep: how many entries survive, 0..n.
+        threshold: what `interpolate_threshold` returned for this coefficient, a pair (t, j): entry i survives if
+            |x_i| > t, or |x_i| = t and i <= j. Without it, it is found first.
+        out: where to write; may be `a` or `b` itself.
+
+    Returns:
+        `out`, or a new vector [n] of the dtype of `a`.
+    """
+    _refuse_gradients(a, b)
+    alpha = _alpha(alpha)
+    if threshold is None:
+        value, last = torch.ops.lpk.interpolate_threshold(a, b, alpha.reshape(1), keep)
+    else:
+        _check_keep(keep, a)
+        value = torch.as_tensor(threshold[0], dtype=torch.float32)
+        last = torch.as_tensor(threshold[1], dtype=torch.int64)
+    if out is None:
+        return torch.ops.lpk.interpolate_prune(a, b, alpha, value.reshape(()), last.reshape(()))
+    torch.ops.lpk.interpolate_prune_out(a, b, alpha, value.reshape(()), last.reshape(()), out)
+    return out
+
+
+def magnitude_prune(x: Tensor, keep: int, *, out: Tensor | None = None) -> Tensor:
+    """x with all but its `keep` largest magnitudes set to +0.
+
+    Args:
+        x: vector [n].
+        keep: how many entries survive, 0..n.
+        out: where to write; may be `x` itself.
+
+    Returns:
+        `out`, or a new vector [n] of the dtype of `x`.
+    """
+    _refuse_gradients(x)
+    if out is None:
+        return torch.ops.lpk.magnitude_prune(x, keep)
+    torch.ops.lpk.magnitude_prune_out(x, keep, out)
+    return out
+
+
+def magnitude_mask(x: Tensor, keep: int) -> Tensor:
+    """Which entries of x are among its `keep` largest magnitudes.
+
+    Args:
+        x: vector [n]; may require a gradient, a mask has none.
+        keep: how many entries are True, 0..n.
+
+    Returns:
+        Mask, bool [n].
+    """
+    return torch.ops.lpk.magnitude_mask(x.detach(), keep)
+
+
+def instruction_set() -> str:
+    """The instruction set that the CPU kernels use here: "portable", "avx2" or "avx512"."""
+    return _core.instruction_set()
+
+
+def backends() -> dict[str, str]:
+    """Each backend, and whether it runs here or why it does not."""
+    described = {"cpu": f"runs here: {_core.instruction_set()} (usable: {', '.join(_core.instruction_sets())})"}
+    if not _core.cuda_compiled:
+        described["cuda"] = "not compiled: nvcc was not found, or LPK_CUDA=0 was set, when lpk was built"
+    elif not torch.cuda.is_available():
+        described["cuda"] = f"compiled for sm_{_core.cuda_architectures.replace(' ', ', sm_')}; no GPU is usable here"
+    else:
+        described["cuda"] = f"compiled for sm_{_core.cuda_architectures.replace(' ', ', sm_')}"
+    return described
+
+
+# --- checks, shared by the implementations and the fake kernels -------------------------------------------------------
+
+
+def _refuse_gradients(*tensors: Tensor) -> None:
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
+        raise RuntimeError("lpk.ops has no gradients: call it under torch.no_grad(), or pass tensor.detach()")
+
+
+def _alpha(alpha: float | Tensor) -> Tensor:
+    return torch.as_tensor(alpha, dtype=torch.float32).reshape(())
+
+
+def _check_vectors(**vectors: Tensor) -> None:
+    """Dtype, shape, layout and device of vectors that must agree with the first one."""
+    (first_name, first), *_ = vectors.items()
+    for name, v in vectors.items():
+        if v.dtype not in DTYPES:
+            raise TypeError(f"{name} is {v.dtype}; float32, float16 and bfloat16 are supported")
+        if v.dim() != 1:
+            raise ValueError(f"{name} has shape {tuple(v.shape)}; a flat vector of one dimension is needed")
+        if not v.is_contiguous():
+            raise ValueError(f"{name} is not contiguous; pass {name}.contiguous()")
+        if v.dtype != first.dtype:
+            raise TypeError(f"{name} is {v.dtype} but {first_name} is {first.dtype}; they must be the same")
+        if v.shape != first.shape:
+            raise ValueError(f"{name} has {v.numel()} elements but {first_name} has {first.numel()}")
+        if v.device != first.device:
+            raise ValueError(f"{name} is on {v.device} but {first_name} is on {first.device}")
+
+
+def _check_keep(keep: int, x: Tensor) -> None:
+    if not 0 <= keep <= x.numel():
+        raise ValueError(f"keep is {keep}; 0 to {x.numel()}, the number of weights, is possible")
+
+
+def _check_out(out: Tensor, **inputs: Tensor) -> None:
+    """`out` may be an input, but must not overlap one partly."""
+    size = out.numel() * out.element_size()
+    for name, v in inputs.items():
+        distance = abs(out.data_ptr() - v.data_ptr())
+        if 0 < distance < size:
+            raise ValueError(f"out overlaps {name} without being it; pass {name} itself or memory of its own")
+
+
+def _check_alpha(alpha: Tensor) -> float:
+    value = float(alpha)
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"alpha is {value}; a coefficient lies in [0, 1]")
+    return value
+
+
+def _cpu(x: Tensor) -> tuple[int, int, int]:
+    """What the extension wants to know beside addresses: n, dtype, threads."""
+    return x.numel(), DTYPES[x.dtype], torch.get_num_threads()
+
+
+# --- the operators: schema, fake kernel and CPU implementation --------------------------------------------------------
+
+
+@custom_op("lpk::interpolate_out", mutates_args=("out",), device_types="cpu")
+def _interpolate_out(a: Tensor, b: Tensor, alpha: Tensor, out: Tensor) -> None:
+    _check_vectors(a=a, b=b, out=out)
+    _check_out(out, a=a, b=b)
+    _core.interpolate(out.data_ptr(), a.data_ptr(), b.data_ptr(), *_cpu(a), _check_alpha(alpha))
+
+
+@_interpolate_out.register_fake
+def _(a: Tensor, b: Tensor, alpha: Tensor, out: Tensor) -> None:
+    _check_vectors(a=a, b=b, out=out)
+
+
+@custom_op("lpk::interpolate", mutates_args=(), device_types="cpu")
+def _interpolate(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
+    _check_vectors(a=a, b=b)
+    out = torch.empty_like(a)
+    _core.interpolate(out.data_ptr(), a.data_ptr(), b.data_ptr(), *_cpu(a), _check_alpha(alpha))
+    return out
+
+
+@_interpolate.register_fake
+def _(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
+    _check_vectors(a=a, b=b)
+    return torch.empty_like(a)
+
+
+@custom_op("lpk::interpolate_threshold", mutates_args=(), device_types="cpu")
+def _interpolate_threshold(a: Tensor, b: Tensor, alphas: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    _check_vectors(a=a, b=b)
+    _check_keep(keep, a)
+    coefficients = [_check_alpha(alpha) for alpha in alphas]
+    values, last = _core.interpolate_threshold(a.data_ptr(), b.data_ptr(), *_cpu(a), coefficients, keep)
+    return torch.tensor(values, dtype=torch.float32), torch.tensor(last, dtype=torch.int64)
+
+
+@_interpolate_threshold.register_fake
+def _(a: Tensor, b: Tensor, alphas: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    _check_vectors(a=a, b=b)
+    _check_keep(keep, a)
+    return a.new_empty(alphas.shape, dtype=torch.float32), a.new_empty(alphas.shape, dtype=torch.int64)
+
+
+@custom_op("lpk::interpolate_prune_out", mutates_args=("out",), device_types="cpu")
+def _interpolate_prune_out(
+    a: Tensor, b: Tensor, alpha: Tensor, value: Tensor, last: Tensor, out: Tensor
+) -> None:
+    _check_vectors(a=a, b=b, out=out)
+    _check_out(out, a=a, b=b)
+    if not float(value) >= 0.0:
+        raise ValueError(f"threshold is {float(value)}; a magnitude of at least 0 is needed")
+    pair = float(value), int(last)
+    _core.interpolate_prune(out.data_ptr(), a.data_ptr(), b.data_ptr(), *_cpu(a), _check_alpha(alpha), *pair)
+
+
+@_interpolate_prune_out.register_fake
+def _(a: Tensor, b: Tensor, alpha: Tensor, value: Tensor, last: Tensor, out: Tensor) -> None:
+    _check_vectors(a=a, b=b, out=out)
+
+
+@custom_op("lpk::interpolate_prune", mutates_args=(), device_types="cpu")
+def _interpolate_prune(a: Tensor, b: Tensor, alpha: Tensor, value: Tensor, last: Tensor) -> Tensor:
+    out = torch.empty_like(a)
+    _interpolate_prune_out(a, b, alpha, value, last, out)
+    return out
+
+
+@_interpolate_prune.register_fake
+def _(a: Tensor, b: Tensor, alpha: Tensor, value: Tensor, last: Tensor) -> Tensor:
+    _check_vectors(a=a, b=b)
+    return torch.empty_like(a)
+
+
+def _magnitude_threshold(x: Tensor, keep: int) -> tuple[float, int]:
+    """The interpolation with a null b is x itself."""
+    _check_keep(keep, x)
+    values, last = _core.interpolate_threshold(x.data_ptr(), 0, *_cpu(x), [1.0], keep)
+    return values[0], last[0]
+
+
+@custom_op("lpk::magnitude_prune_out", mutates_args=("out",), device_types="cpu")
+def _magnitude_prune_out(x: Tensor, keep: int, out: Tensor) -> None:
+    _check_vectors(x=x, out=out)
+    _check_out(out, x=x)
+    pair = _magnitude_threshold(x, keep)
+    _core.interpolate_prune(out.data_ptr(), x.data_ptr(), 0, *_cpu(x), 1.0, *pair)
+
+
+@_magnitude_prune_out.register_fake
+def _(x: Tensor, keep: int, out: Tensor) -> None:
+    _check_vectors(x=x, out=out)
+    _check_keep(keep, x)
+
+
+@custom_op("lpk::magnitude_prune", mutates_args=(), device_types="cpu")
+def _magnitude_prune(x: Tensor, keep: int) -> Tensor:
+    out = torch.empty_like(x)
+    _magnitude_prune_out(x, keep, out)
+    return out
+
+
+@_magnitude_prune.register_fake
+def _(x: Tensor, keep: int) -> Tensor:
+    _check_vectors(x=x)
+    _check_keep(keep, x)
+    return torch.empty_like(x)
+
+
+@custom_op("lpk::magnitude_mask", mutates_args=(), device_types="cpu")
+def _magnitude_mask(x: Tensor, keep: int) -> Tensor:
+    _check_vectors(x=x)
+    pair = _magnitude_threshold(x, keep)
+    mask = torch.empty_like(x, dtype=torch.bool)
+    _core.magnitude_mask(mask.data_ptr(), x.data_ptr(), *_cpu(x), *pair)
+    return mask
+
+
+@_magnitude_mask.register_fake
+def _(x: Tensor, keep: int) -> Tensor:
+    _check_vectors(x=x)
+    _check_keep(keep, x)
+    return torch.empty_like(x, dtype=torch.bool)

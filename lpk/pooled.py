@@ -1,0 +1,131 @@
+"""What a pool returns: the network, how it was made, and its file."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lpk import files, ops
+from lpk.flat import Flat, Layout, StateDict
+from lpk.tickets import MASK
+
+
+class Step(NamedTuple):
+    """One candidate of a pool.
+
+    Attributes:
+        candidate: its round.
+        coefficient: the best α. None on a rejected step whose coefficients were all dropped early.
+        accuracy: of the interpolation with that α, on the validation samples; None where it was not scored in full.
+        accepted: whether the interpolation became θ_best.
+    """
+
+    candidate: int
+    coefficient: float | None
+    accuracy: float | None
+    accepted: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Pooled:
+    """A pooled network.
+
+    Attributes:
+        round: the target's.
+        layout, flat, mask: its values as flat vectors; exactly the target's number of weights remain.
+        accuracy: on the validation samples, as a fraction (with `evaluate`: what it returned).
+        baseline_accuracy: the target ticket's, on the same samples.
+        steps: one for each candidate, in the order they were offered.
+        forward_samples: how many samples went through the network, calibration included.
+        seconds: how long it took.
+        settings: method, search, backend, batch size, versions: what ran.
+    """
+
+    round: int
+    layout: Layout
+    flat: Flat
+    mask: Tensor
+    accuracy: float
+    baseline_accuracy: float
+    steps: tuple[Step, ...]
+    forward_samples: int
+    seconds: float
+    settings: Mapping[str, Any]
+
+    @property
+    def state_dict(self) -> StateDict:
+        """The network under its own names, of its own memory: model.load_state_dict(pooled.state_dict)."""
+        return self.layout.unflatten(self.flat)
+
+    @property
+    def masks(self) -> StateDict:
+        """One bool tensor for each prunable entry."""
+        return self.layout.masks(self.mask)
+
+    @property
+    def keep(self) -> int:
+        """How many weights remain."""
+        return int(self.mask.sum())
+
+    @property
+    def density(self) -> float:
+        """Weights remaining / prunable weights."""
+        return self.keep / self.layout.n
+
+    def save(self, path: str | Path) -> None:
+        """Writes one safetensors file: the state dict, the packed mask as `lpk.mask`, and the rest in its header."""
+        tensors = {k: v for k, v in self.state_dict.items() if k not in self.layout.aliases}
+        tensors[MASK] = torch.from_numpy(np.packbits(self.mask.numpy()))
+        metadata = {
+            "round": self.round,
+            "layout": self.layout.to_json(),
+            "accuracy": self.accuracy,
+            "baseline_accuracy": self.baseline_accuracy,
+            "steps": self.steps,
+            "forward_samples": self.forward_samples,
+            "seconds": self.seconds,
+            "settings": dict(self.settings),
+        }
+        files.save_tensors(Path(path), tensors, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Pooled:
+        """Reads what `save` wrote. Raises FileNotFoundError, or lpk.files.FileDamaged."""
+        tensors, metadata = files.load_tensors(Path(path))
+        try:
+            layout = Layout.from_json(metadata.pop("layout"))
+            bits = np.unpackbits(tensors.pop(MASK).numpy(), count=layout.n)
+            if problem := layout.difference(tensors):
+                raise files.FileDamaged(f"{path} is damaged: {problem}")
+            metadata["steps"] = tuple(Step(*step) for step in metadata["steps"])
+            return cls(layout=layout, flat=layout.flatten(tensors), mask=torch.from_numpy(bits).bool(), **metadata)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise files.FileDamaged(f"{path} is not a pooled network: {error!r}") from error
+
+    def __repr__(self) -> str:
+        accepted = sum(step.accepted for step in self.steps)
+        return (
+            f"Pooled(round={self.round}, density={self.density:.4f}, accuracy={self.accuracy:.4f} "
+            f"from {self.baseline_accuracy:.4f}, {accepted} of {len(self.steps)} candidates accepted)"
+        )
+
+
+def versions() -> dict[str, str | int]:
+    """What a result depends on: versions, the processor's instruction set, threads."""
+    from lpk import __version__
+
+    return {
+        "lpk": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "instruction_set": ops.instruction_set(),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,174 @@
+"""Presets: an experiment's settings as a plain TOML file, one for each row of the paper's Tables 4 and 5."""
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from importlib import resources
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+_Section = TypeVar("_Section")
+
+
+@dataclass(frozen=True)
+class DataPreset:
+    """The arguments of `lpk.data.load`; augment: whether training batches are augmented."""
+
+    name: str
+    validation: int
+    augment: bool
+    train: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelPreset:
+    """The network of `lpk.models.build`; in the file its options stand beside its name."""
+
+    name: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainPreset:
+    """SGD with momentum; lr is multiplied by gamma at each milestone. milestones and warmup are in epochs."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    milestones: tuple[int, ...]
+    gamma: float
+    warmup: int
+
+
+@dataclass(frozen=True)
+class ImpPreset:
+    """Algorithm 1: fraction pruned in each round, rewind in epochs, and which weights are prunable."""
+
+    rounds: int
+    fraction: float
+    rewind: int
+    prunable: Literal["convolutions", "default"]
+
+
+@dataclass(frozen=True)
+class PoolPreset:
+    """calibration: how many training samples renew BatchNorm statistics; batch_size: of each forward pass."""
+
+    calibration: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What an experiment is made from; name: the shipped name, or the user's file without .toml."""
+
+    name: str
+    data: DataPreset
+    model: ModelPreset
+    train: TrainPreset
+    imp: ImpPreset
+    pool: PoolPreset
+
+    def to_dict(self) -> dict[str, Any]:
+        """The name, and the sections as in the file, in types that JSON knows; a number left out is None."""
+        plain = {key: _plain(value) for key, value in asdict(self).items()}
+        plain["model"] = {"name": self.model.name, **plain["model"]["options"]}
+        return plain
+
+
+def names() -> tuple[str, ...]:
+    """The shipped presets, sorted."""
+    files = (Path(entry.name) for entry in resources.files(__name__).iterdir())
+    return tuple(sorted(file.stem for file in files if file.suffix == ".toml"))
+
+
+def load(name_or_path: str | Path) -> Preset:
+    """A shipped preset by name, or a user's own .toml file by path.
+
+    ValueError: neither exists; it is not TOML; a section or key is unknown, missing or of the wrong type.
+    """
+    name = str(name_or_path)
+    if name in names():
+        return _parse(name, f"{name}.toml", resources.files(__name__).joinpath(f"{name}.toml").read_bytes())
+    path = Path(name_or_path).expanduser()
+    if not path.is_file():
+        raise ValueError(f"preset is {name!r}; it must be a .toml file's path or one of {', '.join(names())}")
+    return _parse(path.stem, name, path.read_bytes())
+
+
+def _parse(name: str, file: str, content: bytes) -> Preset:
+    try:
+        table = tomllib.loads(content.decode())
+    except ValueError as error:  # TOMLDecodeError, or bytes that are not UTF-8
+        raise ValueError(f"{file}: not a TOML file: {error}") from error
+    sections = [field.name for field in fields(Preset) if field.name != "name"]
+    for section in [*table, *sections]:
+        if section not in sections:
+            raise ValueError(f"{file}: unknown section [{section}]; there are {', '.join(sections)}")
+        if not isinstance(table.get(section), dict):
+            raise ValueError(f"{file}: section [{section}] is missing")
+    return Preset(
+        name,
+        data=_section(DataPreset, f"{file}: [data]", table["data"]),
+        model=_model(f"{file}: [model]", table["model"]),
+        train=_section(TrainPreset, f"{file}: [train]", table["train"]),
+        imp=_section(ImpPreset, f"{file}: [imp]", table["imp"]),
+        pool=_section(PoolPreset, f"{file}: [pool]", table["pool"]),
+    )
+
+
+def _section(preset: type[_Section], where: str, table: dict[str, Any]) -> _Section:
+    required = [field.name for field in fields(preset) if field.default is MISSING]  # type: ignore[arg-type]
+    return preset(**_checked(where, table, get_type_hints(preset), required))
+
+
+def _model(where: str, table: dict[str, Any]) -> ModelPreset:
+    from lpk import models  # here, because it brings torchvision, which names() need not wait for
+
+    name = table.get("name")
+    if name not in models.NAMES:
+        raise ValueError(f"{where} name is {name!r}; it must be one of {', '.join(models.NAMES)}")
+    values = _checked(where, table, {"name": str, **models.option_types(name)}, ["name"])
+    return ModelPreset(values.pop("name"), values)
+
+
+def _checked(where: str, table: dict[str, Any], types: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    """The table, each value in its key's type; ValueError: an unknown key, a missing one, a wrong type."""
+    for key in [*table, *required]:
+        if key not in types:
+            raise ValueError(f"{where} {key} is unknown; the keys are {', '.join(types)}")
+        if key not in table:
+            raise ValueError(f"{where} {key} is missing")
+    return {key: _value(f"{where} {key}", value, types[key]) for key, value in table.items()}
+
+
+def _value(where: str, value: Any, expected: Any) -> Any:
+    if isinstance(expected, UnionType):  # int | None: TOML has no null, the key is left out instead
+        expected = get_args(expected)[0]
+    if get_origin(expected) is Literal:
+        if value in get_args(expected):
+            return value
+        words = " or ".join(map(repr, get_args(expected)))
+    elif get_origin(expected) is tuple:  # tuple[int, ...]
+        if isinstance(value, list) and all(type(item) is int for item in value):
+            return tuple(value)
+        words = "a list of whole numbers"
+    elif expected is float:
+        if type(value) in (int, float) and math.isfinite(value):
+            return float(value)
+        words = "a number"
+    else:
+        if type(value) is expected:  # not isinstance: true and false are no whole numbers
+            return value
+        words = {int: "a whole number", bool: "true or false", str: "a string"}[expected]
+    raise ValueError(f"{where} is {value!r}; it must be {words}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value

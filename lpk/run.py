@@ -1,0 +1,168 @@
+"""A run directory: a preset carried out on a data set with a seed, and everything that came of it.
+
+    manifest.json         what it is: preset, seed, data, versions, arguments
+    tickets/              tickets.json and one safetensors file for each round
+    pooled/METHOD/        one safetensors file for each target
+    results.json          test accuracies
+    report.html
+"""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lpk import data, files, flat, models, presets
+from lpk.imp import imp
+from lpk.pooled import Pooled, versions
+from lpk.presets import Preset
+from lpk.tickets import Tickets
+from lpk.train import Recipe, Trainer, stream
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run directory. Nothing is written to it but through `files`."""
+
+    path: Path
+    preset: Preset
+    seed: int
+    data: data.Data
+    manifest: dict[str, Any]
+
+    @classmethod
+    @contextmanager
+    def create(cls, path: Path, preset: Preset, *, seed: int, root: Path | None) -> Iterator[Run]:
+        """Opens a run directory, new or begun before with the same preset, seed and data, and locks it.
+
+        Raises ValueError where it holds another run, RuntimeError where another process uses it.
+        """
+        with files.locked(path):
+            loaded = _load_data(preset, seed, root)
+            manifest = {
+                "format": 1,
+                "preset": preset.to_dict(),
+                "seed": seed,
+                "data": loaded.source,
+                "data_root": None if root is None else str(root.resolve()),
+                "samples": {
+                    "train": len(loaded.train),
+                    "validation": len(loaded.validation),
+                    "calibration": preset.pool.calibration,
+                    "test": len(loaded.test),
+                },
+                "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "versions": versions(),
+            }
+            if (path / MANIFEST).exists():
+                stored = _read_manifest(path)
+                for key in ("preset", "seed", "samples"):
+                    if stored[key] != manifest[key]:
+                        raise ValueError(f"{path} holds a run with another {key}; {_difference(stored, manifest, key)}")
+                manifest = stored
+            else:
+                files.write_json(path / MANIFEST, manifest)
+            yield cls(path, preset, seed, loaded, manifest)
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, *, seed: int | None = None, root: Path | None = None) -> Iterator[Run]:
+        """Opens and locks a run directory that exists. `seed`, where given, must be the run's."""
+        if not (path / MANIFEST).exists():
+            raise FileNotFoundError(f"{path} is not a run directory: it has no {MANIFEST}; `lpk imp` makes one")
+        with files.locked(path):
+            manifest = _read_manifest(path)
+            if seed is not None and seed != manifest["seed"]:
+                raise ValueError(f"{path} is a run with seed {manifest['seed']}, not {seed}")
+            preset = presets.from_dict(manifest["preset"])
+            root = root or (Path(manifest["data_root"]) if manifest["data_root"] else None)
+            yield cls(path, preset, manifest["seed"], _load_data(preset, manifest["seed"], root), manifest)
+
+    def model(self) -> nn.Module:
+        """The network at its initialization, which depends on the seed alone."""
+        torch.manual_seed(stream(self.seed, "initialization"))
+        return models.build(
+            self.preset.model.name, classes=self.data.classes, shape=self.data.shape, **self.preset.model.options
+        ).to(memory_format=torch.channels_last)
+
+    def imp(self, *, progress: bool = True) -> Tickets:
+        """Algorithm 1 by the preset's recipe; goes on where it was interrupted."""
+        recipe, settings = self.preset.train, self.preset.imp
+        model = self.model()
+        trainer = Trainer(
+            self.data.train,
+            Recipe(
+                epochs=recipe.epochs,
+                batch_size=recipe.batch_size,
+                lr=recipe.lr,
+                momentum=recipe.momentum,
+                weight_decay=recipe.weight_decay,
+                milestones=recipe.milestones,
+                gamma=recipe.gamma,
+                warmup=recipe.warmup,
+            ),
+            seed=self.seed,
+            augment=self.preset.data.augment,
+        )
+        return imp(
+            model,
+            trainer,
+            epochs=recipe.epochs,
+            rounds=settings.rounds,
+            fraction=settings.fraction,
+            rewind=settings.rewind,
+            prunable=flat.convolutions(model) if settings.prunable == "convolutions" else None,
+            store=self.path / "tickets",
+            seed=self.seed,
+            progress=progress,
+        )
+
+    def tickets(self) -> Tickets:
+        return Tickets.load(self.path / "tickets")
+
+    def calibration(self) -> data.Split:
+        """The training samples that renew BatchNorm's statistics, without augmentation."""
+        return self.data.train.take(min(self.preset.pool.calibration, len(self.data.train)))
+
+    def pooled_path(self, method: str, round_: int) -> Path:
+        return self.path / "pooled" / method / f"round-{round_:02d}.safetensors"
+
+    def pooled(self) -> dict[str, list[Pooled]]:
+        """The pooled networks of every method that is there, by round."""
+        return {
+            directory.name: [Pooled.load(path) for path in sorted(directory.glob("round-*.safetensors"))]
+            for directory in sorted((self.path / "pooled").glob("*"))
+        }
+
+
+def _load_data(preset: Preset, seed: int, root: Path | None) -> data.Data:
+    wanted = preset.data
+    return data.load(wanted.name, validation=wanted.validation, train=wanted.train, seed=seed, root=root)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest = files.read_json(path / MANIFEST)
+    missing = {"format", "preset", "seed", "data", "data_root", "samples"} - set(manifest)
+    if missing or manifest["format"] != 1:
+        raise files.FileDamaged(f"{path / MANIFEST} is damaged, or of another version of lpk")
+    return manifest
+
+
+def _difference(stored: dict[str, Any], wanted: dict[str, Any], key: str) -> str:
+    a, b = stored[key], wanted[key]
+    if isinstance(a, dict) and isinstance(b, dict):
+        inner = next(k for k in sorted({*a, *b}) if a.get(k) != b.get(k))
+        return _difference({inner: a.get(inner)}, {inner: b.get(inner)}, inner)
+    return f"{key} is {a}, not {b}; use another directory"

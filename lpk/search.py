@@ -1,0 +1,325 @@
+"""The pool: interpolating a run's tickets into one stronger ticket of the same sparsity (Algorithms 2 and 3).
+
+Candidates are offered to the target nearest round first. For each, the coefficient whose pruned interpolation predicts
+most validation samples correctly is found; it is accepted if it is at least as good as the best network so far.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lpk import ops
+from lpk.evaluate import BATCH_SIZE, Evaluator, Samples, Score
+from lpk.flat import Flat, Layout
+from lpk.pooled import Pooled, Step, versions
+from lpk.progress import Progress
+from lpk.tickets import Ticket, Tickets
+
+COEFFICIENTS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+
+EMA_DECAY = 0.95
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a pool is made.
+
+    Attributes:
+        greedy: whether a candidate has to be at least as good to be accepted; otherwise every one is taken, unscored.
+        coefficients: (the given coefficients, how many networks are averaged already) -> those to try in this step.
+    """
+
+    greedy: bool
+    coefficients: Callable[[tuple[float, ...], int], tuple[float, ...]]
+
+
+METHODS = {
+    "interpolation": Method(greedy=True, coefficients=lambda given, averaged: given),  # Algorithm 2
+    "average": Method(greedy=True, coefficients=lambda given, averaged: (0.5,)),  # Algorithm 3
+    "swa": Method(greedy=False, coefficients=lambda given, averaged: (averaged / (averaged + 1),)),
+    "ema": Method(greedy=False, coefficients=lambda given, averaged: (EMA_DECAY,)),
+}
+SEARCHES = ("bounded", "exhaustive")
+PRUNE = ("during", "after")
+BACKENDS = ("auto", "torch")
+
+
+def pool(
+    tickets: Tickets | str | Path | Sequence[dict[str, Tensor]],
+    target: int | None = None,
+    *,
+    model: nn.Module,
+    validation: Samples | None = None,
+    calibration: Samples | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    coefficients: Sequence[float] = COEFFICIENTS,
+    method: str = "interpolation",
+    prune: str = "during",
+    candidates: int | None = None,
+    search: str = "bounded",
+    statistics: str = "recalibrate",
+    backend: str = "auto",
+    error: float = 0.05,
+    batch_size: int = BATCH_SIZE,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Pooled | list[Pooled]:
+    """Makes a ticket stronger with the other tickets of its run, at the same sparsity (Algorithm 2).
+
+    Args:
+        tickets: of one network, ordered by round; a directory of them; or plain state dicts, dense to sparse.
+        target: the round of the ticket to improve; None: every ticket, one after the other.
+        model: the network the tickets belong to; its weights are not used and it is not changed.
+        validation: held-out samples that pick: (inputs, integer labels) or a DataLoader of such batches.
+        calibration: training samples that renew BatchNorm's statistics for every interpolated network, same forms.
+        evaluate: model -> float, higher is better, in place of accuracy on `validation`.
+        coefficients: the α to try, in [0, 1]; α weighs the best network so far. The first of equally good ones wins.
+        method: "interpolation" (Algorithm 2), "average" (Algorithm 3), or the paper's baselines "swa" and "ema".
+        prune: "during": every interpolation is pruned to the target's density; "after": only the final one.
+        candidates: how many of the nearest tickets are offered; None: all.
+        search: "exhaustive" scores each coefficient on all samples; "bounded" drops one as soon as it cannot win any
+            more, and returns the same accepted steps, counts and network.
+        statistics: BatchNorm's running statistics: "recalibrate", "interpolate" or "leave".
+        backend: what evaluates a candidate: "torch", or "auto" for the fastest.
+        error: the probability of a differing step that a racing search may have; no other search uses it.
+        batch_size: of calibration and validation.
+        device: where candidates are evaluated; None: where the model is.
+        progress: whether to show it.
+
+    Returns:
+        The pooled network, or a list of one for each round where target is None.
+
+    Raises:
+        ValueError: a target that isn't there, a coefficient outside [0, 1], tickets of another network than `model`,
+            no samples, an unknown option; each names what it was and what is possible.
+    """
+    if isinstance(tickets, str | Path):
+        tickets = Tickets.load(tickets)
+    elif not isinstance(tickets, Tickets):
+        tickets = Tickets.from_state_dicts(tickets)
+    coefficients = tuple(float(c) for c in coefficients)
+    _check_options(method=(method, METHODS), prune=(prune, PRUNE), search=(search, SEARCHES), backend=(backend, BACKENDS))
+    _check_numbers(coefficients, candidates, error)
+    if target is not None and not 0 <= target < len(tickets):
+        raise ValueError(f"target is round {target}; there are tickets of rounds 0 to {len(tickets) - 1}")
+    _check_model(model, tickets.layout)
+    evaluator = Evaluator(
+        model,
+        tickets.layout,
+        validation=validation,
+        calibration=calibration,
+        evaluate=evaluate,
+        statistics=statistics,
+        batch_size=batch_size,
+        device=None if device is None else torch.device(device),
+    )
+    targets = range(len(tickets)) if target is None else [target]
+    offered = len(tickets) - 1 if candidates is None else min(candidates, len(tickets) - 1)
+    with Progress("pool", len(targets) * offered, show=progress) as bar:
+        pools = [
+            _Pool(tickets[t], tickets, evaluator, METHODS[method], coefficients, prune, offered, search, bar).run(method)
+            for t in targets
+        ]
+    return pools if target is None else pools[0]
+
+
+def nearest_first(target: int, count: int) -> list[int]:
+    """The other rounds of 0..count-1, nearest first; of two equally near the lower one, which is denser, first."""
+    return sorted((i for i in range(count) if i != target), key=lambda i: (abs(i - target), i))
+
+
+class _Pool:
+    """One target's greedy search. `best` is θ_best; the evaluator's flat vectors hold the network being scored."""
+
+    def __init__(
+        self,
+        target: Ticket,
+        tickets: Tickets,
+        evaluator: Evaluator,
+        method: Method,
+        coefficients: tuple[float, ...],
+        prune: str,
+        offered: int,
+        search: str,
+        progress: Progress,
+    ) -> None:
+        self.target = target
+        self.tickets = tickets
+        self.evaluator = evaluator
+        self.method = method
+        self.coefficients = coefficients
+        self.prune = prune
+        self.offered = offered
+        self.bounded = search == "bounded" and evaluator.evaluate is None
+        self.search = search
+        self.progress = progress
+        self.best = target.flat
+        self.score = Score(-math.inf, None)  # of `best`
+        self.favourite = 0.5  # the coefficient accepted last: the next best one is probably near it
+        self.steps: list[Step] = []
+
+    def run(self, method: str) -> Pooled:
+        began, forward_before = time.perf_counter(), self.evaluator.forward_samples
+        target, evaluator = self.target, self.evaluator
+        evaluator.flat.load(target.flat)
+        self.score = baseline = self._scored(evaluator.score())
+        for averaged, i in enumerate(nearest_first(target.round, len(self.tickets))[: self.offered], start=1):
+            self.progress.note(f"target {target.round}, candidate {i}")
+            coefficients = self.method.coefficients(self.coefficients, averaged)
+            self.steps.append((self._greedy_step if self.method.greedy else self._step)(self.tickets[i], coefficients))
+            self.progress.advance()
+        if self.prune == "after" or not self.method.greedy:
+            self._finish()
+        weights = self.best.weights
+        mask = target.mask if weights is target.flat.weights else ops.magnitude_mask(weights, target.keep)
+        total = evaluator.total or 1
+        return Pooled(
+            round=target.round,
+            layout=target.layout,
+            flat=Flat(weights, self.best.rest, target.flat.integers),
+            mask=mask,
+            accuracy=self.score.value / total,
+            baseline_accuracy=baseline.value / total,
+            steps=tuple(self.steps),
+            forward_samples=evaluator.forward_samples - forward_before,
+            seconds=time.perf_counter() - began,
+            settings={
+                "method": method,
+                "prune": self.prune,
+                "search": self.search if evaluator.evaluate is None else "exhaustive",
+                "statistics": evaluator.statistics,
+                "backend": "torch",
+                "device": str(evaluator.device),
+                "batch_size": evaluator.batch_size,
+                "validation_samples": evaluator.total,
+                **versions(),
+            },
+        )
+
+    def _greedy_step(self, candidate: Ticket, coefficients: tuple[float, ...]) -> Step:
+        """Lines 5 to 8 of Algorithm 2.
+
+        Bounded: a coefficient may make as many errors as θ_best (more are not accepted), and no more than the best one
+        scored in full so far; as many as that one only if it stands before it in the list, since the first of equally
+        good ones wins. A coefficient dropped for making more can therefore neither be the winner nor, being the winner,
+        be accepted, whatever the order in which they are scored; each that is not dropped is scored in full.
+        """
+        thresholds = self._thresholds(candidate, coefficients)
+        total = self.evaluator.total or 0
+        winner, won, network = -1, Score(-math.inf, None), self.best
+        for k in sorted(range(len(coefficients)), key=lambda k: abs(coefficients[k] - self.favourite)):
+            errors_allowed = math.inf
+            if self.bounded:
+                errors_allowed = total - self.score.value
+                if winner >= 0:
+                    errors_allowed = min(errors_allowed, total - won.value - (0 if k < winner else 1))
+                if errors_allowed < 0:
+                    continue
+            self._write(candidate, coefficients[k], thresholds[k] if thresholds else None)
+            self.evaluator.calibrate()
+            score = self.evaluator.score(errors_allowed)
+            if score is not None and (score.value > won.value or (score.value == won.value and k < winner)):
+                winner, won, network = k, score, self._network()
+        if winner < 0:
+            return Step(candidate.round, None, None, False)
+        accuracy = won.value / (total or 1)
+        if won.value < self.score.value:
+            return Step(candidate.round, coefficients[winner], accuracy, False)
+        self.best, self.favourite = network, coefficients[winner]
+        self.score = self._scored(won)
+        return Step(candidate.round, coefficients[winner], accuracy, True)
+
+    def _step(self, candidate: Ticket, coefficients: tuple[float, ...]) -> Step:
+        """A baseline's step: the candidate is taken without being scored."""
+        (coefficient,) = coefficients
+        thresholds = self._thresholds(candidate, coefficients)
+        self._write(candidate, coefficient, thresholds[0] if thresholds else None)
+        self.best = self._network()
+        return Step(candidate.round, coefficient, None, True)
+
+    def _finish(self) -> None:
+        """Prunes, calibrates and scores the final network, where the steps did not."""
+        if any(step.accepted for step in self.steps):
+            self.evaluator.flat.load(self._own(self.best))
+            flat = self.evaluator.flat
+            flat.weights.copy_(ops.magnitude_prune(self.best.weights, self.target.keep))
+            flat.written()
+            self.evaluator.calibrate()
+            self.best = self._network()
+            self.score = self._scored(self.evaluator.score())
+
+    def _thresholds(self, candidate: Ticket, coefficients: tuple[float, ...]) -> list[tuple[Tensor, Tensor]] | None:
+        if self.prune == "after":
+            return None
+        values, last = ops.interpolate_threshold(
+            self.best.weights, candidate.flat.weights, coefficients, self.target.keep
+        )
+        return list(zip(values, last, strict=True))
+
+    def _write(self, candidate: Ticket, coefficient: float, threshold: tuple[Tensor, Tensor] | None) -> None:
+        """MagnitudePruning(α·θ_best + (1 − α)·θ_i), straight into the vectors that the evaluator's model computes with."""
+        flat, best, other = self.evaluator.flat, self.best, candidate.flat
+        weights = _on_cpu(flat.weights)
+        if threshold is None:
+            ops.interpolate(best.weights, other.weights, coefficient, out=weights)
+        else:
+            keep = self.target.keep
+            ops.interpolate_prune(best.weights, other.weights, coefficient, keep, threshold=threshold, out=weights)
+        rest = ops.interpolate(best.rest, other.rest, coefficient)
+        if self.evaluator.statistics == "leave":
+            rest = torch.where(flat.statistics.cpu(), self.target.flat.rest, rest)
+        if weights is not flat.weights:
+            flat.weights.copy_(weights)
+        flat.rest.copy_(rest)
+        flat.written()
+
+    def _network(self) -> Flat:
+        """The network in the evaluator's vectors, on the CPU, where tickets are."""
+        flat = self.evaluator.flat
+        return self._own(Flat(flat.weights.clone().cpu(), flat.rest.clone().cpu(), {}))
+
+    def _own(self, network: Flat) -> Flat:
+        return Flat(network.weights, network.rest, self.target.flat.integers)  # integer entries stay the target's
+
+    def _scored(self, score: Score | None) -> Score:
+        """θ_best's score; the samples it finds hardest are asked first from now on."""
+        assert score is not None
+        self.evaluator.hardest_first(score)
+        return score
+
+
+def _on_cpu(vector: Tensor) -> Tensor:
+    return vector if vector.device.type == "cpu" else torch.empty_like(vector, device="cpu")
+
+
+def _check_options(**options: tuple[str, Sequence[str] | dict[str, Method]]) -> None:
+    for name, (value, possible) in options.items():
+        if value not in possible:
+            raise ValueError(f"{name} is {value!r}; one of {', '.join(possible)} is possible")
+
+
+def _check_numbers(coefficients: tuple[float, ...], candidates: int | None, error: float) -> None:
+    if not coefficients:
+        raise ValueError("coefficients is empty; at least one is needed")
+    for c in coefficients:
+        if not 0.0 <= c <= 1.0:
+            raise ValueError(f"coefficients holds {c}; a coefficient lies in [0, 1]")
+    if candidates is not None and candidates < 0:
+        raise ValueError(f"candidates is {candidates}; 0 or more, or None for all, is possible")
+    if not 0.0 < error < 1.0:
+        raise ValueError(f"error is {error}; a probability between 0 and 1 is needed")
+
+
+def _check_model(model: nn.Module, layout: Layout) -> None:
+    """The model must be the tickets' network: same names, shapes and dtypes, pruning reparametrizations aside."""
+    from lpk.flat import plain_copy
+
+    if problem := layout.difference(plain_copy(model).state_dict()):
+        raise ValueError(f"the tickets are of another network than the model: {problem}")

@@ -1,0 +1,313 @@
+"""Tickets: the trained subnetworks of a run of IMP, and their files.
+
+A run's tickets are a directory: `tickets.json`, which lists them, and one safetensors file for each, which holds the state
+dict under its own names and the packed mask as `lpk.mask`. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lpk import files
+from lpk.flat import Flat, Layout, StateDict
+
+MANIFEST = "tickets.json"
+MASK = "lpk.mask"
+PREFIXES = ("module.", "_orig_mod.")
+
+
+@dataclass(frozen=True, eq=False)
+class Ticket:
+    """A trained subnetwork: its weights and its mask.
+
+    Attributes:
+        round: the IMP round it came from, 0 = dense.
+        layout: where its entries stand in the flat vectors.
+        flat: its values; weights outside the mask are 0.
+        mask: bool [n].
+    """
+
+    round: int
+    layout: Layout
+    flat: Flat
+    mask: Tensor
+
+    @classmethod
+    def of(cls, round: int, layout: Layout, state: Mapping[str, Tensor], mask: Tensor) -> Ticket:
+        """The ticket of a state dict that fits `layout`; weights outside the mask become 0."""
+        flat = layout.flatten(state)
+        flat.weights.masked_fill_(~mask, 0.0)
+        return cls(round, layout, flat, mask)
+
+    @property
+    def keep(self) -> int:
+        """How many weights remain."""
+        return int(self.mask.sum())
+
+    @property
+    def density(self) -> float:
+        """Weights remaining / prunable weights."""
+        return self.keep / self.layout.n
+
+    def state_dict(self) -> StateDict:
+        return self.layout.unflatten(self.flat)
+
+    def masks(self) -> StateDict:
+        """One bool tensor for each prunable entry."""
+        return self.layout.masks(self.mask)
+
+    def __repr__(self) -> str:
+        return f"Ticket(round={self.round}, density={self.density:.4f}, keep={self.keep})"
+
+
+class Tickets(Sequence[Ticket]):
+    """Tickets of one network, ordered by round; index i is round i."""
+
+    def __init__(self, tickets: Iterable[Ticket]) -> None:
+        self._tickets = tuple(tickets)
+        if not self._tickets:
+            raise ValueError("no tickets: at least one is needed")
+        for i, ticket in enumerate(self._tickets):
+            if ticket.round != i:
+                raise ValueError(f"ticket {i} is of round {ticket.round}; the rounds must be 0, 1, 2, …")
+            if ticket.layout != self.layout:
+                raise ValueError(f"ticket {i} is of another network than ticket 0")
+            if i > 0 and ticket.keep > self._tickets[i - 1].keep:
+                raise ValueError(
+                    f"ticket {i} has density {ticket.density:.4f} after {self._tickets[i - 1].density:.4f}; "
+                    "tickets come in the order of their rounds, dense to sparse"
+                )
+
+    @property
+    def layout(self) -> Layout:
+        return self._tickets[0].layout
+
+    @overload
+    def __getitem__(self, index: int) -> Ticket: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Ticket]: ...
+    def __getitem__(self, index: int | slice) -> Ticket | Sequence[Ticket]:
+        return self._tickets[index]
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def __iter__(self) -> Iterator[Ticket]:
+        return iter(self._tickets)
+
+    def __repr__(self) -> str:
+        return f"Tickets({len(self)}, densities {self[0].density:.4f} to {self[-1].density:.4f})"
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Writes the directory `path`; an older set of tickets there stays whole until the new one is complete."""
+        store = TicketStore(Path(path), self.layout)
+        for ticket in self:
+            store.append(ticket)
+        store.commit({})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tickets:
+        """Reads a directory of tickets, or a run directory that has one.
+
+        Raises FileNotFoundError, or lpk.files.FileDamaged naming the file that is truncated or altered.
+        """
+        directory = Path(path)
+        if not (directory / MANIFEST).exists() and (directory / "tickets" / MANIFEST).exists():
+            directory = directory / "tickets"
+        store = TicketStore.open(directory)
+        if not store.listed:
+            raise FileNotFoundError(f"{directory} has no finished ticket yet")
+        return cls(store.read(i) for i in range(len(store.listed)))
+
+    # --- other people's networks --------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_state_dicts(
+        cls, state_dicts: Sequence[Mapping[str, Tensor]], masks: Sequence[Mapping[str, Tensor] | None] | None = None
+    ) -> Tickets:
+        """Tickets from plain state dicts, dense to sparse.
+
+        Args:
+            state_dicts: one for each round; the prefixes `module.` and `_orig_mod.` are dropped.
+            masks: for each, {name: bool tensor} of the prunable entries (None or a missing name: nothing pruned). Without
+                it: the pairs weight_orig/weight_mask of torch.nn.utils.prune, else the zeros; prunable are then the
+                floating-point tensors of two or more dimensions that have a zero in some ticket.
+
+        Raises ValueError naming the ticket and the entry that does not match the others.
+        """
+        if masks is not None and len(masks) != len(state_dicts):
+            raise ValueError(f"{len(state_dicts)} state dicts but {len(masks)} masks; one for each is needed")
+        plain, found = [], []
+        for i, state in enumerate(state_dicts):
+            state, own = _split_pruned({_plain_name(name): tensor for name, tensor in state.items()})
+            given = {_plain_name(name): mask for name, mask in ((masks[i] or {}) if masks else own).items()}
+            _check_masks(i, state, given)
+            plain.append(state)
+            found.append(given)
+        if not plain:
+            raise ValueError("no state dicts: at least one is needed")
+        prunable = {name for given in found for name in given}
+        if not prunable:
+            prunable, found = _masks_from_zeros(plain)
+        layout = Layout.of(plain[0], [name for name in plain[0] if name in prunable])
+        return cls(_ticket(i, layout, state, given) for i, (state, given) in enumerate(zip(plain, found, strict=True)))
+
+    @classmethod
+    def from_checkpoints(cls, paths: Sequence[str | Path]) -> Tickets:
+        """Tickets from files, dense to sparse: safetensors, or PyTorch files read with weights_only=True.
+
+        A PyTorch file holds a state dict, or one under the key `state_dict` or `model`.
+        """
+        return cls.from_state_dicts([_read_checkpoint(Path(path)) for path in paths])
+
+
+class TicketStore:
+    """A directory of tickets that grows round by round. `commit` makes visible what was appended."""
+
+    def __init__(self, directory: Path, layout: Layout) -> None:
+        self.directory = directory
+        self.layout = layout
+        self.listed: list[dict[str, Any]] = []
+        self.metadata: dict[str, Any] = {}
+
+    @classmethod
+    def open(cls, directory: Path) -> TicketStore:
+        path = directory / MANIFEST
+        if not path.exists():
+            raise FileNotFoundError(f"{directory} has no {MANIFEST}: it is not a directory of tickets")
+        manifest = files.read_json(path)
+        try:
+            if manifest["format"] != 1:
+                raise files.FileDamaged(f"{path} has format {manifest['format']!r}; this version of lpk reads 1")
+            store = cls(directory, Layout.from_json(manifest["layout"]))
+            store.listed = [{"file": t["file"], "digest": t["digest"], "keep": t["keep"]} for t in manifest["tickets"]]
+            store.metadata = dict(manifest["metadata"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, files.FileDamaged):
+                raise
+            raise files.FileDamaged(f"{path} is damaged: {error!r}") from error
+        return store
+
+    def append(self, ticket: Ticket) -> None:
+        """Writes the ticket's file; its name carries the digest, so that no older file is overwritten."""
+        tensors = {k: v for k, v in ticket.state_dict().items() if k not in self.layout.aliases}
+        tensors[MASK] = torch.from_numpy(np.packbits(ticket.mask.numpy()))
+        seal = files.digest(tensors)
+        name = f"round-{ticket.round:02d}-{seal[:8]}.safetensors"
+        files.save_tensors(self.directory / name, tensors, {"round": ticket.round, "keep": ticket.keep})
+        self.listed.append({"file": name, "digest": seal, "keep": ticket.keep})
+
+    def commit(self, metadata: Mapping[str, Any]) -> None:
+        self.metadata = dict(metadata)
+        manifest = {"format": 1, "layout": self.layout.to_json(), "metadata": self.metadata}
+        files.write_json(self.directory / MANIFEST, {**manifest, "tickets": self.listed})
+        named = {listed["file"] for listed in self.listed}
+        for path in self.directory.glob("round-*.safetensors"):
+            if path.name not in named:
+                path.unlink()
+
+    def read(self, round: int) -> Ticket:
+        listed = self.listed[round]
+        path = files.inside(self.directory, listed["file"])
+        tensors, _ = files.load_tensors(path)
+        packed = tensors.get(MASK)
+        if packed is None or files.digest(tensors) != listed["digest"]:
+            raise files.FileDamaged(f"{path} is not the ticket that {MANIFEST} lists")
+        del tensors[MASK]
+        if problem := self.layout.difference(tensors):
+            raise files.FileDamaged(f"{path} does not fit {MANIFEST}: {problem}")
+        bits = np.unpackbits(packed.numpy(), count=self.layout.n)
+        ticket = Ticket.of(round, self.layout, tensors, torch.from_numpy(bits).bool())
+        if ticket.keep != listed["keep"]:
+            raise files.FileDamaged(f"{path} keeps {ticket.keep} weights; {MANIFEST} says {listed['keep']}")
+        return ticket
+
+
+# --- reading what others wrote ----------------------------------------------------------------------------------------
+
+
+def _plain_name(name: str) -> str:
+    while prefix := next((p for p in PREFIXES if name.startswith(p)), None):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _split_pruned(state: StateDict) -> tuple[StateDict, StateDict]:
+    """A state dict with weight_orig/weight_mask pairs as (plain weights, masks)."""
+    masks = {n.removesuffix("_mask"): t for n, t in state.items() if n.endswith("_mask") and f"{n[:-5]}_orig" in state}
+    plain = {}
+    for name, tensor in state.items():
+        if name.endswith("_orig") and name.removesuffix("_orig") in masks:
+            name = name.removesuffix("_orig")
+        elif name.endswith("_mask") and name.removesuffix("_mask") in masks:
+            continue
+        plain[name] = tensor
+    return plain, masks
+
+
+def _check_masks(i: int, state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    for name, mask in masks.items():
+        if name not in state:
+            raise ValueError(f"ticket {i}: the mask of {name!r} belongs to no entry of the state dict")
+        if mask.shape != state[name].shape:
+            raise ValueError(
+                f"ticket {i}: the mask of {name!r} has shape {tuple(mask.shape)}, the weights {tuple(state[name].shape)}"
+            )
+        if mask.dtype != torch.bool and not torch.all((mask == 0) | (mask == 1)):
+            raise ValueError(f"ticket {i}: the mask of {name!r} holds other values than 0 and 1")
+
+
+def _masks_from_zeros(states: Sequence[StateDict]) -> tuple[set[str], list[StateDict]]:
+    prunable = {
+        name
+        for state in states
+        for name, tensor in state.items()
+        if tensor.is_floating_point() and tensor.dim() >= 2 and bool((tensor == 0).any())
+    }
+    if not prunable:
+        raise ValueError("no ticket has a zero weight or a mask: pass `masks`, {name: bool tensor} for each ticket")
+    return prunable, [{name: state[name] != 0 for name in prunable if name in state} for state in states]
+
+
+def _ticket(i: int, layout: Layout, state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Ticket:
+    if problem := layout.difference(state):
+        raise ValueError(f"ticket {i} does not match ticket 0: {problem}")
+    mask = torch.ones(layout.n, dtype=torch.bool)
+    for entry in layout.weights:
+        if entry.name in masks:
+            mask[entry.span] = masks[entry.name].reshape(-1).to(mask)
+    try:
+        return Ticket.of(i, layout, state, mask)
+    except ValueError as error:
+        raise ValueError(f"ticket {i}: {error}") from error
+
+
+def _read_checkpoint(path: Path) -> Mapping[str, Tensor]:
+    if path.suffix == ".safetensors":
+        import safetensors.torch
+
+        try:
+            return safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise files.FileDamaged(f"{path} is damaged or not a safetensors file: {error}") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise files.FileDamaged(f"{path} cannot be read as a PyTorch file of tensors: {error}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise files.FileDamaged(f"{path} holds no state dict")
+    return content

@@ -1,0 +1,73 @@
+"""Builds the extension lpk._core with CMake and Ninja.
+
+Environment: LPK_CUDA=0/1 leaves the CUDA kernels out or insists on them (default: where nvcc is found),
+LPK_CUDA_ARCHS picks GPU architectures ("80;90"), LPK_WERROR=1 makes warnings errors, LPK_SANITIZE names a sanitizer.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+def find_nvcc() -> str | None:
+    """The CUDA compiler: on PATH, or where CUDA_HOME or CUDA_PATH say."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    return shutil.which("nvcc") or next((n for h in homes if h and (n := shutil.which("nvcc", path=f"{h}/bin"))), None)
+
+
+def cuda_options() -> list[str]:
+    wish = os.environ.get("LPK_CUDA", "")
+    if wish not in ("", "0", "1"):
+        sys.exit(f"LPK_CUDA must be 0 or 1, not {wish!r}")
+    nvcc = None if wish == "0" else find_nvcc()
+    if wish == "1" and nvcc is None:
+        sys.exit("LPK_CUDA=1, but nvcc was not found on PATH, in CUDA_HOME or in CUDA_PATH")
+    if nvcc is None:
+        return ["-DLPK_CUDA=OFF"]
+    archs = os.environ.get("LPK_CUDA_ARCHS", "80;90").replace(",", ";").replace(" ", ";")
+    return ["-DLPK_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DLPK_CUDA_ARCHS={archs}"]
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{os.environ.get('LPK_SANITIZE') or 'release'}"
+        configure = [
+            "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={build / 'out'}",
+            f"-DLPK_WERROR={'ON' if os.environ.get('LPK_WERROR') == '1' else 'OFF'}",
+            f"-DLPK_SANITIZE={os.environ.get('LPK_SANITIZE', '')}",
+            *cuda_options(),
+        ]  # fmt: skip
+        cache = build / "CMakeCache.txt"
+        if cache.exists() and not self.same_tools(cache):
+            shutil.rmtree(build)  # pip builds in a new environment each time: its paths are gone
+        subprocess.run(configure, check=True)
+        subprocess.run(["cmake", "--build", str(build)], check=True)
+        built = next((build / "out").glob("_core*"))
+        temporary = target.with_name(target.name + ".new")
+        shutil.copy2(built, temporary)
+        temporary.replace(target)
+
+    @staticmethod
+    def same_tools(cache: Path) -> bool:
+        """Whether every tool that the CMake cache names is still there."""
+        named = (line.partition("=")[2] for line in cache.read_text().splitlines() if ":FILEPATH=/" in line)
+        return all(Path(path).exists() for path in named)
+
+
+setup(ext_modules=[Extension("lpk._core", sources=[])], cmdclass={"build_ext": CMakeBuild})
