@@ -21,6 +21,50 @@ Vectors vectors(uintptr_t a, uintptr_t b, int64_t n, int dtype, int threads) {
   return {reinterpret_cast<const void*>(a), reinterpret_cast<const void*>(b), n, static_cast<lpk::Dtype>(dtype), threads};
 }
 
+#ifdef LPK_CUDA
+
+// On a GPU a number is a value, or the address of one on the device where that is not 0.
+template <class T>
+using DeviceScalar = std::pair<T, uintptr_t>;
+
+template <class T>
+lpk::cuda::Scalar<T> scalar(const DeviceScalar<T>& s) {
+  return {s.first, reinterpret_cast<const T*>(s.second)};
+}
+
+lpk::cuda::Vectors vectors(uintptr_t a, uintptr_t b, int64_t n, int dtype, uintptr_t stream, uintptr_t first_bad) {
+  return {reinterpret_cast<const void*>(a), reinterpret_cast<const void*>(b), n, static_cast<lpk::Dtype>(dtype),
+          reinterpret_cast<cudaStream_t>(stream), reinterpret_cast<int64_t*>(first_bad)};
+}
+
+void define_cuda(py::module_& m) {
+  m.def(
+      "cuda_interpolate",
+      [](uintptr_t out, uintptr_t a, uintptr_t b, int64_t n, int dtype, uintptr_t stream, uintptr_t first_bad,
+         const DeviceScalar<float>& alpha) {
+        lpk::cuda::interpolate(reinterpret_cast<void*>(out), vectors(a, b, n, dtype, stream, first_bad), scalar(alpha));
+      },
+      Release());
+  m.def(
+      "cuda_interpolate_prune",
+      [](uintptr_t out, uintptr_t a, uintptr_t b, int64_t n, int dtype, uintptr_t stream, uintptr_t first_bad,
+         const DeviceScalar<float>& alpha, const DeviceScalar<float>& value, const DeviceScalar<int64_t>& last) {
+        lpk::cuda::interpolate_prune(reinterpret_cast<void*>(out), vectors(a, b, n, dtype, stream, first_bad),
+                                     scalar(alpha), scalar(value), scalar(last));
+      },
+      Release());
+  m.def(
+      "cuda_magnitude_mask",
+      [](uintptr_t out, uintptr_t x, int64_t n, int dtype, uintptr_t stream, uintptr_t first_bad,
+         const DeviceScalar<float>& value, const DeviceScalar<int64_t>& last) {
+        lpk::cuda::magnitude_mask(reinterpret_cast<bool*>(out), vectors(x, 0, n, dtype, stream, first_bad),
+                                  scalar(value), scalar(last));
+      },
+      Release());
+}
+
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -64,6 +108,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("sample_positions", &lpk::cpu::sample_positions);
 
 #ifdef LPK_CUDA
+  define_cuda(m);
   m.attr("cuda_compiled") = true;
   m.attr("cuda_architectures") = LPK_CUDA_ARCHITECTURES;
 #else

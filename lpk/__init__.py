@@ -1,4 +1,4 @@
-"""Lottery Pools Kernels: the tickets of iterative magnitude pruning, interpolated into stronger ones of the same sparsity."""
+"""Lottery Pools Kernels: the tickets of iterative magnitude pruning, pooled into stronger ones of the same sparsity."""
 
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
@@ -15,4 +15,16 @@ from lpk.search import COEFFICIENTS, pool
 from lpk.tickets import Ticket, Tickets
 from lpk.train import Recipe, Trainer
 
-__all__ = ["COEFFICIENTS", "Pooled", "Recipe", "Step", "Ticket", "Tickets", "Trainer", "__version__", "imp", "ops", "pool"]
+__all__ = [
+    "COEFFICIENTS",
+    "Pooled",
+    "Recipe",
+    "Step",
+    "Ticket",
+    "Tickets",
+    "Trainer",
+    "__version__",
+    "imp",
+    "ops",
+    "pool",
+]

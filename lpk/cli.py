@@ -28,7 +28,9 @@ console = Console()
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")]
 DataPath = Annotated[
     Path | None,
-    typer.Option("--data", metavar="DIR", help="Where the data set lies; else LPK_DATA, the cache, the system, a download."),
+    typer.Option(
+        "--data", metavar="DIR", help="Where the data set lies; else LPK_DATA, the cache, the system, a download."
+    ),
 ]
 OwnSeed = Annotated[int, typer.Option("--seed", help="Of initialization, data split and order of the samples.")]
 RunSeed = Annotated[int | None, typer.Option("--seed", help="Checked against the run's own seed, where given.")]
@@ -47,7 +49,8 @@ def show_version(wanted: bool) -> None:
 @app.callback()
 def common(
     version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="The version, and what is compiled in.")
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="The version, and what is compiled in."),
     ] = False,
 ) -> None:
     pass
@@ -100,7 +103,9 @@ def imp(
     _use(threads)
     with Run.create(run, presets.load(preset), seed=seed, root=data) as created:
         tickets = created.imp(progress=not quiet)
-    console.print(f"{len(tickets)} tickets, densities {tickets[0].density:.1%} to {tickets[-1].density:.1%}, in {run}/tickets")
+    console.print(
+        f"{len(tickets)} tickets, densities {tickets[0].density:.1%} to {tickets[-1].density:.1%}, in {run}/tickets"
+    )
 
 
 @app.command()

@@ -404,9 +404,7 @@ def _read_cifar(name: str, place: Path) -> tuple[MemorySplit, MemorySplit]:
             raise FileNotFoundError(f"no {folder}/{file}")
         if not torchvision.datasets.utils.check_integrity(path, md5):
             raise ValueError(f"{path}: damaged, its MD5 sum is not {md5}")
-    parts = [
-        dataset(place, train=train) for train in (True, False)
-    ]  # compares the sums again, then unpickles
+    parts = [dataset(place, train=train) for train in (True, False)]  # compares the sums again, then unpickles
     splits = []
     for part in parts:
         images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
@@ -424,9 +422,7 @@ def _read_imagenet(name: str, place: Path) -> tuple[FolderSplit, FolderSplit]:
     if parts[0].classes != parts[1].classes:
         raise ValueError(f"{place}: train and val must have the same class folders")
     finish = [transforms.ToTensor(), transforms.Normalize(*_STATISTICS[name])]
-    crop_flip = transforms.Compose(
-        [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *finish]
-    )
+    crop_flip = transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *finish])
     central = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), *finish])
     workers = min(torch.get_num_threads(), _MOST_WORKERS)
     train, test = (FolderSplit(part, torch.arange(len(part)), crop_flip, central, workers) for part in parts)
@@ -447,9 +443,7 @@ def _read_digits() -> tuple[MemorySplit, MemorySplit]:
         raise DataNotFound(f"digits comes with scikit-learn, which cannot be imported: {error}") from error
     bunch = load_digits()
     order = torch.randperm(len(bunch.target), generator=_generator(0))
-    images = (
-        torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)[:, None]
-    )  # from 0..16 to 0..255
+    images = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)[:, None]  # from 0..16 to 0..255
     labels = torch.from_numpy(bunch.target).to(torch.int64)
     whole = MemorySplit(images[order], labels[order], *_STATISTICS["digits"])
     first = len(whole) - _DIGITS_TEST

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,32 +39,32 @@ class Prepared:
         self.batch_size = batch_size
         self.source: Iterable[Batch] | None = None
         self.inputs = self.labels = torch.empty(0)
-        if _is_pair(samples):
-            self.inputs, self.labels = samples  # type: ignore[misc]
-            self._check(self.inputs, self.labels)
-            self.count = len(self.labels)
-        else:
-            self._read(samples)  # type: ignore[arg-type]
+        self.count = 0
+        self._read([samples] if _is_pair(samples) else cast(Iterable[Batch], samples))
         if self.count == 0:
             raise ValueError(f"{name} has no samples")
 
     def _read(self, loader: Iterable[Batch]) -> None:
-        inputs, labels, size, self.count = [], [], 0, 0
+        inputs: list[Tensor] = []
+        labels: list[Tensor] = []
+        size = 0
         for batch in loader:
             if not _is_pair(batch):
                 raise ValueError(
-                    f"{self.name} yields {type(batch).__name__}; batches (inputs, labels) are needed, or pass `evaluate`"
+                    f"{self.name} yields {type(batch).__name__}; (inputs, labels) are needed, or pass `evaluate`"
                 )
             self._check(*batch)
             self.count += len(batch[1])
             size += batch[0].numel() * batch[0].element_size()
-            if size > MEMORY_BUDGET:
+            if size > MEMORY_BUDGET and not isinstance(loader, list):
                 self.source, inputs, labels = loader, [], []
                 continue
             inputs.append(batch[0])
             labels.append(batch[1])
         if self.source is None and inputs:
-            self.inputs, self.labels = torch.cat(inputs), torch.cat(labels)
+            self.inputs, self.labels = (
+                (inputs[0], labels[0]) if len(inputs) == 1 else (torch.cat(inputs), torch.cat(labels))
+            )
 
     def _check(self, inputs: Tensor, labels: Tensor) -> None:
         if labels.dim() != 1 or labels.is_floating_point() or len(inputs) != len(labels):
@@ -244,7 +244,7 @@ def _margins(logits: Tensor, labels: Tensor) -> Tensor:
     return own - logits.scatter(1, labels.unsqueeze(1), -math.inf).amax(1)
 
 
-def _is_pair(batch: object) -> bool:
+def _is_pair(batch: object) -> TypeGuard[Batch]:
     return isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch)
 
 
@@ -254,7 +254,7 @@ def _is_pair(batch: object) -> bool:
 def correct_predictions(
     model: nn.Module, samples: Samples, *, batch_size: int = BATCH_SIZE, device: torch.device | None = None
 ) -> Tensor:
-    """Which samples a model predicts correctly, bool [N], in the order of the samples. The model is left in its mode."""
+    """Which samples a model predicts correctly, bool [N], in their order. The model is left in its mode."""
     device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
     training = model.training
     model.eval()

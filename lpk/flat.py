@@ -1,8 +1,8 @@
 """A model as two flat vectors: its prunable weights, and the rest.
 
-The index runs through the prunable tensors in state-dict order, each in contiguous order, without padding. The rest holds
-every other floating-point entry (biases, BatchNorm's parameters and statistics, layers that are not pruned) as float32.
-Integer entries stand in neither. Entries that share one tensor (tied parameters) count once.
+The index runs through the prunable tensors in state-dict order, each in contiguous order, without padding. The rest
+holds every other floating-point entry (biases, BatchNorm's parameters and statistics, layers that are not pruned) as
+float32. Integer entries stand in neither. Entries that share one tensor (tied parameters) count once.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Layout:
         """
         if missing := [name for name in prunable if name not in state]:
             raise ValueError(f"{missing[0]!r} is to be pruned, but the model has no such entry")
-        aliases, first = {}, {}
+        aliases: dict[str, str] = {}
+        first: dict[tuple[object, ...], str] = {}
         for name, tensor in state.items():
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"state dict entry {name!r} is a {type(tensor).__name__}, not a tensor")
@@ -75,7 +76,9 @@ class Layout:
             else:
                 first[key] = name
         chosen = {aliases.get(name, name) for name in prunable}
-        weights, rest, integers = [], [], []
+        weights: list[Entry] = []
+        rest: list[Entry] = []
+        integers: list[str] = []
         sizes = [0, 0]
         for name, tensor in state.items():
             if name in aliases:
@@ -135,15 +138,8 @@ class Layout:
 
     def flatten(self, state: Mapping[str, Tensor]) -> Flat:
         """The values of a state dict that fits, on the CPU. Raises ValueError where a value is NaN or infinite."""
-        vectors = []
-        for entries, dtype in ((self.weights, self.dtype), (self.rest, torch.float32)):
-            size = entries[-1].span.stop if entries else 0
-            vector = torch.empty(size, dtype=dtype)
-            for entry in entries:
-                vector[entry.span] = state[entry.name].detach().reshape(-1).to(vector)
-            _check_finite(vector, entries)
-            vectors.append(vector)
-        return Flat(*vectors, {name: state[name].detach().cpu().clone() for name in self.integers})
+        integers = {name: state[name].detach().cpu().clone() for name in self.integers}
+        return Flat(_gather(self.weights, state, self.dtype), _gather(self.rest, state, torch.float32), integers)
 
     def unflatten(self, flat: Flat) -> StateDict:
         """A state dict of its own memory, tied entries sharing theirs, in the order of the original."""
@@ -177,7 +173,8 @@ class Layout:
         names = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
         def entries(listed: Mapping[str, Any]) -> tuple[Entry, ...]:
-            result, offset = [], 0
+            result: list[Entry] = []
+            offset = 0
             for name, (dtype, *shape) in listed.items():
                 result.append(Entry(name, torch.Size(shape), names[dtype], offset))
                 offset += result[-1].shape.numel()
@@ -257,8 +254,8 @@ def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
     """The names of the prunable parameters, in state-dict order.
 
     Args:
-        prunable: a predicate (name, parameter) -> bool, a collection of names, or None for the weights of convolutions and
-            linear layers, the last linear layer excepted.
+        prunable: a predicate (name, parameter) -> bool, a collection of names, or None for the weights of convolutions
+            and linear layers, the last linear layer excepted.
     """
     if prunable is None:
         linear = _weights(model, (nn.Linear,))
@@ -292,6 +289,14 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 def _weights(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[str]:
     return [f"{path}.weight".lstrip(".") for path, m in model.named_modules() if isinstance(m, kinds)]
+
+
+def _gather(entries: tuple[Entry, ...], state: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+    vector = torch.empty(entries[-1].span.stop if entries else 0, dtype=dtype)
+    for entry in entries:
+        vector[entry.span] = state[entry.name].detach().reshape(-1).to(vector)
+    _check_finite(vector, entries)
+    return vector
 
 
 def _check_finite(vector: Tensor, entries: tuple[Entry, ...]) -> None:

@@ -51,9 +51,9 @@ def imp(
 
     Args:
         model: trained in place; it ends as the last ticket.
-        train: train(model, start, stop) trains from epoch `start` to epoch `stop` with the learning rates of those epochs
-            and a new optimizer. Pruned weights stay exactly 0 meanwhile, through momentum and weight decay, with any
-            torch.optim optimizer. A `Resumable` one is called epoch by epoch.
+        train: train(model, start, stop) trains from epoch `start` to epoch `stop` with the learning rates of those
+            epochs and a new optimizer. Pruned weights stay exactly 0 meanwhile, through momentum and weight decay, with
+            any torch.optim optimizer. A `Resumable` one is called epoch by epoch.
         epochs: of one round, counted from initialization.
         rounds: T; T + 1 tickets result, round 0 being dense.
         fraction: of the remaining weights, pruned globally by magnitude in each round.
@@ -200,7 +200,7 @@ class _Run:
         return ticket
 
     def _legs(self, start: int) -> Iterator[tuple[int, int]]:
-        """The calls of `train` from epoch `start` on: epoch by epoch where it can resume, else up to the rewind epoch."""
+        """The calls of `train` from `start` on: epoch by epoch where it can resume, else up to the rewind epoch."""
         rewind, epochs = self.settings["rewind"], self.settings["epochs"]
         if isinstance(self.train, Resumable):
             yield from ((epoch, epoch + 1) for epoch in range(start, epochs))
@@ -232,8 +232,8 @@ class _Run:
 def _pruned(model: nn.Module, layout: Layout, mask: Tensor) -> Iterator[None]:
     """Keeps the pruned weights of a model at exactly 0 while somebody trains it.
 
-    Gradients are masked as they arrive, so that momentum and a norm over all gradients never see them; after each step of
-    any torch.optim optimizer the weights are masked too, for those that move weights without a gradient.
+    Gradients are masked as they arrive, so that momentum and a norm over all gradients never see them; after each step
+    of any torch.optim optimizer the weights are masked too, for those that move weights without a gradient.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     pruned: dict[nn.Parameter, Tensor] = {
@@ -269,8 +269,7 @@ def _pruned(model: nn.Module, layout: Layout, mask: Tensor) -> Iterator[None]:
             handle.remove()
         if mask_all():
             warnings.warn(
-                "train moved pruned weights after its last optimizer step, or trains without torch.optim; they were set "
-                "to 0 again",
+                "train moved pruned weights after its last optimizer step, or without torch.optim; they were set to 0",
                 stacklevel=4,
             )
 

@@ -43,9 +43,7 @@ def _vgg16(classes: int, shape: Shape) -> nn.Module:
     """VGG-16 with BatchNorm for 32x32 images: one linear layer in place of torchvision's three."""
     channels, height, width = shape
     if min(height, width) < 32:
-        raise ValueError(
-            f"shape is {shape}; vgg16 halves an image five times and needs 32 x 32 pixels or more"
-        )
+        raise ValueError(f"shape is {shape}; vgg16 halves an image five times and needs 32 x 32 pixels or more")
     features = make_layers(cfgs["D"], batch_norm=True)
     features[0] = nn.Conv2d(channels, 64, kernel_size=3, padding=1)
     classifier = nn.Linear(512 * (height // 32) * (width // 32), classes)
@@ -90,15 +88,11 @@ def _small_resnet(
     if not widths:
         raise ValueError("widths is empty; small-resnet needs at least one")
     stem = conv3x3(shape[0], widths[0], stem_stride)
-    layers = OrderedDict[str, nn.Module](
-        conv1=stem, bn1=nn.BatchNorm2d(widths[0]), relu=nn.ReLU(inplace=True)
-    )
+    layers = OrderedDict[str, nn.Module](conv1=stem, bn1=nn.BatchNorm2d(widths[0]), relu=nn.ReLU(inplace=True))
     entering = widths[0]
     for stage, width in enumerate(widths, start=1):
         first = _residual(entering, width, stride=1 if stage == 1 else 2)
-        layers[f"layer{stage}"] = nn.Sequential(
-            first, *(_residual(width, width, 1) for _ in range(blocks - 1))
-        )
+        layers[f"layer{stage}"] = nn.Sequential(first, *(_residual(width, width, 1) for _ in range(blocks - 1)))
         entering = width
     layers.update(avgpool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(entering, classes))
     return _kaiming(nn.Sequential(layers))

@@ -47,9 +47,7 @@ def interpolate(a: Tensor, b: Tensor, alpha: float | Tensor, *, out: Tensor | No
     return out
 
 
-def interpolate_threshold(
-    a: Tensor, b: Tensor, alphas: Sequence[float] | Tensor, keep: int
-) -> tuple[Tensor, Tensor]:
+def interpolate_threshold(a: Tensor, b: Tensor, alphas: Sequence[float] | Tensor, keep: int) -> tuple[Tensor, Tensor]:
     """For each coefficient, where `interpolate_prune` cuts: one sweep over a and b for all of them.
 
     Args:
@@ -58,8 +56,8 @@ def interpolate_threshold(
         keep: how many entries survive, 0..n.
 
     Returns:
-        The keep-th largest |x| for each coefficient, float32 [K], and the index of the last entry of that magnitude that
-        survives, int64 [K]. For keep = 0: +inf and -1.
+        The keep-th largest |x| for each coefficient, float32 [K], and the index of the last entry of that magnitude
+        that survives, int64 [K]. For keep = 0: +inf and -1.
     """
     _refuse_gradients(a, b)
     alphas = torch.as_tensor(alphas, dtype=torch.float32)
@@ -252,9 +250,7 @@ def _(a: Tensor, b: Tensor, alphas: Tensor, keep: int) -> tuple[Tensor, Tensor]:
 
 
 @custom_op("lpk::interpolate_prune_out", mutates_args=("out",), device_types="cpu")
-def _interpolate_prune_out(
-    a: Tensor, b: Tensor, alpha: Tensor, value: Tensor, last: Tensor, out: Tensor
-) -> None:
+def _interpolate_prune_out(a: Tensor, b: Tensor, alpha: Tensor, value: Tensor, last: Tensor, out: Tensor) -> None:
     _check_vectors(a=a, b=b, out=out)
     _check_out(out, a=a, b=b)
     if not float(value) >= 0.0:

@@ -10,7 +10,7 @@ from rich.progress import Progress as Bars
 
 
 class Progress:
-    """`with Progress("imp", 40) as bar: bar.note("round 3"); bar.advance()`; written to stderr, silent with show=False."""
+    """`with Progress("imp", 40) as bar: bar.note("round 3"); bar.advance()`; on stderr; silent with show=False."""
 
     def __init__(self, name: str, total: int, *, show: bool = True) -> None:
         self._bars = Bars(

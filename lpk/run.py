@@ -1,10 +1,10 @@
 """A run directory: a preset carried out on a data set with a seed, and everything that came of it.
 
-    manifest.json         what it is: preset, seed, data, versions, arguments
-    tickets/              tickets.json and one safetensors file for each round
-    pooled/METHOD/        one safetensors file for each target
-    results.json          test accuracies
-    report.html
+manifest.json         what it is: preset, seed, data, versions, arguments
+tickets/              tickets.json and one safetensors file for each round
+pooled/METHOD/        one safetensors file for each target
+results.json          test accuracies
+report.html
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from lpk import data, files, flat, models, presets
+from lpk import files, flat, models, presets
+from lpk.data import Data, Split
+from lpk.data import load as load_data
 from lpk.imp import imp
 from lpk.pooled import Pooled, versions
 from lpk.presets import Preset
 from lpk.tickets import Tickets
-from lpk.train import Recipe, Trainer, stream
+from lpk.train import Trainer, stream
 
 MANIFEST = "manifest.json"
 
@@ -38,7 +40,7 @@ class Run:
     path: Path
     preset: Preset
     seed: int
-    data: data.Data
+    data: Data
     manifest: dict[str, Any]
 
     @classmethod
@@ -86,7 +88,7 @@ class Run:
             manifest = _read_manifest(path)
             if seed is not None and seed != manifest["seed"]:
                 raise ValueError(f"{path} is a run with seed {manifest['seed']}, not {seed}")
-            preset = presets.from_dict(manifest["preset"])
+            preset = presets.from_dict(manifest["preset"], str(path / MANIFEST))
             root = root or (Path(manifest["data_root"]) if manifest["data_root"] else None)
             yield cls(path, preset, manifest["seed"], _load_data(preset, manifest["seed"], root), manifest)
 
@@ -101,21 +103,7 @@ class Run:
         """Algorithm 1 by the preset's recipe; goes on where it was interrupted."""
         recipe, settings = self.preset.train, self.preset.imp
         model = self.model()
-        trainer = Trainer(
-            self.data.train,
-            Recipe(
-                epochs=recipe.epochs,
-                batch_size=recipe.batch_size,
-                lr=recipe.lr,
-                momentum=recipe.momentum,
-                weight_decay=recipe.weight_decay,
-                milestones=recipe.milestones,
-                gamma=recipe.gamma,
-                warmup=recipe.warmup,
-            ),
-            seed=self.seed,
-            augment=self.preset.data.augment,
-        )
+        trainer = Trainer(self.data.train, recipe, seed=self.seed, augment=self.preset.data.augment)
         return imp(
             model,
             trainer,
@@ -132,7 +120,7 @@ class Run:
     def tickets(self) -> Tickets:
         return Tickets.load(self.path / "tickets")
 
-    def calibration(self) -> data.Split:
+    def calibration(self) -> Split:
         """The training samples that renew BatchNorm's statistics, without augmentation."""
         return self.data.train.take(min(self.preset.pool.calibration, len(self.data.train)))
 
@@ -147,9 +135,9 @@ class Run:
         }
 
 
-def _load_data(preset: Preset, seed: int, root: Path | None) -> data.Data:
+def _load_data(preset: Preset, seed: int, root: Path | None) -> Data:
     wanted = preset.data
-    return data.load(wanted.name, validation=wanted.validation, train=wanted.train, seed=seed, root=root)
+    return load_data(wanted.name, validation=wanted.validation, train=wanted.train, seed=seed, root=root)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

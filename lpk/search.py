@@ -105,7 +105,9 @@ def pool(
     elif not isinstance(tickets, Tickets):
         tickets = Tickets.from_state_dicts(tickets)
     coefficients = tuple(float(c) for c in coefficients)
-    _check_options(method=(method, METHODS), prune=(prune, PRUNE), search=(search, SEARCHES), backend=(backend, BACKENDS))
+    _check_options(
+        method=(method, METHODS), prune=(prune, PRUNE), search=(search, SEARCHES), backend=(backend, BACKENDS)
+    )
     _check_numbers(coefficients, candidates, error)
     if target is not None and not 0 <= target < len(tickets):
         raise ValueError(f"target is round {target}; there are tickets of rounds 0 to {len(tickets) - 1}")
@@ -124,7 +126,7 @@ def pool(
     offered = len(tickets) - 1 if candidates is None else min(candidates, len(tickets) - 1)
     with Progress("pool", len(targets) * offered, show=progress) as bar:
         pools = [
-            _Pool(tickets[t], tickets, evaluator, METHODS[method], coefficients, prune, offered, search, bar).run(method)
+            _Pool(tickets[t], tickets, evaluator, method, coefficients, prune, offered, search, bar).run()
             for t in targets
         ]
     return pools if target is None else pools[0]
@@ -143,7 +145,7 @@ class _Pool:
         target: Ticket,
         tickets: Tickets,
         evaluator: Evaluator,
-        method: Method,
+        method: str,
         coefficients: tuple[float, ...],
         prune: str,
         offered: int,
@@ -153,7 +155,8 @@ class _Pool:
         self.target = target
         self.tickets = tickets
         self.evaluator = evaluator
-        self.method = method
+        self.name = method
+        self.method = METHODS[method]
         self.coefficients = coefficients
         self.prune = prune
         self.offered = offered
@@ -165,7 +168,7 @@ class _Pool:
         self.favourite = 0.5  # the coefficient accepted last: the next best one is probably near it
         self.steps: list[Step] = []
 
-    def run(self, method: str) -> Pooled:
+    def run(self) -> Pooled:
         began, forward_before = time.perf_counter(), self.evaluator.forward_samples
         target, evaluator = self.target, self.evaluator
         evaluator.flat.load(target.flat)
@@ -191,7 +194,7 @@ class _Pool:
             forward_samples=evaluator.forward_samples - forward_before,
             seconds=time.perf_counter() - began,
             settings={
-                "method": method,
+                "method": self.name,
                 "prune": self.prune,
                 "search": self.search if evaluator.evaluate is None else "exhaustive",
                 "statistics": evaluator.statistics,
@@ -264,7 +267,7 @@ class _Pool:
         return list(zip(values, last, strict=True))
 
     def _write(self, candidate: Ticket, coefficient: float, threshold: tuple[Tensor, Tensor] | None) -> None:
-        """MagnitudePruning(α·θ_best + (1 − α)·θ_i), straight into the vectors that the evaluator's model computes with."""
+        """MagnitudePruning(α·θ_best + (1 − α)·θ_i), into the vectors that the evaluator's model computes with."""
         flat, best, other = self.evaluator.flat, self.best, candidate.flat
         weights = _on_cpu(flat.weights)
         if threshold is None:

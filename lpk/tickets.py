@@ -1,7 +1,7 @@
 """Tickets: the trained subnetworks of a run of IMP, and their files.
 
-A run's tickets are a directory: `tickets.json`, which lists them, and one safetensors file for each, which holds the state
-dict under its own names and the packed mask as `lpk.mask`. Nothing is unpickled.
+A run's tickets are a directory: `tickets.json`, which lists them, and one safetensors file for each, which holds the
+state dict under its own names and the packed mask as `lpk.mask`. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ class Tickets(Sequence[Ticket]):
 
         Args:
             state_dicts: one for each round; the prefixes `module.` and `_orig_mod.` are dropped.
-            masks: for each, {name: bool tensor} of the prunable entries (None or a missing name: nothing pruned). Without
+            masks: for each, {name: bool tensor} of the prunable entries (None or a missing name: nothing pruned).
+            Without
                 it: the pairs weight_orig/weight_mask of torch.nn.utils.prune, else the zeros; prunable are then the
                 floating-point tensors of two or more dimensions that have a zero in some ticket.
 
@@ -260,7 +261,7 @@ def _check_masks(i: int, state: Mapping[str, Tensor], masks: Mapping[str, Tensor
             raise ValueError(f"ticket {i}: the mask of {name!r} belongs to no entry of the state dict")
         if mask.shape != state[name].shape:
             raise ValueError(
-                f"ticket {i}: the mask of {name!r} has shape {tuple(mask.shape)}, the weights {tuple(state[name].shape)}"
+                f"ticket {i}: the mask of {name!r} has shape {tuple(mask.shape)}, not {tuple(state[name].shape)}"
             )
         if mask.dtype != torch.bool and not torch.all((mask == 0) | (mask == 1)):
             raise ValueError(f"ticket {i}: the mask of {name!r} holds other values than 0 and 1")

@@ -1,15 +1,17 @@
-"""The paper's training recipe: SGD with momentum, a step schedule, warm-up; the schedule is rewound with the weights."""
+"""The paper's training recipe: SGD with momentum and a step schedule that is rewound with the weights."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from lpk.data import Split
+if TYPE_CHECKING:
+    from lpk.data import Split
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Recipe:
 class Trainer:
     """Trains a classifier from one epoch to another: what `lpk.imp` takes as `train`.
 
-    The order of the samples and their augmentation depend on the seed, the round and the epoch alone, so that an interrupted
-    run goes on as if nothing had happened.
+    The order of the samples and their augmentation depend on the seed, the round and the epoch alone, so that an
+    interrupted run goes on as if nothing had happened.
 
     Args:
         train: the training samples.

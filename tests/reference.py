@@ -156,9 +156,7 @@ def global_unstructured_mask(parameters, keep):
     for module, parameter in zip(modules, parameters, strict=True):
         module.weight = torch.nn.Parameter(parameter)
     amount = sum(p.numel() for p in parameters) - keep
-    prune.global_unstructured(
-        [(m, "weight") for m in modules], pruning_method=prune.L1Unstructured, amount=amount
-    )
+    prune.global_unstructured([(m, "weight") for m in modules], pruning_method=prune.L1Unstructured, amount=amount)
     return torch.cat([m.weight_mask.flatten() for m in modules]).bool()
 
 

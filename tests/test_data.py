@@ -100,9 +100,7 @@ def test_another_process_draws_the_same_batches() -> None:
         "print(x.double().sum().item(), y.tolist())"
     )
     root = Path(__file__).parent.parent
-    there = subprocess.run(
-        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
-    )
+    there = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
     x, y = joined(numbered(20, augmentation="crop-flip").loader(8, seed=3, augment=True))
     assert there.stdout.strip() == f"{x.double().sum().item()} {y.tolist()}"
 
@@ -114,9 +112,7 @@ def test_augmented_images_are_crops_of_the_padded_ones_half_of_them_mirrored() -
     inputs, labels = joined(split.loader(64, seed=1, augment=True))
     found = []
     for image, label in zip(inputs, labels.tolist(), strict=True):
-        crops = [
-            (t, f, padded[label, :, t // 9 :, t % 9 :][:, :8, :8]) for t in range(81) for f in (False, True)
-        ]
+        crops = [(t, f, padded[label, :, t // 9 :, t % 9 :][:, :8, :8]) for t in range(81) for f in (False, True)]
         candidates = torch.stack([crop.flip(2) if mirrored else crop for _, mirrored, crop in crops])
         matches = (split.normalise(candidates) == image).flatten(1).all(1).nonzero().flatten().tolist()
         assert len(matches) == 1
@@ -127,9 +123,7 @@ def test_augmented_images_are_crops_of_the_padded_ones_half_of_them_mirrored() -
 
 def test_the_batch_size_does_not_change_a_samples_augmentation() -> None:
     split = numbered(30, augmentation="crop-flip")
-    assert equal(
-        joined(split.loader(7, seed=4, augment=True)), joined(split.loader(30, seed=4, augment=True))
-    )
+    assert equal(joined(split.loader(7, seed=4, augment=True)), joined(split.loader(30, seed=4, augment=True)))
 
 
 def test_augment_does_nothing_where_there_is_no_augmentation() -> None:
@@ -282,9 +276,7 @@ def test_places_are_searched_in_order(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "download" in lines[-1]
 
 
-def test_the_cache_folder_is_in_the_home_folder_without_xdg(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cache_folder_is_in_the_home_folder_without_xdg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     write_idx(tmp_path / ".cache" / "lpk", 10, 5)
@@ -373,9 +365,7 @@ def write_cifar(
         for file, _ in getattr(dataset, table):
             pixels = random.integers(0, 256, (each, 3072), dtype=np.uint8)
             targets = random.integers(0, 100 if fine else 10, each).tolist()
-            entries.append(
-                (file, write(file, {"data": pixels, "fine_labels" if fine else "labels": targets}))
-            )
+            entries.append((file, write(file, {"data": pixels, "fine_labels" if fine else "labels": targets})))
             if table == "train_list":
                 images.append(pixels)
                 labels += targets
@@ -477,12 +467,10 @@ def archive(served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_a_download_lands_in_the_cache_folder(
-    archive: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "xdg" / "lpk" / "cifar-10-batches-py").mkdir(
-        parents=True
-    )  # what a killed download might leave
+def test_a_download_lands_in_the_cache_folder(archive: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    incomplete = tmp_path / "xdg" / "lpk" / "cifar-10-batches-py"
+    incomplete.mkdir(parents=True)
+    (incomplete / "data_batch_2").write_bytes(b"a remainder")
     assert data.load("cifar10", validation=1).source == "torchvision's download"
     assert capfd.readouterr() == ("", "")
     archive.unlink()
@@ -568,19 +556,19 @@ def test_imagenet_may_be_a_folder_among_others(tmp_path: Path) -> None:
     assert len(data.load("imagenet", validation=0, root=tmp_path / "all").train) == 6
 
 
-def test_imagenets_evaluation_is_a_central_crop_normalised(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("scale", "tolerance"), [(1, 1e-5), (2, 0.03)])
+def test_imagenets_evaluation_is_a_central_crop_normalised(tmp_path: Path, scale: int, tolerance: float) -> None:
     write_imagenet(tmp_path)
     across = np.linspace(0, 255, 512).astype(np.uint8)
-    picture = Image.fromarray(
-        np.broadcast_to(across[None, :, None], (256, 512, 3)).copy()
-    )  # no resizing needed
-    picture.save(tmp_path / "val" / "n01" / "0.png")
+    picture = np.broadcast_to(across[None, :, None], (256, 512, 3))
+    larger = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+    Image.fromarray(larger).save(tmp_path / "val" / "n01" / "0.png")
     test = in_this_process(data.load("imagenet", validation=0, root=tmp_path).test)
     inputs, _ = next(iter(test.loader(1)))
     pixels = across[144:368] / 255  # the middle 224 of 512
     for channel, (mean, std) in enumerate([(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]):
         expected = torch.tensor((pixels - mean) / std).expand(224, 224)
-        torch.testing.assert_close(inputs[0, channel].double(), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(inputs[0, channel].double(), expected, rtol=0, atol=tolerance)
 
 
 def test_a_seed_alone_decides_streamed_batches(imagenet: Path) -> None:
@@ -597,6 +585,16 @@ def test_a_seed_alone_decides_streamed_batches(imagenet: Path) -> None:
     assert not torch.equal(first[0], joined(train.loader(4, seed=3))[0])
     assert torch.equal(first[1], joined(train.loader(4, seed=3))[1])
     assert len(list(train.loader(4, drop_last=True))) == 1
+
+
+def test_every_streamed_sample_has_its_own_crop(imagenet: Path) -> None:
+    for copy in ("1.png", "2.png"):
+        (imagenet / "train" / "n01" / copy).write_bytes((imagenet / "train" / "n01" / "0.png").read_bytes())
+    train = in_this_process(data.load("imagenet", validation=0, root=imagenet).train)
+    inputs, labels = joined(train.loader(6, seed=1, augment=True))
+    same = inputs[labels == 0]
+    assert len(same) == 3
+    assert not any(torch.equal(same[one], same[other]) for one, other in ((0, 1), (0, 2), (1, 2)))
 
 
 def test_imagenets_held_out_samples_are_never_augmented(imagenet: Path) -> None:
@@ -650,9 +648,7 @@ def test_digits() -> None:
     pixels = torch.cat([split.images for split in memory[:3]])
     labels = torch.cat([split.labels for split in memory[:3]])
     bunch = load_digits()
-    originals = sorted(
-        (np.rint(i * 255 / 16).tobytes(), t) for i, t in zip(bunch.images, bunch.target, strict=True)
-    )
+    originals = sorted((np.rint(i * 255 / 16).tobytes(), t) for i, t in zip(bunch.images, bunch.target, strict=True))
     found = zip(pixels.double().numpy(), labels.tolist(), strict=True)
     assert sorted((image.tobytes(), label) for image, label in found) == originals
     inputs, _ = memory[0].tensors()

@@ -67,9 +67,7 @@ def test_imagenet_networks_are_torchvisions(depth: int) -> None:
 
 
 def test_small_resnet_follows_its_options() -> None:
-    model = models.build(
-        "small-resnet", classes=10, shape=(1, 28, 28), widths=(4, 8), blocks=3, stem_stride=2
-    )
+    model = models.build("small-resnet", classes=10, shape=(1, 28, 28), widths=(4, 8), blocks=3, stem_stride=2)
     stages = [model.get_submodule("layer1"), model.get_submodule("layer2")]
     assert [len(list(stage.children())) for stage in stages] == [3, 3]
     by_hand = 1 * 4 * 9 + 6 * 4 * 4 * 9 + (4 * 8 * 9 + 5 * 8 * 8 * 9 + 4 * 8)

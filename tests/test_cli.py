@@ -1,0 +1,183 @@
+"""The `lpk` command as a user runs it: in processes of its own, on a tiny preset of scikit-learn's digits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lpk import presets
+from lpk.tickets import Tickets
+from tests.test_tickets import same
+
+PRESET = """
+[data]
+name = "digits"
+validation = 200
+train = 600
+augment = false
+
+[model]
+name = "small-resnet"
+widths = [8, 16]
+
+[train]
+epochs = 3
+batch_size = 64
+lr = 0.1
+momentum = 0.9
+weight_decay = 1e-4
+milestones = [2]
+gamma = 0.1
+warmup = 0
+
+[imp]
+rounds = 3
+fraction = 0.3
+rewind = 1
+prunable = "convolutions"
+
+[pool]
+calibration = 200
+batch_size = 50
+"""
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("preset") / "tiny.toml"
+    path.write_text(PRESET)
+    return path
+
+
+def start(*arguments: object) -> subprocess.Popen:
+    command = [sys.executable, "-m", "lpk.cli", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def lpk(*arguments: object, fails: bool = False) -> str:
+    process = start(*arguments)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode != 0) == fails, err
+    assert "Traceback" not in err, err
+    return err if fails else out
+
+
+@pytest.fixture(scope="module")
+def run(preset, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "run"
+    lpk("demo", path, "--preset", preset, "--seed", 4, "--threads", 1)
+    return path
+
+
+def test_demo_leaves_everything_it_promises(run):
+    results = json.loads((run / "results.json").read_text())
+    tickets = Tickets.load(run)
+    assert [row["keep"] for row in results["rows"]] == [t.keep for t in tickets] and len(tickets) == 4
+    for method in ("interpolation", "average", "swa", "ema"):
+        assert len(list((run / "pooled" / method).glob("round-*.safetensors"))) == 4
+        assert all(method in row["pools"] for row in results["rows"])
+    for row in results["rows"]:
+        pool = row["pools"]["interpolation"]
+        assert pool["validation_accuracy"] >= pool["baseline_validation_accuracy"]
+        assert pool["gain"]["low"] <= pool["gain"]["gain"] <= pool["gain"]["high"]
+        assert pool["gain"]["gain"] == pytest.approx(pool["accuracy"] - row["ticket"])
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["seed"] == 4 and manifest["versions"]["threads"] == 1 and "demo" in manifest["command"]
+    assert {"lpk", "torch", "instruction_set"} <= set(manifest["versions"])
+    assert "<svg" in (run / "report.html").read_text() or "data:image" in (run / "report.html").read_text()
+
+
+def test_steps_one_by_one_equal_the_demo(run, preset, tmp_path):
+    path = tmp_path / "steps"
+    lpk("imp", path, "--preset", preset, "--seed", 4, "--threads", 1, "--quiet")
+    assert same(Tickets.load(path), Tickets.load(run))
+    lpk("pool", path, "--threads", 1, "--quiet")
+    lpk("pool", path, "--method", "average", "--target", 2, "--threads", 1, "--quiet", "--seed", 4)
+    text = lpk("eval", path, "--threads", 1, "--quiet")
+    assert "%" in text
+    lpk("report", path)
+    ours, theirs = (json.loads((p / "results.json").read_text()) for p in (path, run))
+    assert ours["methods"] == ["interpolation", "average"]
+    for a, b in zip(ours["rows"], theirs["rows"], strict=True):
+        assert a["ticket"] == b["ticket"]
+        assert a["pools"]["interpolation"]["accuracy"] == b["pools"]["interpolation"]["accuracy"]
+    assert "average" not in ours["rows"][1]["pools"] and "average" in ours["rows"][2]["pools"]
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
+def test_killed_imp_goes_on_and_ends_with_the_same_tickets(run, preset, tmp_path, kill):
+    path = tmp_path / "killed"
+    arguments = ("imp", path, "--preset", preset, "--seed", 4, "--threads", 1, "--quiet")
+    process = start(*arguments)
+    deadline = time.monotonic() + 120
+    while not list((path / "tickets").glob("round-01-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(kill)
+    process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    assert len(Tickets.load(path)) < 4, "it had finished before it was killed"
+    lpk(*arguments)
+    assert same(Tickets.load(path), Tickets.load(run))
+    leftover = {p.name for p in (path / "tickets").iterdir()} - {"tickets.json", "rewind.safetensors", ".lock"}
+    assert all(name.startswith("round-") or name.startswith(".") for name in leftover)
+
+
+def test_second_process_is_refused(preset, tmp_path):
+    path = tmp_path / "busy"
+    process = start("imp", path, "--preset", preset, "--threads", 1, "--quiet")
+    deadline = time.monotonic() + 120
+    while not (path / "manifest.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        assert "in use by another process" in lpk("imp", path, "--preset", preset, fails=True)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_errors_are_one_line_and_lose_nothing(run, preset, tmp_path):
+    before = Tickets.load(run)
+    for arguments, message in (
+        (("imp", run, "--preset", preset, "--seed", 5), "seed is 4, not 5"),
+        (("imp", run, "--preset", "digits", "--seed", 4), "another preset"),
+        (("pool", run, "--target", 9), "target is round 9"),
+        (("pool", run, "--seed", 1), "seed 4, not 1"),
+        (("pool", tmp_path / "nothing"), "not a run directory"),
+        (("imp", tmp_path / "x", "--preset", "nonsense"), "nonsense"),
+        (("report", tmp_path), "results.json does not exist"),
+    ):
+        err = lpk(*arguments, fails=True)
+        assert message in err and len(err.strip().splitlines()) == 1, err
+    assert same(Tickets.load(run), before)
+
+
+def test_help_and_version():
+    assert "cpu" in lpk("--version")
+    text = lpk("--help")
+    for command in ("demo", "imp", "pool", "eval", "report"):
+        assert command in text and "RUN" in lpk(command, "--help").upper()
+
+
+def test_demo_falls_back_to_digits(tmp_path):
+    """Without Fashion-MNIST and without a network: one line says so, and the preset for the digits is used."""
+    code = (
+        "import lpk.run, lpk.cli\n"
+        "from lpk.data import DataNotFound, load\n"
+        "def offline(name, **options):\n"
+        "    if name == 'fashion-mnist': raise DataNotFound('nowhere')\n"
+        "    return load(name, **options)\n"
+        "lpk.run.load_data = offline\n"
+        "lpk.cli._demo = lambda run, quiet: print('preset', run.preset.name)\n"
+        "lpk.cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "demo", str(tmp_path / "run")], capture_output=True, text=True, check=True
+    )
+    assert "handwritten digits" in done.stdout and "preset digits" in done.stdout
+    assert presets.load("digits").data.name == "digits"

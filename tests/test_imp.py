@@ -1,0 +1,278 @@
+import itertools
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import lpk
+from lpk import data, files
+from lpk.imp import CHECKPOINT, next_mask
+from lpk.train import Recipe, Trainer
+from tests.conftest import make_images, make_network, sgd
+from tests.test_tickets import same
+
+OPTIONS = {"epochs": 3, "rounds": 3, "rewind": 1, "seed": 5, "progress": False}
+
+
+@pytest.fixture
+def images():
+    return make_images(96, seed=1)
+
+
+def make_trainer(**recipe) -> Trainer:
+    images, labels = make_images(96, seed=1)
+    stored = ((images - images.min()) / (images.max() - images.min()) * 255).to(torch.uint8)
+    split = data.MemorySplit(stored, labels, mean=(0.5,), std=(0.2,), augmentation="none")
+    return Trainer(split, Recipe(**{"epochs": 3, "batch_size": 32, "lr": 0.05, "milestones": (2,), **recipe}), seed=3)
+
+
+def test_each_round_keeps_what_the_paper_says(images):
+    tickets = lpk.imp(make_network(), sgd(*images), fraction=0.3, **OPTIONS)
+    keep = 54 + 432
+    for t, ticket in enumerate(tickets):
+        assert ticket.round == t and ticket.keep == keep
+        keep -= round(0.3 * keep)
+    for denser, sparser in itertools.pairwise(tickets):
+        assert not (sparser.mask & ~denser.mask).any(), "a pruned weight came back"
+        assert not sparser.flat.weights[~sparser.mask].any()
+        assert torch.equal(sparser.mask, next_mask(denser, 0.3))
+
+
+def test_pruning_is_global_by_magnitude(images):
+    first, second = lpk.imp(make_network(), sgd(*images), **{**OPTIONS, "rounds": 1})
+    magnitudes = first.flat.weights.abs()
+    assert magnitudes[second.mask].min() >= magnitudes[~second.mask].max()
+
+
+def test_remaining_zeros_do_not_bring_back_pruned_weights(images):
+    ticket = lpk.imp(make_network(), sgd(*images), **{**OPTIONS, "rounds": 1})[1]
+    ticket.flat.weights.zero_()
+    mask = next_mask(ticket, 0.5)
+    assert not (mask & ~ticket.mask).any() and int(mask.sum()) == ticket.keep - round(0.5 * ticket.keep)
+
+
+def test_every_round_starts_from_the_rewound_state_dict(images):
+    seen, snapshot = [], {}
+
+    def train(model, start, stop):
+        seen.append((start, stop, {n: t.clone() for n, t in model.state_dict().items()}))
+        sgd(*images)(model, start, stop)
+        if stop == 1:
+            snapshot.update({n: t.clone() for n, t in model.state_dict().items()})
+
+    tickets = lpk.imp(make_network(), train, **OPTIONS)
+    assert [(start, stop) for start, stop, _ in seen] == [(0, 1), (1, 3), (1, 3), (1, 3), (1, 3)]
+    for t in (1, 2, 3):
+        masks = tickets[t].masks()
+        for name, tensor in seen[t + 1][2].items():
+            expected = snapshot[name] * masks[name] if name in masks else snapshot[name]
+            assert torch.equal(tensor, expected), f"round {t} did not rewind {name}"
+
+
+def test_rewind_to_initialization(images):
+    starts = []
+
+    def train(model, start, stop):
+        starts.append((start, stop, model.state_dict()["8.bias"].clone()))
+        sgd(*images)(model, start, stop)
+
+    network = make_network()
+    initial = network.state_dict()["8.bias"].clone()
+    lpk.imp(network, train, **{**OPTIONS, "rewind": 0})
+    assert all((start, stop) == (0, 3) and torch.equal(bias, initial) for start, stop, bias in starts)
+
+
+def test_default_rewind_is_a_twentieth_of_the_epochs():
+    calls = []
+    lpk.imp(make_network(), lambda m, a, b: calls.append((a, b)), epochs=182, rounds=1, progress=False)
+    assert calls == [(0, 9), (9, 182), (9, 182)]
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "kept"])
+def test_pruned_weights_stay_zero_at_every_step(images, kind):
+    """Through momentum and weight decay, and for an optimizer that is kept from round to round with its state."""
+    made = {
+        "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
+        "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
+        "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+        "kept": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
+    }[kind]
+    network, optimizers, fewest = make_network(), [], []
+
+    def train(model, start, stop):
+        if not (kind == "kept" and optimizers):
+            optimizers.append(made(model.parameters()))
+        for x, y in zip(images[0].split(32), images[1].split(32), strict=True):
+            optimizers[-1].zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizers[-1].step()
+            fewest.append(int((model[3].weight != 0).sum() + (model[0].weight != 0).sum()))
+
+    tickets = lpk.imp(network, train, **{**OPTIONS, "rewind": 0})
+    for t in range(4):
+        assert fewest[3 * t : 3 * t + 3] == [tickets[t].keep] * 3
+
+
+def test_gradients_of_pruned_weights_are_masked_before_they_are_clipped(images):
+    norms = []
+
+    def train(model, start, stop):
+        nn.functional.cross_entropy(model(images[0]), images[1]).backward()
+        pruned = model[3].weight == 0
+        norms.append(float(model[3].weight.grad[pruned].abs().sum()))
+        model.zero_grad()
+
+    lpk.imp(make_network(), train, **OPTIONS)
+    assert norms and not any(norms)
+
+
+def test_a_loop_without_torch_optim_is_warned_and_mended(images):
+    def train(model, start, stop):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.01
+
+    with pytest.warns(UserWarning, match="pruned weights"):
+        tickets = lpk.imp(make_network(), train, **OPTIONS)
+    assert not tickets[3].flat.weights[~tickets[3].mask].any()
+
+
+def test_no_hook_stays_behind(images):
+    network = make_network()
+    lpk.imp(network, sgd(*images), **OPTIONS)
+    sgd(*images)(network, 0, 1)
+    assert network[3].weight.all(), "training after lpk.imp is still masked"
+
+
+# --- interruption -----------------------------------------------------------------------------------------------------
+
+
+class Stop(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("calls", [1, 3, 4])
+def test_users_training_goes_on_from_the_last_finished_round(images, tmp_path, calls):
+    whole = lpk.imp(make_network(), sgd(*images), **OPTIONS)
+    made = 0
+
+    def train(model, start, stop):
+        nonlocal made
+        made += 1
+        if made == calls:
+            raise Stop
+        sgd(*images)(model, start, stop)
+
+    with pytest.raises(Stop):
+        lpk.imp(make_network(), train, store=tmp_path, **OPTIONS)
+    assert same(lpk.imp(make_network(), train, store=tmp_path, **OPTIONS), whole)
+    assert same(lpk.Tickets.load(tmp_path), whole)
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 2, 4, 6])
+def test_trainer_goes_on_from_the_last_finished_epoch(tmp_path, epochs):
+    whole = lpk.imp(make_network(), make_trainer(), **OPTIONS)
+    trained = []
+
+    class Interrupted(Trainer):
+        def __call__(self, model, start, stop):
+            if len(trained) == epochs:
+                raise Stop
+            trained.append(start)
+            super().__call__(model, start, stop)
+
+    trainer = make_trainer()
+    with pytest.raises(Stop):
+        lpk.imp(make_network(), Interrupted(trainer.train, trainer.recipe, seed=3), store=tmp_path, **OPTIONS)
+    resumed = make_trainer()
+    counted = []
+    original = Trainer.__call__
+
+    class Counted(Trainer):
+        def __call__(self, model, start, stop):
+            counted.append(start)
+            original(self, model, start, stop)
+
+    tickets = lpk.imp(make_network(9), Counted(resumed.train, resumed.recipe, seed=3), store=tmp_path, **OPTIONS) \
+        if epochs else lpk.imp(make_network(), make_trainer(), store=tmp_path, **OPTIONS)  # fmt: skip
+    assert same(tickets, whole)
+    if epochs:
+        assert len(trained) + len(counted) == 3 + 3 * 2, "an epoch was trained twice"
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_finished_run_is_not_trained_again(images, tmp_path):
+    first = lpk.imp(make_network(), sgd(*images), store=tmp_path, **OPTIONS)
+
+    def refuse(model, start, stop):
+        raise AssertionError("trained again")
+
+    assert same(lpk.imp(make_network(), refuse, store=tmp_path, **OPTIONS), first)
+
+
+def test_store_of_another_run_is_refused_and_kept(images, tmp_path):
+    first = lpk.imp(make_network(), sgd(*images), store=tmp_path, **OPTIONS)
+    with pytest.raises(ValueError, match=r"fraction=0\.2, not 0\.5"):
+        lpk.imp(make_network(), sgd(*images), store=tmp_path, fraction=0.5, **OPTIONS)
+    with pytest.raises(ValueError, match="another network"):
+        lpk.imp(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), sgd(*images), store=tmp_path, **OPTIONS)
+    assert same(lpk.Tickets.load(tmp_path), first)
+
+
+def test_store_in_use_is_refused(images, tmp_path):
+    inside, release = threading.Event(), threading.Event()
+
+    def train(model, start, stop):
+        inside.set()
+        release.wait(10)
+
+    worker = threading.Thread(target=lpk.imp, args=(make_network(), train), kwargs={"store": tmp_path, **OPTIONS})
+    worker.start()
+    inside.wait(10)
+    with pytest.raises(RuntimeError, match="in use by another process"):
+        lpk.imp(make_network(), train, store=tmp_path, **OPTIONS)
+    release.set()
+    worker.join()
+
+
+def test_damaged_checkpoint_is_named(tmp_path):
+    trainer = make_trainer()
+
+    class Interrupted(Trainer):
+        def __call__(self, model, start, stop):
+            if start == 2:
+                raise Stop
+            super().__call__(model, start, stop)
+
+    with pytest.raises(Stop):
+        lpk.imp(make_network(), Interrupted(trainer.train, trainer.recipe), store=tmp_path, **OPTIONS)
+    content = bytearray((tmp_path / CHECKPOINT).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / CHECKPOINT).write_bytes(content)
+    with pytest.raises(files.FileDamaged, match=CHECKPOINT):
+        lpk.imp(make_network(), trainer, store=tmp_path, **OPTIONS)
+
+
+def test_diverged_training_is_named(images):
+    def train(model, start, stop):
+        model[3].weight.data[0, 0, 0, 0] = float("nan")
+
+    with pytest.raises(ValueError, match=r"training of round 0 diverged: 3\.weight\[0, 0, 0, 0\] is nan"):
+        lpk.imp(make_network(), train, **OPTIONS)
+    with pytest.raises(RuntimeError, match="the loss is"):
+        lpk.imp(make_network(), make_trainer(lr=1e30), **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"epochs": 0, "rewind": 0}, "epochs is 0"),
+        ({"rounds": -1}, "rounds is -1"),
+        ({"fraction": 1.0}, r"fraction is 1\.0"),
+        ({"rewind": 3}, "rewind is 3; an epoch from 0 to 2"),
+    ],
+)
+def test_bad_arguments_are_named(images, bad, message):
+    with pytest.raises(ValueError, match=message):
+        lpk.imp(make_network(), sgd(*images), **{**OPTIONS, **bad})

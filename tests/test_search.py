@@ -1,0 +1,308 @@
+import copy
+import math
+import zlib
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.optim.swa_utils import update_bn
+from torch.utils.data import DataLoader, TensorDataset
+
+import lpk
+from lpk import search
+from lpk.evaluate import Score
+from lpk.flat import Flat
+from lpk.progress import Progress
+from lpk.search import nearest_first, pool
+from tests import reference
+from tests.conftest import make_images, make_network, random_tickets
+
+CHOICES = {"coefficients": (0.1, 0.3, 0.5, 0.7, 0.9), "progress": False, "batch_size": 20}
+
+
+def same_network(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict.values(), b.state_dict.values(), strict=True))
+
+
+# --- against the paper's procedure in plain PyTorch -------------------------------------------------------------------
+
+
+def reference_pool(tickets, target, model, validation, calibration, coefficients):
+    """Algorithm 2, state dict by state dict, with update_bn and one forward pass; kernels replaced by NumPy."""
+    names = tickets.layout.prunable
+    loader = DataLoader(TensorDataset(*calibration), batch_size=20)
+    network = copy.deepcopy(model)
+
+    def accuracy(state):
+        network.load_state_dict(state)
+        with torch.no_grad():
+            return int((network.eval()(validation[0]).argmax(1) == validation[1]).sum())
+
+    def interpolate(best, other, alpha):
+        pruned = reference.interpolate_prune(
+            torch.cat([best[n].reshape(-1) for n in names]),
+            torch.cat([other[n].reshape(-1) for n in names]),
+            alpha,
+            tickets[target].keep,
+        )
+        state, at = {}, 0
+        for n in best:
+            if n in names:
+                state[n] = pruned[at : at + best[n].numel()].view(best[n].shape)
+                at += best[n].numel()
+            elif best[n].is_floating_point():
+                state[n] = alpha * best[n] + (1 - alpha) * other[n]
+            else:
+                state[n] = best[n]
+        network.load_state_dict(state)
+        update_bn(loader, network)
+        calibrated = {n: t.clone() for n, t in network.state_dict().items()}
+        return calibrated | {n: best[n] for n in best if not best[n].is_floating_point()}
+
+    best = tickets[target].state_dict()
+    best_count, steps = accuracy(best), []
+    for i in nearest_first(target, len(tickets)):
+        states = [interpolate(best, tickets[i].state_dict(), alpha) for alpha in coefficients]
+        counts = [accuracy(state) for state in states]
+        k = counts.index(max(counts))
+        steps.append((i, coefficients[k], counts[k], counts[k] >= best_count))
+        if counts[k] >= best_count:
+            best, best_count = states[k], counts[k]
+    return best, steps
+
+
+@pytest.mark.parametrize("target", [0, 2, 4])
+def test_exhaustive_search_is_the_papers_procedure(tickets, network, validation, calibration, target):
+    best, steps = reference_pool(tickets, target, network, validation, calibration, CHOICES["coefficients"])
+    pooled = pool(
+        tickets, target, model=network, validation=validation, calibration=calibration, search="exhaustive", **CHOICES
+    )
+    total = len(validation[1])
+    assert [(s.candidate, s.coefficient, round(s.accuracy * total), s.accepted) for s in pooled.steps] == steps
+    for name, tensor in pooled.state_dict.items():
+        torch.testing.assert_close(tensor, best[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("target", range(5))
+def test_bounded_search_returns_what_exhaustive_search_returns(tickets, network, validation, calibration, target):
+    made = {
+        kind: pool(
+            tickets, target, model=network, validation=validation, calibration=calibration, search=kind, **CHOICES
+        )
+        for kind in ("exhaustive", "bounded")
+    }
+    exhaustive, bounded = made["exhaustive"], made["bounded"]
+    assert same_network(exhaustive, bounded) and exhaustive.accuracy == bounded.accuracy
+    for a, b in zip(exhaustive.steps, bounded.steps, strict=True):
+        assert a.candidate == b.candidate and a.accepted == b.accepted
+        assert (a == b) if a.accepted else b.coefficient in (None, a.coefficient)
+    assert bounded.forward_samples <= exhaustive.forward_samples
+
+
+class TableEvaluator:
+    """Accuracies from a table instead of a network: any table, with many ties, must not tell the searches apart."""
+
+    def __init__(self, tickets, seed: int, values: int, total: int) -> None:
+        self.flat = self
+        self.layout = tickets.layout
+        self.weights = torch.zeros(tickets.layout.n)
+        self.rest = torch.zeros(len(tickets[0].flat.rest))
+        self.seed, self.values, self.total = seed, values, total
+        self.evaluate, self.statistics, self.device, self.batch_size = None, "interpolate", "cpu", 1
+        self.forward_samples = 0
+
+    def load(self, flat: Flat) -> None:
+        self.weights.copy_(flat.weights)
+        self.rest.copy_(flat.rest)
+
+    def written(self) -> None: ...
+    def calibrate(self) -> None: ...
+    def hardest_first(self, score: Score) -> None: ...
+
+    def score(self, errors_allowed: float = math.inf) -> Score | None:
+        errors = zlib.crc32(self.weights.numpy().tobytes(), self.seed) % self.values
+        self.forward_samples += min(errors, errors_allowed)
+        return None if errors > errors_allowed else Score(self.total - errors, None)
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**31), values=st.integers(1, 12), rounds=st.integers(1, 5), k=st.integers(1, 11))
+def test_bounded_is_exact_on_every_table_of_accuracies(seed, values, rounds, k):
+    tickets = random_tickets(seed, rounds=rounds)
+    made = []
+    for kind in ("exhaustive", "bounded"):
+        evaluator = TableEvaluator(tickets, seed, values, total=11)
+        coefficients = lpk.COEFFICIENTS[:k]
+        run = search._Pool(
+            tickets[seed % rounds],
+            tickets,
+            evaluator,
+            "interpolation",
+            coefficients,
+            "during",
+            rounds - 1,
+            kind,
+            Progress("", 1, show=False),
+        )
+        made.append(run.run())
+    exhaustive, bounded = made
+    assert torch.equal(exhaustive.flat.weights, bounded.flat.weights)
+    assert torch.equal(exhaustive.flat.rest, bounded.flat.rest)
+    assert exhaustive.accuracy == bounded.accuracy
+    for a, b in zip(exhaustive.steps, bounded.steps, strict=True):
+        assert a.accepted == b.accepted and (a == b or not a.accepted)
+
+
+# --- what every method promises ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", search.METHODS)
+@pytest.mark.parametrize("prune", search.PRUNE)
+def test_every_pool_has_the_targets_sparsity_and_is_scored_as_it_is(
+    tickets, network, validation, calibration, method, prune
+):
+    for pooled in pool(
+        tickets, model=network, validation=validation, calibration=calibration, method=method, prune=prune, **CHOICES
+    ):
+        target = tickets[pooled.round]
+        assert pooled.keep == target.keep and pooled.density == target.density
+        masks, state = pooled.masks, pooled.state_dict
+        for name in tickets.layout.prunable:
+            assert not state[name][~masks[name]].any()
+        network.load_state_dict(state)
+        with torch.no_grad():
+            correct = int((network.eval()(validation[0]).argmax(1) == validation[1]).sum())
+        assert correct == round(pooled.accuracy * len(validation[1]))
+        if search.METHODS[method].greedy and prune == "during":
+            assert pooled.accuracy >= pooled.baseline_accuracy
+        else:
+            assert all(step.accepted for step in pooled.steps) or search.METHODS[method].greedy
+
+
+def test_swa_of_dense_networks_is_their_mean():
+    states = [make_network(seed).state_dict() for seed in range(4)]
+    masks = [{"0.weight": torch.ones(6, 1, 3, 3, dtype=torch.bool)}] * 4
+    tickets = lpk.Tickets.from_state_dicts(states, masks)
+    images = make_images(30, seed=0)
+    pooled = pool(
+        tickets, 1, model=make_network(), validation=images, statistics="interpolate", method="swa", **CHOICES
+    )
+    for name, tensor in pooled.state_dict.items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor, torch.stack([s[name] for s in states]).mean(0))
+    assert [s.coefficient for s in pooled.steps] == [1 / 2, 2 / 3, 3 / 4]
+
+
+def test_ema_weighs_the_network_so_far_with_its_decay():
+    states = [make_network(seed).state_dict() for seed in range(3)]
+    tickets = lpk.Tickets.from_state_dicts(states, [{"0.weight": torch.ones(6, 1, 3, 3)}] * 3)
+    images = make_images(30, seed=0)
+    pooled = pool(
+        tickets, 0, model=make_network(), validation=images, statistics="interpolate", method="ema", **CHOICES
+    )
+    expected = 0.95 * (0.95 * states[0]["8.weight"] + 0.05 * states[1]["8.weight"]) + 0.05 * states[2]["8.weight"]
+    torch.testing.assert_close(pooled.state_dict["8.weight"], expected)
+
+
+def test_average_tries_one_half_only(tickets, network, validation, calibration):
+    pooled = pool(
+        tickets, 1, model=network, validation=validation, calibration=calibration, method="average", **CHOICES
+    )
+    assert {s.coefficient for s in pooled.steps} <= {0.5, None}
+
+
+def test_candidates_come_nearest_first_and_denser_first():
+    assert nearest_first(2, 6) == [1, 3, 0, 4, 5]
+    assert nearest_first(0, 3) == [1, 2]
+
+
+def test_number_of_candidates(tickets, network, validation, calibration):
+    options = {"model": network, "validation": validation, "calibration": calibration, **CHOICES}
+    assert [s.candidate for s in pool(tickets, 2, candidates=3, **options).steps] == [1, 3, 0]
+    none = pool(tickets, 2, candidates=0, **options)
+    assert none.steps == () and torch.equal(none.flat.weights, tickets[2].flat.weights)
+
+
+def test_first_of_equally_good_coefficients_wins(tickets, network, validation):
+    constant = pool(tickets, 1, model=network, evaluate=lambda model: 1.0, statistics="interpolate", **CHOICES)
+    assert all(s.coefficient == 0.1 and s.accepted for s in constant.steps), "as good is accepted"
+
+
+def test_evaluate_is_maximized(tickets, network):
+    wanted = 0.3 * tickets[1].flat.weights + 0.7 * tickets[0].flat.weights
+
+    def closeness(model: nn.Module) -> float:
+        weights = torch.cat([p.reshape(-1) for n, p in model.named_parameters() if n in tickets.layout.prunable])
+        return -float((weights - wanted).square().sum())
+
+    options = {"model": network, "evaluate": closeness, "statistics": "interpolate", **CHOICES}
+    pooled = pool(tickets, 1, candidates=1, **options)
+    assert pooled.steps[0].coefficient == 0.3 and pooled.accuracy > pooled.baseline_accuracy
+    assert same_network(pooled, pool(tickets, 1, candidates=1, search="exhaustive", **options))
+
+
+def test_leave_keeps_the_targets_statistics(tickets, network, validation):
+    pooled = pool(tickets, 2, model=network, validation=validation, statistics="leave", **CHOICES)
+    assert any(s.accepted for s in pooled.steps)
+    for name in ("1.running_mean", "4.running_var"):
+        assert torch.equal(pooled.state_dict[name], tickets[2].state_dict()[name])
+
+
+def test_integer_entries_stay_the_targets(tickets, network, validation, calibration):
+    pooled = pool(tickets, 1, model=network, validation=validation, calibration=calibration, **CHOICES)
+    assert torch.equal(pooled.state_dict["1.num_batches_tracked"], tickets[1].state_dict()["1.num_batches_tracked"])
+
+
+def test_the_users_model_is_not_changed(tickets, network, validation, calibration):
+    before = copy.deepcopy(network.state_dict())
+    network.train()
+    pool(tickets, 3, model=network, validation=validation, calibration=calibration, **CHOICES)
+    assert network.training and all(torch.equal(before[n], t) for n, t in network.state_dict().items())
+
+
+def test_result_does_not_depend_on_the_number_of_threads(tickets, network, validation, calibration):
+    made = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        made.append(pool(tickets, 4, model=network, validation=validation, calibration=calibration, **CHOICES))
+    assert [s.accepted for s in made[0].steps] == [s.accepted for s in made[1].steps]
+    assert same_network(*made) or made[0].accuracy == pytest.approx(made[1].accuracy, abs=2 / 203)
+
+
+def test_tickets_from_a_directory_and_from_state_dicts(tickets, network, validation, calibration, tmp_path):
+    options = {"model": network, "validation": validation, "calibration": calibration, **CHOICES}
+    expected = pool(tickets, 3, **options)
+    tickets.save(tmp_path / "tickets")
+    assert same_network(pool(tmp_path, 3, **options), expected)
+    assert same_network(pool([t.state_dict() for t in tickets], 3, **options), expected)
+
+
+def test_pooled_survives_its_file(tickets, network, validation, calibration, tmp_path):
+    pooled = pool(tickets, 3, model=network, validation=validation, calibration=calibration, **CHOICES)
+    pooled.save(tmp_path / "a.safetensors")
+    read = lpk.Pooled.load(tmp_path / "a.safetensors")
+    assert same_network(read, pooled) and torch.equal(read.mask, pooled.mask)
+    for name in ("round", "accuracy", "baseline_accuracy", "steps", "forward_samples", "seconds", "settings"):
+        assert getattr(read, name) == getattr(pooled, name), name
+
+
+def test_bad_arguments_are_named(tickets, network, validation, calibration):
+    options = {"model": network, "validation": validation, "calibration": calibration, "progress": False}
+    for bad, message in (
+        ({"target": 5}, "target is round 5; there are tickets of rounds 0 to 4"),
+        ({"target": -1}, "target is round -1"),
+        ({"coefficients": (0.5, 1.5)}, "coefficients holds 1.5"),
+        ({"coefficients": (math.nan,)}, "coefficients holds nan"),
+        ({"coefficients": ()}, "coefficients is empty"),
+        ({"method": "soup"}, "method is 'soup'; one of interpolation, average, swa, ema"),
+        ({"search": "quick"}, "search is 'quick'"),
+        ({"prune": "never"}, "prune is 'never'"),
+        ({"backend": "tpu"}, "backend is 'tpu'"),
+        ({"candidates": -1}, "candidates is -1"),
+        ({"error": 0.0}, "error is 0.0"),
+        ({"model": nn.Linear(3, 3)}, "another network than the model: '0.weight' is missing"),
+    ):
+        with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+            pool(tickets, **{"target": 0, **options, **bad})
