@@ -22,11 +22,12 @@ import torch
 from torch import nn
 
 from lpk import files, flat, models, presets
-from lpk.data import Data, Split
+from lpk.data import Data
 from lpk.data import load as load_data
 from lpk.imp import imp
 from lpk.pooled import Pooled, versions
 from lpk.presets import Preset
+from lpk.splits import Split
 from lpk.tickets import Tickets
 from lpk.train import Trainer, stream
 

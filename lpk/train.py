@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from lpk.data import Split
+    from lpk.splits import Split
 
 
 @dataclass(frozen=True)

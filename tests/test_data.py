@@ -22,7 +22,7 @@ import torchvision
 from PIL import Image
 from torch import Tensor
 
-from lpk import data
+from lpk import data, splits
 
 Kind = Literal["none", "crop-flip"]
 IDX_FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
@@ -39,19 +39,19 @@ def nothing_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # --- splits in memory ---
 
 
-def numbered(count: int, size: int = 32, augmentation: Kind = "none") -> data.MemorySplit:
+def numbered(count: int, size: int = 32, augmentation: Kind = "none") -> splits.MemorySplit:
     """Random images whose labels are their indices."""
     images = torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(5))
     mean, std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
-    return data.MemorySplit(images.to(torch.uint8), torch.arange(count), mean, std, augmentation)
+    return splits.MemorySplit(images.to(torch.uint8), torch.arange(count), mean, std, augmentation)
 
 
-def joined(batches: Iterable[data.Batch]) -> data.Batch:
+def joined(batches: Iterable[splits.Batch]) -> splits.Batch:
     inputs, labels = zip(*batches, strict=True)
     return torch.cat(inputs), torch.cat(labels)
 
 
-def equal(one: data.Batch, other: data.Batch) -> bool:
+def equal(one: splits.Batch, other: splits.Batch) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -164,7 +164,7 @@ def test_loader_names_wrong_arguments() -> None:
 )
 def test_a_memory_split_names_a_wrong_shape_or_dtype(images: Tensor, labels: Tensor, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        data.MemorySplit(images, labels, (0.5,) * 3, (0.5,) * 3)
+        splits.MemorySplit(images, labels, (0.5,) * 3, (0.5,) * 3)
 
 
 # --- Fashion-MNIST ---
@@ -189,8 +189,8 @@ def write_idx(
     return arrays
 
 
-def indices(split: data.Split) -> list[int]:
-    assert isinstance(split, data.MemorySplit)
+def indices(split: splits.Split) -> list[int]:
+    assert isinstance(split, splits.MemorySplit)
     return (split.images[:, 0, 0, 0].int() * 256 + split.images[:, 0, 0, 1].int()).tolist()
 
 
@@ -204,7 +204,7 @@ def test_idx_files_are_read_from_either_layout(tmp_path: Path, layout: str, pack
     loaded = load_fashion(validation=0, root=tmp_path)
     assert (loaded.name, loaded.classes, loaded.shape) == ("fashion-mnist", 10, (1, 28, 28))
     for split, part in ((loaded.train, "train"), (loaded.test, "t10k")):
-        assert isinstance(split, data.MemorySplit)
+        assert isinstance(split, splits.MemorySplit)
         assert (split.mean, split.std, split.augmentation) == ((0.2860,), (0.3530,), "none")
         order = indices(split)
         assert sorted(order) == list(range(len(split)))
@@ -336,7 +336,7 @@ def test_the_real_fashion_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_fashion(validation=3000, train=20000)
     assert loaded.source == "Debian package dataset-fashion-mnist"
     assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (20000, 3000, 10000)
-    assert isinstance(loaded.train, data.MemorySplit) and isinstance(loaded.test, data.MemorySplit)
+    assert isinstance(loaded.train, splits.MemorySplit) and isinstance(loaded.test, splits.MemorySplit)
     assert loaded.test.labels.bincount().tolist() == [1000] * 10
     inputs, _ = loaded.train.tensors()
     assert abs(inputs.mean()) < 0.01 and abs(inputs.std() - 1) < 0.01
@@ -383,7 +383,7 @@ def test_cifar_is_read_from_torchvisions_layout(
     images, labels = write_cifar(name, tmp_path, monkeypatch)
     loaded = data.load(name, validation=1, root=tmp_path)
     assert (loaded.classes, loaded.shape, len(loaded.test)) == (classes, (3, 32, 32), 4)
-    assert isinstance(loaded.train, data.MemorySplit) and isinstance(loaded.validation, data.MemorySplit)
+    assert isinstance(loaded.train, splits.MemorySplit) and isinstance(loaded.validation, splits.MemorySplit)
     assert (loaded.train.augmentation, loaded.validation.augmentation) == ("crop-flip", "none")
     together = torch.cat([loaded.train.images, loaded.validation.images])
     read = {(image.tobytes(), label) for image, label in zip(images, labels, strict=True)}
@@ -532,9 +532,9 @@ def imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "images"
 
 
-def in_this_process(split: data.Split) -> data.FolderSplit:
-    assert isinstance(split, data.FolderSplit)
-    return data.FolderSplit(split.folder, split.indices, split.training, split.evaluation, workers=0)
+def in_this_process(split: splits.Split) -> splits.FolderSplit:
+    assert isinstance(split, splits.FolderSplit)
+    return splits.FolderSplit(split.folder, split.indices, split.training, split.evaluation, workers=0)
 
 
 def test_imagenet_is_streamed_from_its_folders(imagenet: Path) -> None:
@@ -579,7 +579,7 @@ def test_a_seed_alone_decides_streamed_batches(imagenet: Path) -> None:
     before = torch.get_rng_state()
     assert equal(first, joined(train.loader(4, seed=3, augment=True)))
     assert torch.equal(torch.get_rng_state(), before)
-    parallel = data.FolderSplit(train.folder, train.indices, train.training, train.evaluation, workers=2)
+    parallel = splits.FolderSplit(train.folder, train.indices, train.training, train.evaluation, workers=2)
     assert equal(first, joined(parallel.loader(4, seed=3, augment=True)))
     assert not torch.equal(first[0], joined(train.loader(4, seed=4, augment=True))[0])
     assert not torch.equal(first[0], joined(train.loader(4, seed=3))[0])
@@ -640,10 +640,10 @@ def test_digits() -> None:
     load_digits = pytest.importorskip("sklearn.datasets").load_digits
     loaded = data.load("digits", validation=300)
     other = data.load("digits", validation=300, seed=1)
-    splits = [loaded.train, loaded.validation, loaded.test, other.test]
-    assert [len(split) for split in splits] == [1137, 300, 360, 360]
+    loaded_splits = [loaded.train, loaded.validation, loaded.test, other.test]
+    assert [len(split) for split in loaded_splits] == [1137, 300, 360, 360]
     assert (loaded.classes, loaded.shape, loaded.source) == (10, (1, 8, 8), "scikit-learn")
-    memory = [split for split in splits if isinstance(split, data.MemorySplit)]
+    memory = [split for split in loaded_splits if isinstance(split, splits.MemorySplit)]
     assert torch.equal(memory[2].images, memory[3].images)
     pixels = torch.cat([split.images for split in memory[:3]])
     labels = torch.cat([split.labels for split in memory[:3]])

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import lpk
-from lpk import data, files
+from lpk import files, splits
 from lpk.imp import CHECKPOINT, next_mask
 from lpk.train import Recipe, Trainer
 from tests.conftest import make_images, make_network, sgd
@@ -23,7 +23,7 @@ def images():
 def make_trainer(**recipe) -> Trainer:
     images, labels = make_images(96, seed=1)
     stored = ((images - images.min()) / (images.max() - images.min()) * 255).to(torch.uint8)
-    split = data.MemorySplit(stored, labels, mean=(0.5,), std=(0.2,), augmentation="none")
+    split = splits.MemorySplit(stored, labels, mean=(0.5,), std=(0.2,), augmentation="none")
     return Trainer(split, Recipe(**{"epochs": 3, "batch_size": 32, "lr": 0.05, "milestones": (2,), **recipe}), seed=3)
 
 

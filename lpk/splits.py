@@ -1,0 +1,219 @@
+"""Splits of a data set: in-memory uint8 images, or a folder streamed by torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+Batch = tuple[Tensor, Tensor]  # inputs float32 [B, C, H, W], normalised; labels int64 [B]
+
+_PADDING = 4
+
+
+class Split(Protocol):
+    """Labelled images that can be iterated over in batches (`MemorySplit` and `FolderSplit`)."""
+
+    def __len__(self) -> int: ...
+
+    def loader(
+        self, batch_size: int, *, seed: int | None = None, augment: bool = False, drop_last: bool = False
+    ) -> Iterable[Batch]:
+        """Batches, the same at every iteration: in order without a seed, else shuffled by the seed alone.
+
+        A seed (0 or more) also decides the augmentation, whatever the process and its global random state.
+        ValueError: batch_size below 1, or augment without a seed.
+        """
+        ...
+
+    def take(self, count: int) -> Split:
+        """The first `count` samples; ValueError if there are fewer."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class MemorySplit:
+    """Images in memory: uint8 [N, C, H, W] with labels int64 [N], normalised by mean and std per channel.
+
+    augmentation, what `loader(augment=True)` does: "none", or "crop-flip" (pad by 4, crop, mirror half).
+    ValueError: a wrong shape or dtype.
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Literal["none", "crop-flip"] = "none"
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dtype != torch.uint8 or images.dim() != 4:
+            raise ValueError(f"images is {images.dtype} {list(images.shape)}, not uint8 [N, C, H, W]")
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise ValueError(f"labels is {labels.dtype} {list(labels.shape)}, not int64 [{len(images)}]")
+        if not len(self.mean) == len(self.std) == images.shape[1]:
+            raise ValueError(f"mean {self.mean} and std {self.std} must have {images.shape[1]} channel(s)")
+        if self.augmentation not in ("none", "crop-flip"):
+            raise ValueError(f"augmentation is {self.augmentation!r}; it must be 'none' or 'crop-flip'")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def loader(
+        self, batch_size: int, *, seed: int | None = None, augment: bool = False, drop_last: bool = False
+    ) -> Iterable[Batch]:
+        """Batches from memory; see `Split.loader`."""
+        _check_loader(batch_size, seed, augment)
+        return _MemoryLoader(self, batch_size, seed, augment and self.augmentation == "crop-flip", drop_last)
+
+    def take(self, count: int) -> MemorySplit:
+        """The first `count` samples, sharing their memory; ValueError if there are fewer."""
+        check_count("count", count, 0, len(self))
+        return replace(self, images=self.images[:count], labels=self.labels[:count])
+
+    def tensors(self) -> Batch:
+        """All samples in order, normalised, unaugmented: float32 [N, C, H, W] and int64 [N]."""
+        return self.normalise(self.images), self.labels
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] to float32: (pixel / 255 - mean) / std."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    def subset(self, indices: Tensor, *, augmented: bool) -> MemorySplit:
+        """The samples at `indices`, int64 [M]; `loader(augment=True)` augments them only if `augmented`."""
+        images, labels = self.images[indices], self.labels[indices]
+        kind = self.augmentation if augmented else "none"
+        return replace(self, images=images, labels=labels, augmentation=kind)
+
+
+@dataclass(frozen=True, eq=False)
+class _MemoryLoader:
+    split: MemorySplit
+    batch_size: int
+    seed: int | None
+    augment: bool
+    drop_last: bool
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.split), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[Batch]:
+        split, n = self.split, len(self.split)
+        order = torch.arange(n)
+        if self.seed is not None:
+            # Drawn for all samples at once, so that a sample's crop does not depend on the batch size.
+            drawn = generator(self.seed)
+            order = torch.randperm(n, generator=drawn)
+            corners = torch.randint(0, 2 * _PADDING + 1, (n, 2), generator=drawn)
+            mirrored = torch.rand(n, generator=drawn) < 0.5
+        for batch in range(len(self)):
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            images = split.images[chosen]
+            if self.augment:
+                images = _crop_flip(images, corners[chosen], mirrored[chosen])
+            yield split.normalise(images), split.labels[chosen]
+
+
+@dataclass(frozen=True, eq=False)
+class FolderSplit:
+    """Images read from disk when they are asked for, by `workers` processes (0: this one).
+
+    folder: a torchvision ImageFolder without transforms; indices: which of its samples, int64 [N].
+    training, evaluation: image -> float32 [C, H, W], with and without `loader(augment=True)`.
+    ValueError while iterating: a damaged image, by name.
+    """
+
+    folder: torchvision.datasets.ImageFolder
+    indices: Tensor
+    training: Callable[[Any], Tensor]
+    evaluation: Callable[[Any], Tensor]
+    workers: int = 0
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def loader(
+        self, batch_size: int, *, seed: int | None = None, augment: bool = False, drop_last: bool = False
+    ) -> Iterable[Batch]:
+        """Batches streamed by a torch DataLoader; see `Split.loader`."""
+        _check_loader(batch_size, seed, augment)
+        order = self.indices
+        if seed is not None:
+            order = order[torch.randperm(len(order), generator=generator(seed))]
+        samples = _Transformed(self.folder, order, self.training if augment else self.evaluation, seed)
+        # A DataLoader draws a seed for its workers, from the global random state unless it has a generator.
+        workers: dict[str, Any] = {"num_workers": self.workers, "generator": generator(0)}
+        return DataLoader(samples, batch_size, drop_last=drop_last, collate_fn=_collate, **workers)
+
+    def take(self, count: int) -> FolderSplit:
+        """The first `count` samples; ValueError if there are fewer."""
+        check_count("count", count, 0, len(self))
+        return replace(self, indices=self.indices[:count])
+
+    def subset(self, indices: Tensor, *, augmented: bool) -> FolderSplit:
+        """The samples at `indices`, int64 [M]; `loader(augment=True)` augments them only if `augmented`."""
+        training = self.training if augmented else self.evaluation
+        return replace(self, indices=self.indices[indices], training=training)
+
+
+@dataclass(frozen=True)
+class _Transformed(Dataset[tuple[Tensor, int]]):
+    folder: torchvision.datasets.ImageFolder
+    order: Tensor
+    transform: Callable[[Any], Tensor]
+    seed: int | None
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        index = int(self.order[position])
+        image, label = self.folder[index]
+        # torchvision draws its crops from the global generator: seed it for this sample, then put it back.
+        with torch.random.fork_rng(devices=[]):
+            if self.seed is not None:
+                torch.default_generator.manual_seed(generator(self.seed, index).initial_seed())
+            return self.transform(image), label
+
+
+def generator(*entropy: int) -> torch.Generator:
+    """A CPU generator for these numbers, hashed because torch's own seeding keeps 32 bits of one number."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
+
+def _crop_flip(images: Tensor, corners: Tensor, mirrored: Tensor) -> Tensor:
+    """Crops [B, C, H, W] of the padded images at corners int64 [B, 2], mirrored where bool [B] says so."""
+    count, channels, height, width = images.shape
+    padded = torch.nn.functional.pad(images, (_PADDING,) * 4)
+    rows = corners[:, :1] + torch.arange(height)
+    columns = corners[:, 1:] + torch.arange(width)
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    sample, channel = torch.arange(count)[:, None, None, None], torch.arange(channels)[:, None, None]
+    return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _collate(samples: list[tuple[Tensor, int]]) -> Batch:
+    inputs, labels = default_collate(samples)  # a list, where a Batch is a tuple
+    return inputs, labels
+
+
+def _check_loader(batch_size: int, seed: int | None, augment: bool) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    if augment and seed is None:
+        raise ValueError("augment=True needs a seed, which decides the crops and flips")
+    if seed is not None and seed < 0:
+        raise ValueError(f"seed is {seed}; it must be 0 or more")
+
+
+def check_count(argument: str, count: int, least: int, most: int) -> None:
+    if not least <= count <= most:
+        raise ValueError(f"{argument} is {count}; it must be from {least} to {most}")
