@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <utility>
 
 #include "cpu/operations.h"
@@ -19,6 +20,20 @@ using Release = py::call_guard<py::gil_scoped_release>;
 
 Vectors vectors(uintptr_t a, uintptr_t b, int64_t n, int dtype, int threads) {
   return {reinterpret_cast<const void*>(a), reinterpret_cast<const void*>(b), n, static_cast<lpk::Dtype>(dtype), threads};
+}
+
+// A threshold crosses into Python as its bits: a conversion to Python's float would flush a denormal where the calling
+// process has set that (torch.set_flush_denormal).
+Threshold threshold(int32_t bits, int64_t last) {
+  Threshold result{0.0f, last};
+  std::memcpy(&result.value, &bits, 4);
+  return result;
+}
+
+int32_t bits_of(float value) {
+  int32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
 }
 
 #ifdef LPK_CUDA
@@ -79,9 +94,9 @@ PYBIND11_MODULE(_core, m) {
   m.def(
       "interpolate_threshold",
       [](uintptr_t a, uintptr_t b, int64_t n, int dtype, int threads, const std::vector<float>& alphas, int64_t keep) {
-        std::pair<std::vector<float>, std::vector<int64_t>> result;
+        std::pair<std::vector<int32_t>, std::vector<int64_t>> result;
         for (const Threshold& t : lpk::cpu::interpolate_threshold(vectors(a, b, n, dtype, threads), alphas, keep)) {
-          result.first.push_back(t.value);
+          result.first.push_back(bits_of(t.value));
           result.second.push_back(t.last);
         }
         return result;
@@ -89,15 +104,17 @@ PYBIND11_MODULE(_core, m) {
       Release());
   m.def(
       "interpolate_prune",
-      [](uintptr_t out, uintptr_t a, uintptr_t b, int64_t n, int dtype, int threads, float alpha, float value,
+      [](uintptr_t out, uintptr_t a, uintptr_t b, int64_t n, int dtype, int threads, float alpha, int32_t bits,
          int64_t last) {
-        lpk::cpu::interpolate_prune(reinterpret_cast<void*>(out), vectors(a, b, n, dtype, threads), alpha, {value, last});
+        lpk::cpu::interpolate_prune(reinterpret_cast<void*>(out), vectors(a, b, n, dtype, threads), alpha,
+                                    threshold(bits, last));
       },
       Release());
   m.def(
       "magnitude_mask",
-      [](uintptr_t out, uintptr_t x, int64_t n, int dtype, int threads, float value, int64_t last) {
-        lpk::cpu::magnitude_mask(reinterpret_cast<uint8_t*>(out), vectors(x, 0, n, dtype, threads), {value, last});
+      [](uintptr_t out, uintptr_t x, int64_t n, int dtype, int threads, int32_t bits, int64_t last) {
+        lpk::cpu::magnitude_mask(reinterpret_cast<uint8_t*>(out), vectors(x, 0, n, dtype, threads),
+                                 threshold(bits, last));
       },
       Release());
 

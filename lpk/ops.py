@@ -39,8 +39,8 @@ def interpolate(a: Tensor, b: Tensor, alpha: float | Tensor, *, out: Tensor | No
     Returns:
         `out`, or a new vector [n] of the dtype of `a`.
     """
-    _refuse_gradients(a, b)
-    alpha = _alpha(alpha)
+    _check_inputs(a=a, b=b, alpha=alpha, out=out)
+    alpha = _number("alpha", alpha, torch.float32)
     if out is None:
         return torch.ops.lpk.interpolate(a, b, alpha)
     torch.ops.lpk.interpolate_out(a, b, alpha, out)
@@ -59,8 +59,11 @@ def interpolate_threshold(a: Tensor, b: Tensor, alphas: Sequence[float] | Tensor
         The keep-th largest |x| for each coefficient, float32 [K], and the index of the last entry of that magnitude
         that survives, int64 [K]. For keep = 0: +inf and -1.
     """
-    _refuse_gradients(a, b)
+    _check_inputs(a=a, b=b, alphas=alphas)
+    _check_keep(keep, a)
     alphas = torch.as_tensor(alphas, dtype=torch.float32)
+    if alphas.dim() != 1:
+        raise ValueError(f"alphas has shape {tuple(alphas.shape)}; a list of coefficients is needed")
     return torch.ops.lpk.interpolate_threshold(a, b, alphas, keep)
 
 
@@ -86,17 +89,18 @@ def interpolate_prune(
     Returns:
         `out`, or a new vector [n] of the dtype of `a`.
     """
-    _refuse_gradients(a, b)
-    alpha = _alpha(alpha)
+    _check_inputs(a=a, b=b, alpha=alpha, out=out)
+    _check_keep(keep, a)
+    alpha = _number("alpha", alpha, torch.float32)
     if threshold is None:
         value, last = torch.ops.lpk.interpolate_threshold(a, b, alpha.reshape(1), keep)
     else:
-        _check_keep(keep, a)
-        value = torch.as_tensor(threshold[0], dtype=torch.float32)
-        last = torch.as_tensor(threshold[1], dtype=torch.int64)
+        value = _number("threshold[0]", threshold[0], torch.float32)
+        last = _number("threshold[1]", threshold[1], torch.int64)
+    value, last = value.reshape(()), last.reshape(())
     if out is None:
-        return torch.ops.lpk.interpolate_prune(a, b, alpha, value.reshape(()), last.reshape(()))
-    torch.ops.lpk.interpolate_prune_out(a, b, alpha, value.reshape(()), last.reshape(()), out)
+        return torch.ops.lpk.interpolate_prune(a, b, alpha, value, last)
+    torch.ops.lpk.interpolate_prune_out(a, b, alpha, value, last, out)
     return out
 
 
@@ -111,7 +115,8 @@ def magnitude_prune(x: Tensor, keep: int, *, out: Tensor | None = None) -> Tenso
     Returns:
         `out`, or a new vector [n] of the dtype of `x`.
     """
-    _refuse_gradients(x)
+    _check_inputs(x=x, out=out)
+    _check_keep(keep, x)
     if out is None:
         return torch.ops.lpk.magnitude_prune(x, keep)
     torch.ops.lpk.magnitude_prune_out(x, keep, out)
@@ -128,7 +133,10 @@ def magnitude_mask(x: Tensor, keep: int) -> Tensor:
     Returns:
         Mask, bool [n].
     """
-    return torch.ops.lpk.magnitude_mask(x.detach(), keep)
+    with torch.no_grad():
+        _check_inputs(x=x)
+        _check_keep(keep, x)
+        return torch.ops.lpk.magnitude_mask(x.detach(), keep)
 
 
 def instruction_set() -> str:
@@ -151,13 +159,20 @@ def backends() -> dict[str, str]:
 # --- checks, shared by the implementations and the fake kernels -------------------------------------------------------
 
 
-def _refuse_gradients(*tensors: Tensor) -> None:
-    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
-        raise RuntimeError("lpk.ops has no gradients: call it under torch.no_grad(), or pass tensor.detach()")
+def _check_inputs(**inputs: object) -> None:
+    """That vectors are tensors, and that no gradient would be lost."""
+    for name, value in inputs.items():
+        if name in ("a", "b", "x", "out") and not isinstance(value, Tensor) and not (name == "out" and value is None):
+            raise TypeError(f"{name} is a {type(value).__name__}; a tensor is needed")
+        if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(f"{name} requires a gradient, and lpk.ops has none: use torch.no_grad() or .detach()")
 
 
-def _alpha(alpha: float | Tensor) -> Tensor:
-    return torch.as_tensor(alpha, dtype=torch.float32).reshape(())
+def _number(name: str, value: float | Tensor, dtype: torch.dtype) -> Tensor:
+    tensor = torch.as_tensor(value, dtype=dtype)
+    if tensor.numel() != 1:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; one number is needed")
+    return tensor.reshape(())
 
 
 def _check_vectors(**vectors: Tensor) -> None:
@@ -179,6 +194,8 @@ def _check_vectors(**vectors: Tensor) -> None:
 
 
 def _check_keep(keep: int, x: Tensor) -> None:
+    if not isinstance(keep, int | torch.SymInt):
+        raise TypeError(f"keep is a {type(keep).__name__}; a whole number is needed")
     if not 0 <= keep <= x.numel():
         raise ValueError(f"keep is {keep}; 0 to {x.numel()}, the number of weights, is possible")
 
@@ -238,8 +255,8 @@ def _interpolate_threshold(a: Tensor, b: Tensor, alphas: Tensor, keep: int) -> t
     _check_vectors(a=a, b=b)
     _check_keep(keep, a)
     coefficients = [_check_alpha(alpha) for alpha in alphas]
-    values, last = _core.interpolate_threshold(a.data_ptr(), b.data_ptr(), *_cpu(a), coefficients, keep)
-    return torch.tensor(values, dtype=torch.float32), torch.tensor(last, dtype=torch.int64)
+    bits, last = _core.interpolate_threshold(a.data_ptr(), b.data_ptr(), *_cpu(a), coefficients, keep)
+    return torch.tensor(bits, dtype=torch.int32).view(torch.float32), torch.tensor(last, dtype=torch.int64)
 
 
 @_interpolate_threshold.register_fake
@@ -255,7 +272,7 @@ def _interpolate_prune_out(a: Tensor, b: Tensor, alpha: Tensor, value: Tensor, l
     _check_out(out, a=a, b=b)
     if not float(value) >= 0.0:
         raise ValueError(f"threshold is {float(value)}; a magnitude of at least 0 is needed")
-    pair = float(value), int(last)
+    pair = int(value.view(torch.int32)), int(last)
     _core.interpolate_prune(out.data_ptr(), a.data_ptr(), b.data_ptr(), *_cpu(a), _check_alpha(alpha), *pair)
 
 
@@ -277,11 +294,11 @@ def _(a: Tensor, b: Tensor, alpha: Tensor, value: Tensor, last: Tensor) -> Tenso
     return torch.empty_like(a)
 
 
-def _magnitude_threshold(x: Tensor, keep: int) -> tuple[float, int]:
-    """The interpolation with a null b is x itself."""
+def _magnitude_threshold(x: Tensor, keep: int) -> tuple[int, int]:
+    """The interpolation with a null b is x itself. Returns the threshold's bits and the last survivor's index."""
     _check_keep(keep, x)
-    values, last = _core.interpolate_threshold(x.data_ptr(), 0, *_cpu(x), [1.0], keep)
-    return values[0], last[0]
+    bits, last = _core.interpolate_threshold(x.data_ptr(), 0, *_cpu(x), [1.0], keep)
+    return bits[0], last[0]
 
 
 @custom_op("lpk::magnitude_prune_out", mutates_args=("out",), device_types="cpu")

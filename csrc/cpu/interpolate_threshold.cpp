@@ -70,7 +70,6 @@ void locate(Found& found, int64_t chunk_count, Count&& count) {
 
 // All magnitudes at once: for small vectors.
 Threshold direct(const Vectors& v, float alpha, int64_t keep) {
-  DefaultFloatingPoint environment;
   std::vector<Key> keys(v.n);
   if (!loops(v.dtype).keys(keys.data(), source(v, alpha), 0, v.n)) throw_not_finite(v, alpha);
   std::vector<Key> order(keys);
@@ -340,6 +339,7 @@ std::vector<int64_t> sample_positions(int64_t n) {
 }
 
 std::vector<Threshold> interpolate_threshold(const Vectors& v, const std::vector<float>& alphas, int64_t keep) {
+  DefaultFloatingPoint environment;
   if (keep == 0) {
     for (float alpha : alphas) {  // nothing to select, but bad values are an error here too
       histogram(v, alpha, 1, 0, 0, 31);

@@ -13,6 +13,7 @@ namespace lpk::cpu {
 // false where it met a NaN or an infinity, which is thrown here.
 template <class Body>
 void for_pieces(const Vectors& v, float alpha, const Threshold& threshold, Body&& body) {
+  DefaultFloatingPoint environment;
   const Key key = key_floor(threshold.value, v.dtype);
   const bool exact = value_of(key, v.dtype) == threshold.value;
   const int64_t split = exact ? threshold.last + 1 : 0;
