@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -35,6 +35,7 @@ DataPath = Annotated[
 OwnSeed = Annotated[int, typer.Option("--seed", help="Of initialization, data split and order of the samples.")]
 RunSeed = Annotated[int | None, typer.Option("--seed", help="Checked against the run's own seed, where given.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="How many threads to use; default: PyTorch's.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, …; default: a GPU where there is one.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
@@ -63,19 +64,19 @@ def demo(
     seed: OwnSeed = 0,
     preset: Annotated[str, typer.Option(help="A preset's name or a TOML file.")] = "demo",
     threads: Threads = None,
+    device: Device = None,
     quiet: Quiet = False,
 ) -> None:
     """Trains tickets on Fashion-MNIST, pools them, compares, and writes a report: the whole method in a few minutes."""
     _use(threads)
     try:
-        opened = Run.create(run, presets.load(preset), seed=seed, root=data)
-        with opened as created:
+        with Run.create(run, presets.load(preset), seed=seed, root=data, device=device) as created:
             _demo(created, quiet)
     except DataNotFound:
         if preset != "demo":
             raise
         console.print("Fashion-MNIST was not found and cannot be downloaded: using scikit-learn's handwritten digits.")
-        with Run.create(run, presets.load("digits"), seed=seed, root=None) as created:
+        with Run.create(run, presets.load("digits"), seed=seed, device=device) as created:
             _demo(created, quiet)
 
 
@@ -97,11 +98,12 @@ def imp(
     data: DataPath = None,
     seed: OwnSeed = 0,
     threads: Threads = None,
+    device: Device = None,
     quiet: Quiet = False,
 ) -> None:
     """Trains, prunes and rewinds (Algorithm 1); started again, goes on from the last finished epoch."""
     _use(threads)
-    with Run.create(run, presets.load(preset), seed=seed, root=data) as created:
+    with Run.create(run, presets.load(preset), seed=seed, root=data, device=device) as created:
         tickets = created.imp(progress=not quiet)
     console.print(
         f"{len(tickets)} tickets, densities {tickets[0].density:.1%} to {tickets[-1].density:.1%}, in {run}/tickets"
@@ -119,11 +121,12 @@ def pool(
     data: DataPath = None,
     seed: RunSeed = None,
     threads: Threads = None,
+    device: Device = None,
     quiet: Quiet = False,
 ) -> None:
     """Pools the run's tickets (Algorithms 2 and 3, or the SWA and EMA baselines)."""
     _use(threads)
-    with Run.open(run, seed=seed, root=data) as opened:
+    with Run.open(run, seed=seed, root=data, device=device) as opened:
         options = {"prune": prune, "candidates": candidates, "search": search}
         tickets = opened.tickets()
         for pooled in comparison.make_pools(
@@ -135,11 +138,16 @@ def pool(
 
 @app.command(name="eval")
 def evaluate(
-    run: RunPath, data: DataPath = None, seed: RunSeed = None, threads: Threads = None, quiet: Quiet = False
+    run: RunPath,
+    data: DataPath = None,
+    seed: RunSeed = None,
+    threads: Threads = None,
+    device: Device = None,
+    quiet: Quiet = False,
 ) -> None:
     """Test accuracies of the run's tickets and pooled networks."""
     _use(threads)
-    with Run.open(run, seed=seed, root=data) as opened:
+    with Run.open(run, seed=seed, root=data, device=device) as opened:
         results = comparison.evaluate(opened, progress=not quiet)
         console.print(report.table(results), report.summary(results), sep="\n")
 
@@ -150,14 +158,19 @@ def write_report(run: RunPath, seed: RunSeed = None) -> None:
     results = files.read_json(_existing(run / comparison.RESULTS))
     if seed is not None and seed != results["manifest"]["seed"]:
         raise ValueError(f"{run} is a run with seed {results['manifest']['seed']}, not {seed}")
-    report.write(results, run / "report.html")
-    console.print(f"wrote {run / 'report.html'}")
+    _write_report(results, run)
+    console.print(f"wrote {run / 'report.html'} and accuracy.svg")
 
 
-def _show(run: Run, results: dict[str, object]) -> None:
-    report.write(results, run.path / "report.html")
+def _show(run: Run, results: dict[str, Any]) -> None:
+    _write_report(results, run.path)
     console.print(report.table(results), report.summary(results), sep="\n")
     console.print(f"Open [bold]{run.path / 'report.html'}[/bold]; the networks are in {run.path / 'pooled'}.")
+
+
+def _write_report(results: dict[str, Any], path: Path) -> None:
+    report.write(results, path / "report.html")
+    files.write_bytes(path / "accuracy.svg", report.accuracy_plot(results))
 
 
 def _existing(path: Path) -> Path:

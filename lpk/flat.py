@@ -196,6 +196,8 @@ class FlatModel:
         model: the copy, in evaluation mode, without gradients.
         weights, rest: the vectors [n] and [m] that the copy computes with.
         statistics: bool [m], True at BatchNorm's running mean and variance.
+
+    Raises ValueError where the model's names, shapes or dtypes are not those of the layout.
     """
 
     def __init__(self, model: nn.Module, layout: Layout, device: torch.device) -> None:
@@ -205,6 +207,8 @@ class FlatModel:
         self.rest = torch.zeros(layout.rest[-1].span.stop if layout.rest else 0, device=device)
         self._copied: list[tuple[Tensor, slice]] = []
         state = self.model.state_dict(keep_vars=True)
+        if problem := layout.difference(state):
+            raise ValueError(f"the tickets are of another network than the model: {problem}")
         for entries, vector in ((layout.weights, self.weights), (layout.rest, self.rest)):
             for entry in entries:
                 if entry.dtype == vector.dtype:

@@ -179,7 +179,8 @@ class _Run:
             self.model.load_state_dict(self.rewind_state)
         elif rewind == 0:
             self._remember_rewind()
-        bar.note(f"round {round_}, {int(mask.sum()) / self.layout.n:.1%} of the weights")
+        rewound = f", rewound to epoch {rewind}" if round_ > 0 else ""
+        bar.note(f"round {round_}: {int(mask.sum()) / self.layout.n:.1%} of the weights{rewound}")
         with _pruned(self.model, self.layout, mask):
             for begin, end in self._legs(start):
                 if self.settings["seed"] is not None:

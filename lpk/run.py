@@ -42,11 +42,14 @@ class Run:
     preset: Preset
     seed: int
     data: Data
+    device: torch.device
     manifest: dict[str, Any]
 
     @classmethod
     @contextmanager
-    def create(cls, path: Path, preset: Preset, *, seed: int, root: Path | None) -> Iterator[Run]:
+    def create(
+        cls, path: Path, preset: Preset, *, seed: int, root: Path | None = None, device: str | None = None
+    ) -> Iterator[Run]:
         """Opens a run directory, new or begun before with the same preset, seed and data, and locks it.
 
         Raises ValueError where it holds another run, RuntimeError where another process uses it.
@@ -67,6 +70,7 @@ class Run:
                 },
                 "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
                 "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "device": str(_device(device)),
                 "versions": versions(),
             }
             if (path / MANIFEST).exists():
@@ -77,11 +81,13 @@ class Run:
                 manifest = stored
             else:
                 files.write_json(path / MANIFEST, manifest)
-            yield cls(path, preset, seed, loaded, manifest)
+            yield cls(path, preset, seed, loaded, _device(device), manifest)
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, *, seed: int | None = None, root: Path | None = None) -> Iterator[Run]:
+    def open(
+        cls, path: Path, *, seed: int | None = None, root: Path | None = None, device: str | None = None
+    ) -> Iterator[Run]:
         """Opens and locks a run directory that exists. `seed`, where given, must be the run's."""
         if not (path / MANIFEST).exists():
             raise FileNotFoundError(f"{path} is not a run directory: it has no {MANIFEST}; `lpk imp` makes one")
@@ -91,14 +97,16 @@ class Run:
                 raise ValueError(f"{path} is a run with seed {manifest['seed']}, not {seed}")
             preset = presets.from_dict(manifest["preset"], str(path / MANIFEST))
             root = root or (Path(manifest["data_root"]) if manifest["data_root"] else None)
-            yield cls(path, preset, manifest["seed"], _load_data(preset, manifest["seed"], root), manifest)
+            loaded = _load_data(preset, manifest["seed"], root)
+            yield cls(path, preset, manifest["seed"], loaded, _device(device), manifest)
 
     def model(self) -> nn.Module:
         """The network at its initialization, which depends on the seed alone."""
         torch.manual_seed(stream(self.seed, "initialization"))
-        return models.build(
+        network = models.build(
             self.preset.model.name, classes=self.data.classes, shape=self.data.shape, **self.preset.model.options
-        ).to(memory_format=torch.channels_last)
+        )
+        return network.to(self.device, memory_format=torch.channels_last)
 
     def imp(self, *, progress: bool = True) -> Tickets:
         """Algorithm 1 by the preset's recipe; goes on where it was interrupted."""
@@ -134,6 +142,11 @@ class Run:
             directory.name: [Pooled.load(path) for path in sorted(directory.glob("round-*.safetensors"))]
             for directory in sorted((self.path / "pooled").glob("*"))
         }
+
+
+def _device(name: str | None) -> torch.device:
+    """The device by name; None: a GPU where there is one."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _load_data(preset: Preset, seed: int, root: Path | None) -> Data:

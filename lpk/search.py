@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lpk import ops
 from lpk.evaluate import BATCH_SIZE, Evaluator, Samples, Score
-from lpk.flat import Flat, Layout
+from lpk.flat import Flat
 from lpk.pooled import Pooled, Step, versions
 from lpk.progress import Progress
 from lpk.tickets import Ticket, Tickets
@@ -111,7 +111,6 @@ def pool(
     _check_numbers(coefficients, candidates, error)
     if target is not None and not 0 <= target < len(tickets):
         raise ValueError(f"target is round {target}; there are tickets of rounds 0 to {len(tickets) - 1}")
-    _check_model(model, tickets.layout)
     evaluator = Evaluator(
         model,
         tickets.layout,
@@ -318,11 +317,3 @@ def _check_numbers(coefficients: tuple[float, ...], candidates: int | None, erro
         raise ValueError(f"candidates is {candidates}; 0 or more, or None for all, is possible")
     if not 0.0 < error < 1.0:
         raise ValueError(f"error is {error}; a probability between 0 and 1 is needed")
-
-
-def _check_model(model: nn.Module, layout: Layout) -> None:
-    """The model must be the tickets' network: same names, shapes and dtypes, pruning reparametrizations aside."""
-    from lpk.flat import plain_copy
-
-    if problem := layout.difference(plain_copy(model).state_dict()):
-        raise ValueError(f"the tickets are of another network than the model: {problem}")
