@@ -106,7 +106,7 @@ class Run:
         network = models.build(
             self.preset.model.name, classes=self.data.classes, shape=self.data.shape, **self.preset.model.options
         )
-        return network.to(self.device, memory_format=torch.channels_last)
+        return network.to(self.device).to(memory_format=torch.channels_last)
 
     def imp(self, *, progress: bool = True) -> Tickets:
         """Algorithm 1 by the preset's recipe; goes on where it was interrupted."""

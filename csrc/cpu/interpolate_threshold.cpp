@@ -157,7 +157,7 @@ Bracket bracket(const Sample& sample, const Vectors& v, float alpha, int64_t kee
   const double share = double(keep) / double(v.n), size = double(sample.n);
   const double width = kSigmas * std::sqrt(size * share * (1.0 - share)) + 2.0;
   const auto above = int64_t(std::floor(share * size - width)), below = int64_t(std::ceil(share * size + width));
-  Bracket result{s.alpha, s.beta, -1, std::numeric_limits<Key>::max()};
+  Bracket result{s.alpha, s.beta, -1, std::numeric_limits<Key>::max(), false};
   auto from = keys.begin();
   if (above >= 0) {
     from += above;
@@ -168,6 +168,8 @@ Bracket bracket(const Sample& sample, const Vectors& v, float alpha, int64_t kee
     std::nth_element(from, keys.begin() + below, keys.end(), std::greater<Key>());
     result.lo = keys[below];
   }
+  result.tied = std::count(keys.begin(), keys.end(), result.lo) > 1 ||
+                std::count(keys.begin(), keys.end(), result.hi) > 1;
   return result;
 }
 
@@ -245,7 +247,7 @@ class Sweep {
       found = {brackets_[k].lo, keep - above_lo, -1, 0, true};
       locate(found, chunks(v_.n), [&](int64_t c) { return tally(c, k).from_lo - tally(c, k).above_lo; });
     } else if (!given_up_[k]) {
-      found = among_stored(k, keep - from_hi, above_lo - from_hi);
+      found = among_stored(k, keep - from_hi);
     }
     return found;
   }
@@ -254,11 +256,22 @@ class Sweep {
   const Tally& tally(int64_t chunk, int k) const { return tallies_[chunk * count_ + k]; }
 
   // The stored keys stand in index order, thread after thread: the tie that survives last is found by counting there.
-  Found among_stored(int k, int64_t rank, int64_t size) const {
-    std::unique_ptr<Key[]> order(new Key[size]);
-    Key* end = order.get();
-    for (int t = 0; t < threads_; ++t) end = std::copy_n(store(t, k).keys.get(), store(t, k).size, end);
-    Found found = select(order.get(), end, rank);
+  Found among_stored(int k, int64_t rank) const {
+    // A histogram of the bracket narrows them down to a few.
+    constexpr int kBins = 2048;
+    const Key first = brackets_[k].lo + 1;
+    const int64_t width = int64_t(brackets_[k].hi) - first;
+    int shift = 0;
+    while ((width - 1) >> shift >= kBins) ++shift;
+    std::vector<int64_t> counts(kBins);
+    for_stored(k, [&](Key key) { ++counts[uint32_t(key - first) >> shift]; });
+    const auto [bin, rank_in_bin] = bin_of(counts, rank);
+    std::vector<Key> order;
+    order.reserve(counts[bin]);
+    for_stored(k, [&, bin = bin](Key key) {
+      if (Key(uint32_t(key - first) >> shift) == bin) order.push_back(key);
+    });
+    Found found = select(order.data(), order.data() + order.size(), rank_in_bin);
     int thread = 0;
     int64_t at = 0;
     locate(found, chunks(v_.n), [&](int64_t c) {
@@ -269,6 +282,12 @@ class Sweep {
       return std::count(here, here + inside, found.key);
     });
     return found;
+  }
+
+  template <class Body>
+  void for_stored(int k, Body&& body) const {
+    for (int t = 0; t < threads_; ++t)
+      for (int64_t i = 0; i < store(t, k).size; ++i) body(store(t, k).keys[i]);
   }
 
   const Store& store(int thread, int k) const { return stores_[thread * count_ + k]; }

@@ -26,6 +26,7 @@ struct Bracket {
   float beta;
   Key lo;
   Key hi;
+  bool tied;  // whether lo or hi are probably the magnitude of many elements, which must then be counted
 };
 
 // What the sweep counts for one coefficient in one chunk; a chunk has fewer than 2^31 elements.
@@ -33,8 +34,8 @@ struct Tally {
   int32_t above_hi;     // key >  hi
   int32_t from_hi;      // key >= hi
   int32_t above_lo;     // key >  lo
-  int32_t from_lo;      // key >= lo
-  int32_t not_finite;   // 1 if some x is NaN or infinite
+  int32_t from_lo;      // key >= lo; not tied: as above_lo, and above_hi as from_hi
+  int32_t not_finite;   // 1 if some element of a or b is NaN or infinite
 };
 
 struct Loops {
