@@ -132,7 +132,7 @@ def pool(
         for pooled in comparison.make_pools(
             opened, tickets, method=method, target=target, progress=not quiet, **options
         ):
-            console.print(pooled, highlight=False)
+            console.print(pooled, highlight=False, soft_wrap=True)
     console.print("Validation accuracies pick and flatter; `lpk eval` reports the test set.")
 
 

@@ -7,6 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 
 
 class Progress:
@@ -14,15 +15,17 @@ class Progress:
 
     def __init__(self, name: str, total: int, *, show: bool = True) -> None:
         self._bars = Bars(
-            TextColumn("{task.description:>8}"),
-            BarColumn(bar_width=28),
+            TextColumn(f"{name:>13}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
+            TextColumn("left", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+            # what a narrow terminal has no room for
+            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
             console=Console(stderr=True),
             disable=not show,
+            expand=True,
         )
         self._task = self._bars.add_task(name, total=total, note="")
 

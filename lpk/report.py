@@ -88,7 +88,7 @@ def table(results: Results) -> Table:
 
     The first method's gain comes with its 95% interval. The best of a line is bold.
     """
-    shown = Table(box=box.SIMPLE, show_edge=False, show_footer=True, pad_edge=False, padding=(0, 1, 0, 0))
+    shown = Table(box=box.SIMPLE, show_edge=False, show_footer=True, pad_edge=False, padding=0)
     shown.caption = "test accuracy in %, gain over the ticket in points (the first with its 95% interval)"
     shown.caption_justify = "left"
     shown.footer_style = ""  # bold is for the best

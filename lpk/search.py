@@ -123,7 +123,7 @@ def pool(
     )
     targets = range(len(tickets)) if target is None else [target]
     offered = len(tickets) - 1 if candidates is None else min(candidates, len(tickets) - 1)
-    with Progress("pool", len(targets) * offered, show=progress) as bar:
+    with Progress(method, len(targets) * offered, show=progress) as bar:
         pools = [
             _Pool(tickets[t], tickets, evaluator, method, coefficients, prune, offered, search, bar).run()
             for t in targets
