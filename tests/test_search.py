@@ -3,6 +3,7 @@ import math
 import zlib
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lpk
-from lpk import search
+from lpk import files, search
 from lpk.evaluate import Score
 from lpk.flat import Flat
 from lpk.progress import Progress
@@ -286,6 +287,22 @@ def test_pooled_survives_its_file(tickets, network, validation, calibration, tmp
     assert same_network(read, pooled) and torch.equal(read.mask, pooled.mask)
     for name in ("round", "accuracy", "baseline_accuracy", "steps", "forward_samples", "seconds", "settings"):
         assert getattr(read, name) == getattr(pooled, name), name
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "not ours"])
+def test_damaged_pooled_file_is_named(tickets, network, validation, calibration, tmp_path, damage):
+    path = tmp_path / "a.safetensors"
+    pool(tickets, 3, model=network, validation=validation, calibration=calibration, **CHOICES).save(path)
+    content = bytearray(path.read_bytes())
+    if damage == "not ours":
+        safetensors.torch.save_file({"x": torch.zeros(3)}, path)
+    elif damage == "flip":
+        content[-3] ^= 1
+        path.write_bytes(content)
+    else:
+        path.write_bytes(content[:-50])
+    with pytest.raises(files.FileDamaged, match=r"a\.safetensors"):
+        lpk.Pooled.load(path)
 
 
 def test_bad_arguments_are_named(tickets, network, validation, calibration):
