@@ -60,6 +60,17 @@ void define_cuda(py::module_& m) {
         lpk::cuda::interpolate(reinterpret_cast<void*>(out), vectors(a, b, n, dtype, stream, first_bad), scalar(alpha));
       },
       Release());
+  m.def("cuda_workspace_bytes", &lpk::cuda::workspace_bytes);
+  m.def(
+      "cuda_interpolate_threshold",
+      [](uintptr_t values, uintptr_t last, uintptr_t a, uintptr_t b, int64_t n, int dtype, uintptr_t stream,
+         uintptr_t first_bad, uintptr_t alphas, int count, int64_t keep, uintptr_t workspace) {
+        lpk::cuda::interpolate_threshold(reinterpret_cast<float*>(values), reinterpret_cast<int64_t*>(last),
+                                         vectors(a, b, n, dtype, stream, first_bad),
+                                         reinterpret_cast<const float*>(alphas), count, keep,
+                                         reinterpret_cast<void*>(workspace));
+      },
+      Release());
   m.def(
       "cuda_interpolate_prune",
       [](uintptr_t out, uintptr_t a, uintptr_t b, int64_t n, int dtype, uintptr_t stream, uintptr_t first_bad,

@@ -14,3 +14,43 @@ def instruction_sets() -> list[str]: ...
 def set_instruction_set(name: str) -> None: ...
 def set_selection(name: str) -> None: ...
 def sample_positions(n: int) -> list[int]: ...
+def cuda_workspace_bytes(n: int, count: int) -> int: ...
+def cuda_interpolate(
+    out: int, a: int, b: int, n: int, dtype: int, stream: int, first_bad: int, alpha: tuple[float, int]
+) -> None: ...
+def cuda_interpolate_threshold(
+    values: int,
+    last: int,
+    a: int,
+    b: int,
+    n: int,
+    dtype: int,
+    stream: int,
+    first_bad: int,
+    alphas: int,
+    count: int,
+    keep: int,
+    workspace: int,
+) -> None: ...
+def cuda_interpolate_prune(
+    out: int,
+    a: int,
+    b: int,
+    n: int,
+    dtype: int,
+    stream: int,
+    first_bad: int,
+    alpha: tuple[float, int],
+    value: tuple[float, int],
+    last: tuple[float, int],
+) -> None: ...
+def cuda_magnitude_mask(
+    out: int,
+    x: int,
+    n: int,
+    dtype: int,
+    stream: int,
+    first_bad: int,
+    value: tuple[float, int],
+    last: tuple[float, int],
+) -> None: ...

@@ -10,20 +10,24 @@ does not survive becomes +0. Every backend, instruction set and thread count ret
 Vectors are one-dimensional contiguous tensors of dtype float32, float16 or bfloat16, all of one dtype and device.
 Errors, for every function: TypeError for another dtype; ValueError for shapes that do not match, a vector that is not
 contiguous, `keep` outside 0..n, a coefficient outside [0, 1], an `out` that overlaps an input without being it, and
-weights that are NaN or infinite; RuntimeError where a gradient would be lost.
+weights that are NaN or infinite; RuntimeError where a gradient would be lost. On a GPU no function waits for the
+device: coefficients and thresholds may be device tensors, and `raise_if_not_finite` tells afterwards of NaN and
+infinity.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from lpk import _core  # after torch, whose libgomp it shares
-
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+from lpk import _core, cpu, gpu
+from lpk.cpu import DTYPES
+from lpk.gpu import raise_if_not_finite as raise_if_not_finite
 
 Threshold = tuple[Tensor | float, Tensor | int]
 
@@ -146,13 +150,16 @@ def instruction_set() -> str:
 
 def backends() -> dict[str, str]:
     """Each backend, and whether it runs here or why it does not."""
+    no_gpu = None if torch.cuda.is_available() else "no GPU is usable here"
     described = {"cpu": f"runs here: {_core.instruction_set()} (usable: {', '.join(_core.instruction_sets())})"}
-    if not _core.cuda_compiled:
-        described["cuda"] = "not compiled: nvcc was not found, or LPK_CUDA=0 was set, when lpk was built"
-    elif not torch.cuda.is_available():
-        described["cuda"] = f"compiled for sm_{_core.cuda_architectures.replace(' ', ', sm_')}; no GPU is usable here"
+    if _core.cuda_compiled:
+        described["cuda"] = f"compiled for sm_{_core.cuda_architectures.replace(' ', ', sm_')}; {no_gpu or 'runs here'}"
     else:
-        described["cuda"] = f"compiled for sm_{_core.cuda_architectures.replace(' ', ', sm_')}"
+        described["cuda"] = "not compiled: nvcc was not found, or LPK_CUDA=0 was set, when lpk was built"
+    if importlib.util.find_spec("triton") is None:
+        described["triton"] = "not installed"
+    else:
+        described["triton"] = no_gpu or ("not needed: cuda runs" if _core.cuda_compiled else "runs here")
     return described
 
 
@@ -209,26 +216,29 @@ def _check_out(out: Tensor, **inputs: Tensor) -> None:
             raise ValueError(f"out overlaps {name} without being it; pass {name} itself or memory of its own")
 
 
-def _check_alpha(alpha: Tensor) -> float:
-    value = float(alpha)
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"alpha is {value}; a coefficient lies in [0, 1]")
-    return value
+def _check_alphas(alphas: Tensor) -> None:
+    """Coefficients that lie on a GPU are not read here."""
+    for value in () if alphas.is_cuda else alphas.reshape(-1).tolist():
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"alpha is {value}; a coefficient lies in [0, 1]")
 
 
-def _cpu(x: Tensor) -> tuple[int, int, int]:
-    """What the extension wants to know beside addresses: n, dtype, threads."""
-    return x.numel(), DTYPES[x.dtype], torch.get_num_threads()
+def _backend(x: Tensor) -> ModuleType:
+    """What runs the operations on this vector's device."""
+    if x.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"a vector on {x.device} is not supported; CPU and CUDA tensors are")
+    return gpu if x.is_cuda else cpu
 
 
-# --- the operators: schema, fake kernel and CPU implementation --------------------------------------------------------
+# --- the operators: schema, implementation and fake kernel ------------------------------------------------------------
 
 
-@custom_op("lpk::interpolate_out", mutates_args=("out",), device_types="cpu")
+@custom_op("lpk::interpolate_out", mutates_args=("out",))
 def _interpolate_out(a: Tensor, b: Tensor, alpha: Tensor, out: Tensor) -> None:
     _check_vectors(a=a, b=b, out=out)
     _check_out(out, a=a, b=b)
-    _core.interpolate(out.data_ptr(), a.data_ptr(), b.data_ptr(), *_cpu(a), _check_alpha(alpha))
+    _check_alphas(alpha)
+    _backend(a).interpolate(out, a, b, alpha)
 
 
 @_interpolate_out.register_fake
@@ -236,11 +246,12 @@ def _(a: Tensor, b: Tensor, alpha: Tensor, out: Tensor) -> None:
     _check_vectors(a=a, b=b, out=out)
 
 
-@custom_op("lpk::interpolate", mutates_args=(), device_types="cpu")
+@custom_op("lpk::interpolate", mutates_args=())
 def _interpolate(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
     _check_vectors(a=a, b=b)
+    _check_alphas(alpha)
     out = torch.empty_like(a)
-    _core.interpolate(out.data_ptr(), a.data_ptr(), b.data_ptr(), *_cpu(a), _check_alpha(alpha))
+    _backend(a).interpolate(out, a, b, alpha)
     return out
 
 
@@ -250,13 +261,12 @@ def _(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
     return torch.empty_like(a)
 
 
-@custom_op("lpk::interpolate_threshold", mutates_args=(), device_types="cpu")
+@custom_op("lpk::interpolate_threshold", mutates_args=())
 def _interpolate_threshold(a: Tensor, b: Tensor, alphas: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     _check_vectors(a=a, b=b)
     _check_keep(keep, a)
-    coefficients = [_check_alpha(alpha) for alpha in alphas]
-    bits, last = _core.interpolate_threshold(a.data_ptr(), b.data_ptr(), *_cpu(a), coefficients, keep)
-    return torch.tensor(bits, dtype=torch.int32).view(torch.float32), torch.tensor(last, dtype=torch.int64)
+    _check_alphas(alphas)
+    return _backend(a).interpolate_threshold(a, b, alphas, keep)
 
 
 @_interpolate_threshold.register_fake
@@ -266,14 +276,14 @@ def _(a: Tensor, b: Tensor, alphas: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     return a.new_empty(alphas.shape, dtype=torch.float32), a.new_empty(alphas.shape, dtype=torch.int64)
 
 
-@custom_op("lpk::interpolate_prune_out", mutates_args=("out",), device_types="cpu")
+@custom_op("lpk::interpolate_prune_out", mutates_args=("out",))
 def _interpolate_prune_out(a: Tensor, b: Tensor, alpha: Tensor, value: Tensor, last: Tensor, out: Tensor) -> None:
     _check_vectors(a=a, b=b, out=out)
     _check_out(out, a=a, b=b)
-    if not float(value) >= 0.0:
+    _check_alphas(alpha)
+    if not value.is_cuda and not float(value) >= 0.0:
         raise ValueError(f"threshold is {float(value)}; a magnitude of at least 0 is needed")
-    pair = int(value.view(torch.int32)), int(last)
-    _core.interpolate_prune(out.data_ptr(), a.data_ptr(), b.data_ptr(), *_cpu(a), _check_alpha(alpha), *pair)
+    _backend(a).interpolate_prune(out, a, b, alpha, value, last)
 
 
 @_interpolate_prune_out.register_fake
@@ -281,7 +291,7 @@ def _(a: Tensor, b: Tensor, alpha: Tensor, value: Tensor, last: Tensor, out: Ten
     _check_vectors(a=a, b=b, out=out)
 
 
-@custom_op("lpk::interpolate_prune", mutates_args=(), device_types="cpu")
+@custom_op("lpk::interpolate_prune", mutates_args=())
 def _interpolate_prune(a: Tensor, b: Tensor, alpha: Tensor, value: Tensor, last: Tensor) -> Tensor:
     out = torch.empty_like(a)
     _interpolate_prune_out(a, b, alpha, value, last, out)
@@ -294,19 +304,21 @@ def _(a: Tensor, b: Tensor, alpha: Tensor, value: Tensor, last: Tensor) -> Tenso
     return torch.empty_like(a)
 
 
-def _magnitude_threshold(x: Tensor, keep: int) -> tuple[int, int]:
-    """The interpolation with a null b is x itself. Returns the threshold's bits and the last survivor's index."""
-    _check_keep(keep, x)
-    bits, last = _core.interpolate_threshold(x.data_ptr(), 0, *_cpu(x), [1.0], keep)
-    return bits[0], last[0]
+_ONE = torch.ones(())
 
 
-@custom_op("lpk::magnitude_prune_out", mutates_args=("out",), device_types="cpu")
+def _magnitude_threshold(x: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """Without b, the interpolation is x itself."""
+    value, last = _backend(x).interpolate_threshold(x, None, _ONE.reshape(1), keep)
+    return value.reshape(()), last.reshape(())
+
+
+@custom_op("lpk::magnitude_prune_out", mutates_args=("out",))
 def _magnitude_prune_out(x: Tensor, keep: int, out: Tensor) -> None:
     _check_vectors(x=x, out=out)
     _check_out(out, x=x)
-    pair = _magnitude_threshold(x, keep)
-    _core.interpolate_prune(out.data_ptr(), x.data_ptr(), 0, *_cpu(x), 1.0, *pair)
+    _check_keep(keep, x)
+    _backend(x).interpolate_prune(out, x, None, _ONE, *_magnitude_threshold(x, keep))
 
 
 @_magnitude_prune_out.register_fake
@@ -315,7 +327,7 @@ def _(x: Tensor, keep: int, out: Tensor) -> None:
     _check_keep(keep, x)
 
 
-@custom_op("lpk::magnitude_prune", mutates_args=(), device_types="cpu")
+@custom_op("lpk::magnitude_prune", mutates_args=())
 def _magnitude_prune(x: Tensor, keep: int) -> Tensor:
     out = torch.empty_like(x)
     _magnitude_prune_out(x, keep, out)
@@ -329,12 +341,12 @@ def _(x: Tensor, keep: int) -> Tensor:
     return torch.empty_like(x)
 
 
-@custom_op("lpk::magnitude_mask", mutates_args=(), device_types="cpu")
+@custom_op("lpk::magnitude_mask", mutates_args=())
 def _magnitude_mask(x: Tensor, keep: int) -> Tensor:
     _check_vectors(x=x)
-    pair = _magnitude_threshold(x, keep)
+    _check_keep(keep, x)
     mask = torch.empty_like(x, dtype=torch.bool)
-    _core.magnitude_mask(mask.data_ptr(), x.data_ptr(), *_cpu(x), *pair)
+    _backend(x).magnitude_mask(mask, x, *_magnitude_threshold(x, keep))
     return mask
 
 

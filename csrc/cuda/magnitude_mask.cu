@@ -4,18 +4,24 @@
 namespace lpk::cuda {
 namespace {
 
-template <class T>
-__global__ void kernel(Vectors v, bool* out, Scalar<float> value, Scalar<int64_t> last) {
-  for (int64_t i = first_index(); i < v.n; i += stride())
-    out[i] = survives(widen(element<T>(v, 1.0f, i)), i, get(value), get(last));
+template <class D>
+__global__ void mask_kernel(Vectors v, bool* out, Scalar<float> value, Scalar<int64_t> last) {
+  for (int64_t i = first_index(); i < v.n; i += stride()) {
+    const float x = D::widen(element<D>(v, 1.0f, i));
+    if (!finite(x)) report(v, i);
+    out[i] = survives(x, i, get(value), get(last));
+  }
 }
 
 }  // namespace
 
 void magnitude_mask(bool* out, const Vectors& v, Scalar<float> value, Scalar<int64_t> last) {
-  if (v.dtype == kFloat32) launch(kernel<float>, v, out, value, last);
-  if (v.dtype == kFloat16) launch(kernel<__half>, v, out, value, last);
-  if (v.dtype == kBfloat16) launch(kernel<__nv_bfloat16>, v, out, value, last);
+  if (v.n == 0) return;
+  for_dtype(v.dtype, [&](auto dtype) {
+    using D = decltype(dtype);
+    LPK_LAUNCH(mask_kernel<D>, blocks_for((v.n + kThreads - 1) / kThreads), kThreads, v.stream, v, out, value, last);
+  });
+  check_launch();
 }
 
 }  // namespace lpk::cuda

@@ -1,5 +1,6 @@
-// The CUDA operations on device pointers and a stream. Nothing here waits for the device; what is allocated is the
-// caller's. The first element that is NaN or infinite is reported in a status word on the device.
+// The CUDA operations on device pointers and a stream. Nothing here waits for the device or allocates on it: what an
+// operation needs is handed in by the caller. The first element that is NaN or infinite is reported in a status word on
+// the device.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -30,5 +31,11 @@ void interpolate(void* out, const Vectors& vectors, Scalar<float> alpha);
 void interpolate_prune(void* out, const Vectors& vectors, Scalar<float> alpha, Scalar<float> value,
                        Scalar<int64_t> last);
 void magnitude_mask(bool* out, const Vectors& vectors, Scalar<float> value, Scalar<int64_t> last);
+
+// alphas, values and last: `count` numbers each, on the device; 1 <= keep <= n. The workspace has workspace_bytes(n, count)
+// bytes, aligned to 256, and needs no initialization.
+void interpolate_threshold(float* values, int64_t* last, const Vectors& vectors, const float* alphas, int count,
+                           int64_t keep, void* workspace);
+int64_t workspace_bytes(int64_t n, int count);
 
 }  // namespace lpk::cuda

@@ -1,0 +1,37 @@
+"""The operations on CPU tensors: the compiled kernels, on as many threads as PyTorch uses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lpk import _core  # after torch, whose libgomp it shares
+
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+
+def interpolate(out: Tensor, a: Tensor, b: Tensor, alpha: Tensor) -> None:
+    _core.interpolate(out.data_ptr(), a.data_ptr(), b.data_ptr(), *_vector(a), float(alpha))
+
+
+def interpolate_threshold(a: Tensor, b: Tensor | None, alphas: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    bits, last = _core.interpolate_threshold(a.data_ptr(), _address(b), *_vector(a), alphas.tolist(), keep)
+    return torch.tensor(bits, dtype=torch.int32).view(torch.float32), torch.tensor(last, dtype=torch.int64)
+
+
+def interpolate_prune(out: Tensor, a: Tensor, b: Tensor | None, alpha: Tensor, value: Tensor, last: Tensor) -> None:
+    pair = int(value.view(torch.int32)), int(last)
+    _core.interpolate_prune(out.data_ptr(), a.data_ptr(), _address(b), *_vector(a), float(alpha), *pair)
+
+
+def magnitude_mask(out: Tensor, x: Tensor, value: Tensor, last: Tensor) -> None:
+    _core.magnitude_mask(out.data_ptr(), x.data_ptr(), *_vector(x), int(value.view(torch.int32)), int(last))
+
+
+def _vector(x: Tensor) -> tuple[int, int, int]:
+    """What the extension wants to know beside addresses: n, dtype, threads."""
+    return x.numel(), DTYPES[x.dtype], torch.get_num_threads()
+
+
+def _address(vector: Tensor | None) -> int:
+    return 0 if vector is None else vector.data_ptr()

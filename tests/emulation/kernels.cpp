@@ -1,0 +1,41 @@
+// The CUDA kernels as a shared library for ctypes, emulated.
+#include "cuda.h"
+
+#include <string>
+
+#include "cuda/interpolate.cu"
+#include "cuda/interpolate_prune.cu"
+#include "cuda/interpolate_threshold.cu"
+#include "cuda/magnitude_mask.cu"
+
+using lpk::Dtype;
+using lpk::cuda::Vectors;
+
+extern "C" {
+
+void interpolate(void* out, const void* a, const void* b, int64_t n, int dtype, int64_t* first_bad, float alpha) {
+  lpk::cuda::interpolate(out, Vectors{a, b, n, Dtype(dtype), nullptr, first_bad}, {alpha, nullptr});
+}
+
+void interpolate_threshold(float* values, int64_t* last, const void* a, const void* b, int64_t n, int dtype,
+                           int64_t* first_bad, const float* alphas, int count, int64_t keep) {
+  std::vector<char> workspace(std::size_t(lpk::cuda::workspace_bytes(n, count)), char(0x5a));
+  lpk::cuda::interpolate_threshold(values, last, Vectors{a, b, n, Dtype(dtype), nullptr, first_bad}, alphas, count, keep,
+                                   workspace.data());
+}
+
+// The scalars lie on the device here.
+void interpolate_prune(void* out, const void* a, const void* b, int64_t n, int dtype, int64_t* first_bad,
+                       const float* alpha, const float* value, const int64_t* last) {
+  lpk::cuda::interpolate_prune(out, Vectors{a, b, n, Dtype(dtype), nullptr, first_bad}, {0, alpha}, {0, value},
+                               {0, last});
+}
+
+void magnitude_mask(bool* out, const void* x, int64_t n, int dtype, int64_t* first_bad, float value, int64_t last) {
+  lpk::cuda::magnitude_mask(out, Vectors{x, nullptr, n, Dtype(dtype), nullptr, first_bad}, {value, nullptr},
+                            {last, nullptr});
+}
+
+int64_t sample_position(int64_t n, int64_t count, int64_t i) { return lpk::cuda::sample_position(n, count, i); }
+
+}

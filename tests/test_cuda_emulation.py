@@ -1,0 +1,155 @@
+"""The logic of the CUDA kernels, run on a CPU: see tests/emulation/cuda.h. What only a GPU can show (speed, races,
+graph capture) is tested where there is one."""
+
+import ctypes
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import reference
+
+ROOT = Path(__file__).parents[1]
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+ALPHAS = (0.05, 0.5, 0.7)
+NEVER = 2**63 - 1
+
+
+def cuda_headers() -> Path | None:
+    """Of a CUDA toolkit, or those that PyTorch's wheel brings."""
+    nvcc = shutil.which("nvcc") or ""
+    places = [Path(nvcc).resolve().parents[1] / "include" if nvcc else None, Path("/usr/local/cuda/include")]
+    places += sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/include"))
+    return next((p for p in places if p and (p / "cuda_fp16.h").exists() and (p / "cuda_runtime_api.h").exists()), None)
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory):
+    headers, compiler = cuda_headers(), shutil.which("g++")
+    if headers is None or compiler is None:
+        pytest.skip("needs g++ and the CUDA headers")
+    library = tmp_path_factory.mktemp("emulation") / "kernels.so"
+    flags = ["-std=c++20", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-w"]
+    include = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests' / 'emulation'}", f"-I{headers}"]
+    source = ROOT / "tests" / "emulation" / "kernels.cpp"
+    subprocess.run([compiler, *flags, *include, str(source), "-o", str(library)], check=True)
+    loaded = ctypes.CDLL(str(library))
+    loaded.sample_position.restype = ctypes.c_int64
+    return loaded
+
+
+def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(0 if tensor is None else tensor.data_ptr())
+
+
+def common(a, b, bad):
+    return pointer(a), pointer(b), ctypes.c_int64(a.numel()), DTYPES[a.dtype], pointer(bad)
+
+
+def thresholds(emulated, a, b, alphas, keep):
+    alphas = torch.tensor(alphas, dtype=torch.float32)
+    values, last = torch.zeros(len(alphas)), torch.zeros(len(alphas), dtype=torch.int64)
+    bad = torch.tensor([NEVER])
+    emulated.interpolate_threshold(
+        pointer(values), pointer(last), *common(a, b, bad), pointer(alphas), len(alphas), ctypes.c_int64(keep)
+    )
+    assert bad.item() == NEVER
+    return values, last
+
+
+def vector(kind: str, n: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, generator=generator)
+    made = {
+        "normal": lambda: x,
+        "equal": lambda: torch.full((n,), -0.5),
+        "zeros": lambda: torch.zeros(n) * x.sign(),
+        "mostly-zero": lambda: x * (torch.rand(n, generator=generator) < 0.02),
+        "two": lambda: torch.where(x > 0.5, 1.5, -0.25),
+        "ties": lambda: x.mul(4).round(),
+        "sorted": lambda: x.sort().values,
+        "denormal": lambda: (x * 2000).to(torch.int32).abs().view(torch.float32) * x.sign(),
+        "wide": lambda: torch.ldexp(x, torch.randint(-14, 12, (n,), generator=generator)),
+    }[kind]()
+    return made.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "kind", ["normal", "equal", "zeros", "mostly-zero", "two", "ties", "sorted", "denormal", "wide"]
+)
+def test_thresholds(emulated, kind, dtype):
+    n = 20_011
+    a, b = vector(kind, n, 0, dtype), vector(kind, n, 1, dtype)
+    for keep in (1, n // 50, n // 5, n - 1, n):
+        values, last = thresholds(emulated, a, b, ALPHAS, keep)
+        expected_values, expected_last = reference.interpolate_threshold(a, b, ALPHAS, keep)
+        assert torch.equal(values, expected_values) and torch.equal(last, expected_last), keep
+
+
+@pytest.mark.parametrize("n", [1, 2, 31, 257, 2047, 2049, 8193])
+def test_sizes(emulated, n):
+    a, b = vector("normal", n, 2, torch.float32), vector("normal", n, 3, torch.float32)
+    for keep in {1, (n + 1) // 2, n}:
+        values, last = thresholds(emulated, a, b, ALPHAS, keep)
+        expected = reference.interpolate_threshold(a, b, ALPHAS, keep)
+        assert torch.equal(values, expected[0]) and torch.equal(last, expected[1])
+
+
+def test_more_coefficients_than_one_sweep_takes(emulated):
+    a, b = vector("normal", 5000, 2, torch.float32), vector("ties", 5000, 3, torch.float32)
+    alphas = torch.linspace(0, 1, 19).tolist()
+    values, last = thresholds(emulated, a, b, alphas, 700)
+    expected = reference.interpolate_threshold(a, b, alphas, 700)
+    assert torch.equal(values, expected[0]) and torch.equal(last, expected[1])
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-3, 1e3])
+def test_a_sample_that_misleads(emulated, factor):
+    """Larger than the sample, with all sampled entries far from the others: the bracket misses."""
+    n = 300_007
+    x = vector("normal", n, 4, torch.float32)
+    where = torch.tensor([emulated.sample_position(*map(ctypes.c_int64, (n, 1 << 17, i))) for i in range(1 << 17)])
+    assert where.unique().numel() == 1 << 17 and int(where.max()) < n
+    x[where] *= factor
+    for keep in (n // 10, n // 2):
+        values, last = thresholds(emulated, x, None, [1.0], keep)
+        expected = reference.magnitude_threshold(x, keep)
+        assert (values.item(), last.item()) == (float(expected[0]), int(expected[1]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_elementwise_kernels(emulated, dtype):
+    n, keep, alpha = 4099, 700, 0.3
+    a, b = vector("ties", n, 5, dtype), vector("ties", n, 6, dtype)
+    bad, out = torch.tensor([NEVER]), torch.empty_like(a)
+    emulated.interpolate(pointer(out), *common(a, b, bad), ctypes.c_float(alpha))
+    assert torch.equal(reference.bits(out), reference.bits(reference.interpolate(a, b, alpha)))
+    value, last = thresholds(emulated, a, b, [alpha], keep)
+    coefficient = torch.tensor(alpha)
+    emulated.interpolate_prune(pointer(out), *common(a, b, bad), pointer(coefficient), pointer(value), pointer(last))
+    assert torch.equal(reference.bits(out), reference.bits(reference.interpolate_prune(a, b, alpha, keep)))
+    value, last = thresholds(emulated, a, None, [1.0], keep)
+    mask = torch.empty(n, dtype=torch.bool)
+    emulated.magnitude_mask(
+        pointer(mask), pointer(a), ctypes.c_int64(n), DTYPES[dtype], pointer(bad),
+        ctypes.c_float(value.item()), ctypes.c_int64(last.item()),
+    )  # fmt: skip
+    assert torch.equal(mask, reference.magnitude_mask(a, keep)) and bad.item() == NEVER
+
+
+def test_first_bad_element_is_reported(emulated):
+    a, b = vector("normal", 5000, 7, torch.float32), vector("normal", 5000, 8, torch.float32)
+    b[4000], a[3456] = float("nan"), float("inf")
+    bad, out, alphas = torch.tensor([NEVER]), torch.empty_like(a), torch.tensor([1.0, 0.0])
+    emulated.interpolate(pointer(out), *common(a, b, bad), ctypes.c_float(0.5))
+    assert bad.item() == 3456
+    bad.fill_(NEVER)
+    values, last = torch.zeros(2), torch.zeros(2, dtype=torch.int64)
+    emulated.interpolate_threshold(
+        pointer(values), pointer(last), *common(a, b, bad), pointer(alphas), 2, ctypes.c_int64(100)
+    )
+    assert bad.item() == 3456

@@ -1,0 +1,105 @@
+"""The operations on a GPU, compiled and Triton's, against the CPU's bits."""
+
+import pytest
+import torch
+
+from lpk import _core, gpu, ops
+from tests.reference import bits
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is usable here"),
+]
+ALPHAS = [0.05, 0.3, 0.5, 0.95]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def backend(request, monkeypatch):
+    if request.param == "triton":
+        pytest.importorskip("triton")
+        monkeypatch.setattr(_core, "cuda_compiled", False)
+    elif not _core.cuda_compiled:
+        pytest.skip("the CUDA kernels were not compiled")
+    return request.param
+
+
+def vector(kind: str, n: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, generator=generator)
+    made = {
+        "normal": lambda: x,
+        "equal": lambda: torch.full((n,), -0.5),
+        "mostly-zero": lambda: x * (torch.rand(n, generator=generator) < 0.02),
+        "ties": lambda: x.mul(4).round(),
+        "sorted": lambda: x.sort().values,
+        "denormal": lambda: (x * 2000).to(torch.int32).abs().view(torch.float32) * x.sign(),
+    }[kind]()
+    return made.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["normal", "equal", "mostly-zero", "ties", "sorted", "denormal"])
+@pytest.mark.parametrize("n", [0, 1, 1025, 300_007, 5_000_011])
+def test_same_bits_as_the_cpu(backend, n, kind, dtype):
+    a, b = vector(kind, n, 0, dtype), vector(kind, n, 1, dtype)
+    on_a, on_b = a.cuda(), b.cuda()
+    assert torch.equal(bits(ops.interpolate(on_a, on_b, 0.3).cpu()), bits(ops.interpolate(a, b, 0.3)))
+    for keep in {0, min(1, n), n // 5, n}:
+        for ours, expected in zip(
+            ops.interpolate_threshold(on_a, on_b, ALPHAS, keep), ops.interpolate_threshold(a, b, ALPHAS, keep),
+            strict=True,
+        ):  # fmt: skip
+            assert torch.equal(ours.cpu(), expected), keep
+        pruned = ops.interpolate_prune(on_a, on_b, 0.3, keep).cpu()
+        assert torch.equal(bits(pruned), bits(ops.interpolate_prune(a, b, 0.3, keep))), keep
+        assert torch.equal(ops.magnitude_mask(on_a, keep).cpu(), ops.magnitude_mask(a, keep)), keep
+    ops.raise_if_not_finite()
+
+
+def test_in_place_and_device_scalars(backend):
+    a, b = vector("normal", 70_001, 0, torch.float32), vector("normal", 70_001, 1, torch.float32)
+    expected = ops.interpolate_prune(a, b, 0.3, 9000)
+    on_a, on_b, alpha = a.cuda(), b.cuda(), torch.tensor(0.3).cuda()
+    values, last = ops.interpolate_threshold(on_a, on_b, alpha.reshape(1), 9000)
+    ops.interpolate_prune(on_a, on_b, alpha, 9000, threshold=(values[0], last[0]), out=on_a)
+    assert torch.equal(bits(on_a.cpu()), bits(expected))
+
+
+def test_captured_in_a_graph_and_replayed_on_new_weights(backend):
+    a, b = vector("normal", 200_003, 0, torch.float32), vector("normal", 200_003, 1, torch.float32)
+    on_a, on_b, alphas = a.cuda(), b.cuda(), torch.tensor(ALPHAS).cuda()
+    out = torch.empty_like(on_a)
+
+    def run():
+        values, last = ops.interpolate_threshold(on_a, on_b, alphas, 30_000)
+        ops.interpolate_prune(on_a, on_b, alphas[1], 30_000, threshold=(values[1], last[1]), out=out)
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    on_a.copy_(a.flip(0))
+    graph.replay()
+    assert torch.equal(bits(out.cpu()), bits(ops.interpolate_prune(a.flip(0), b, ALPHAS[1], 30_000)))
+
+
+def test_results_do_not_vary(backend):
+    a, b = vector("ties", 3_000_001, 0, torch.float32).cuda(), vector("ties", 3_000_001, 1, torch.float32).cuda()
+    first = ops.interpolate_threshold(a, b, ALPHAS, 500_000)
+    for _ in range(20):
+        again = ops.interpolate_threshold(a, b, ALPHAS, 500_000)
+        assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
+
+
+def test_bad_weights_are_told_afterwards(backend):
+    a, b = torch.ones(5000).cuda(), torch.ones(5000).cuda()
+    b[1234] = float("nan")
+    ops.interpolate(a, b, 0.5)
+    with pytest.raises(ValueError, match="1234"):
+        ops.raise_if_not_finite()
+    ops.raise_if_not_finite()
+    assert gpu.first_bad(a.device).item() == gpu.NEVER
