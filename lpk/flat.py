@@ -45,6 +45,10 @@ class Flat(NamedTuple):
     rest: Tensor
     integers: StateDict
 
+    def to(self, device: torch.device | str) -> Flat:
+        """The vectors on a device: themselves where they are there. Integers stay where they are."""
+        return Flat(self.weights.to(device), self.rest.to(device), self.integers)
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -162,7 +162,7 @@ class _Pool:
         self.bounded = search == "bounded" and evaluator.evaluate is None
         self.search = search
         self.progress = progress
-        self.best = target.flat
+        self.own = self.best = target.flat.to(evaluator.device)
         self.score = Score(-math.inf, None)  # of `best`
         self.favourite = 0.5  # the coefficient accepted last: the next best one is probably near it
         self.steps: list[Step] = []
@@ -170,7 +170,7 @@ class _Pool:
     def run(self) -> Pooled:
         began, forward_before = time.perf_counter(), self.evaluator.forward_samples
         target, evaluator = self.target, self.evaluator
-        evaluator.flat.load(target.flat)
+        evaluator.flat.load(self.own)
         self.score = baseline = self._scored(evaluator.score())
         for averaged, i in enumerate(nearest_first(target.round, len(self.tickets))[: self.offered], start=1):
             self.progress.note(f"target {target.round}, candidate {i}")
@@ -179,13 +179,15 @@ class _Pool:
             self.progress.advance()
         if self.prune == "after" or not self.method.greedy:
             self._finish()
-        weights = self.best.weights
-        mask = target.mask if weights is target.flat.weights else ops.magnitude_mask(weights, target.keep)
+        flat, mask = target.flat, target.mask
+        if self.best is not self.own:
+            flat = self.best.to("cpu")
+            mask = ops.magnitude_mask(flat.weights, target.keep)
         total = evaluator.total or 1
         return Pooled(
             round=target.round,
             layout=target.layout,
-            flat=Flat(weights, self.best.rest, target.flat.integers),
+            flat=flat,
             mask=mask,
             accuracy=self.score.value / total,
             baseline_accuracy=baseline.value / total,
@@ -213,7 +215,8 @@ class _Pool:
         good ones wins. A coefficient dropped for making more can therefore neither be the winner nor, being the winner,
         be accepted, whatever the order in which they are scored; each that is not dropped is scored in full.
         """
-        thresholds = self._thresholds(candidate, coefficients)
+        other = candidate.flat.to(self.evaluator.device)
+        thresholds = self._thresholds(other, coefficients)
         total = self.evaluator.total or 0
         winner, won, network = -1, Score(-math.inf, None), self.best
         for k in sorted(range(len(coefficients)), key=lambda k: abs(coefficients[k] - self.favourite)):
@@ -224,7 +227,7 @@ class _Pool:
                     errors_allowed = min(errors_allowed, total - won.value - (0 if k < winner else 1))
                 if errors_allowed < 0:
                     continue
-            self._write(candidate, coefficients[k], thresholds[k] if thresholds else None)
+            self._write(other, coefficients[k], thresholds[k] if thresholds else None)
             self.evaluator.calibrate()
             score = self.evaluator.score(errors_allowed)
             if score is not None and (score.value > won.value or (score.value == won.value and k < winner)):
@@ -241,64 +244,50 @@ class _Pool:
     def _step(self, candidate: Ticket, coefficients: tuple[float, ...]) -> Step:
         """A baseline's step: the candidate is taken without being scored."""
         (coefficient,) = coefficients
-        thresholds = self._thresholds(candidate, coefficients)
-        self._write(candidate, coefficient, thresholds[0] if thresholds else None)
+        other = candidate.flat.to(self.evaluator.device)
+        thresholds = self._thresholds(other, coefficients)
+        self._write(other, coefficient, thresholds[0] if thresholds else None)
         self.best = self._network()
         return Step(candidate.round, coefficient, None, True)
 
     def _finish(self) -> None:
         """Prunes, calibrates and scores the final network, where the steps did not."""
         if any(step.accepted for step in self.steps):
-            self.evaluator.flat.load(self._own(self.best))
             flat = self.evaluator.flat
-            flat.weights.copy_(ops.magnitude_prune(self.best.weights, self.target.keep))
-            flat.written()
+            flat.load(self.best)
+            ops.magnitude_prune(self.best.weights, self.target.keep, out=flat.weights)
             self.evaluator.calibrate()
             self.best = self._network()
             self.score = self._scored(self.evaluator.score())
 
-    def _thresholds(self, candidate: Ticket, coefficients: tuple[float, ...]) -> list[tuple[Tensor, Tensor]] | None:
+    def _thresholds(self, other: Flat, coefficients: tuple[float, ...]) -> list[ops.Threshold] | None:
         if self.prune == "after":
             return None
-        values, last = ops.interpolate_threshold(
-            self.best.weights, candidate.flat.weights, coefficients, self.target.keep
-        )
+        values, last = ops.interpolate_threshold(self.best.weights, other.weights, coefficients, self.target.keep)
         return list(zip(values, last, strict=True))
 
-    def _write(self, candidate: Ticket, coefficient: float, threshold: tuple[Tensor, Tensor] | None) -> None:
+    def _write(self, other: Flat, coefficient: float, threshold: ops.Threshold | None) -> None:
         """MagnitudePruning(α·θ_best + (1 − α)·θ_i), into the vectors that the evaluator's model computes with."""
-        flat, best, other = self.evaluator.flat, self.best, candidate.flat
-        weights = _on_cpu(flat.weights)
+        flat, best, keep = self.evaluator.flat, self.best, self.target.keep
         if threshold is None:
-            ops.interpolate(best.weights, other.weights, coefficient, out=weights)
+            ops.interpolate(best.weights, other.weights, coefficient, out=flat.weights)
         else:
-            keep = self.target.keep
-            ops.interpolate_prune(best.weights, other.weights, coefficient, keep, threshold=threshold, out=weights)
-        rest = ops.interpolate(best.rest, other.rest, coefficient)
+            ops.interpolate_prune(best.weights, other.weights, coefficient, keep, threshold=threshold, out=flat.weights)
+        ops.interpolate(best.rest, other.rest, coefficient, out=flat.rest)
         if self.evaluator.statistics == "leave":
-            rest = torch.where(flat.statistics.cpu(), self.target.flat.rest, rest)
-        if weights is not flat.weights:
-            flat.weights.copy_(weights)
-        flat.rest.copy_(rest)
+            flat.rest.copy_(torch.where(flat.statistics, self.own.rest, flat.rest))
         flat.written()
 
     def _network(self) -> Flat:
-        """The network in the evaluator's vectors, on the CPU, where tickets are."""
+        """The network in the evaluator's vectors; integer entries stay the target's."""
         flat = self.evaluator.flat
-        return self._own(Flat(flat.weights.clone().cpu(), flat.rest.clone().cpu(), {}))
-
-    def _own(self, network: Flat) -> Flat:
-        return Flat(network.weights, network.rest, self.target.flat.integers)  # integer entries stay the target's
+        return Flat(flat.weights.clone(), flat.rest.clone(), self.own.integers)
 
     def _scored(self, score: Score | None) -> Score:
         """θ_best's score; the samples it finds hardest are asked first from now on."""
         assert score is not None
         self.evaluator.hardest_first(score)
         return score
-
-
-def _on_cpu(vector: Tensor) -> Tensor:
-    return vector if vector.device.type == "cpu" else torch.empty_like(vector, device="cpu")
 
 
 def _check_options(**options: tuple[str, Sequence[str] | dict[str, Method]]) -> None:
