@@ -1,0 +1,14 @@
+"""The kernels in Triton, for GPUs where the CUDA extension was not compiled.
+
+Imports triton, so it is imported only where a kernel runs. Vectors are one-dimensional contiguous tensors on one
+device; scalars lie on it too. Nothing is read on the host, nothing waits, and everything can be captured in a CUDA
+graph, after a call with the same dtype, n and number of coefficients: the first one compiles. Arguments are not
+checked here: lpk.ops does that.
+"""
+
+from lpk.kernels.interpolate import interpolate
+from lpk.kernels.interpolate_prune import interpolate_prune
+from lpk.kernels.interpolate_threshold import interpolate_threshold
+from lpk.kernels.magnitude_mask import magnitude_mask
+
+__all__ = ["interpolate", "interpolate_prune", "interpolate_threshold", "magnitude_mask"]

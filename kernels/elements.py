@@ -1,0 +1,68 @@
+"""A block of elements of a flat vector: the arithmetic that every backend shares."""
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 4096  # elements that a program takes at once
+WARPS = 8
+
+# Products and sums stay apart where the formula has them apart: alone fma() is fused.
+OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": False}
+
+
+def device_of(x: Tensor) -> AbstractContextManager:
+    """Triton launches on the current device: makes it that of x."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+@triton.jit
+def indices(block, BLOCK: tl.constexpr):
+    """Where the elements of a block stand; 64 bits, as n may exceed 2^31."""
+    return block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
+def load(vector, i, inside):
+    """The elements at i, 0 where not `inside`; None if there is no vector."""
+    if vector is None:
+        return None
+    else:
+        return tl.load(vector + i, mask=inside, other=0.0)
+
+
+@triton.jit
+def mix(a, b, alpha):
+    """x = fma(alpha, a, beta * b) in float32, rounded to the dtype of a; a itself if b is None."""
+    if b is None:
+        return a
+    else:
+        beta = 1.0 - alpha
+        return tl.fma(alpha, a.to(tl.float32), beta * b.to(tl.float32)).to(a.dtype)
+
+
+@triton.jit
+def survives(x, i, value, last):
+    """|x| > value, or |x| = value up to position `last`."""
+    magnitude = tl.abs(x.to(tl.float32))
+    return (magnitude > value) | ((magnitude == value) & (i <= last))
+
+
+@triton.jit
+def is_bad(x):
+    """NaN or infinite."""
+    return ~(tl.abs(x.to(tl.float32)) < float("inf"))
+
+
+@triton.jit
+def report(first_bad, bad, block, BLOCK: tl.constexpr):
+    """Lowers the status word to where the first bad element of a block stands."""
+    if tl.max(bad.to(tl.int32), 0) > 0:
+        first = tl.min(tl.where(bad, tl.arange(0, BLOCK), BLOCK), 0)
+        tl.atomic_min(first_bad, block.to(tl.int64) * BLOCK + first, sem="relaxed")

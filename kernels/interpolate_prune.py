@@ -1,0 +1,41 @@
+"""The interpolation with what does not survive its threshold set to +0, in one pass."""
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lpk.kernels.elements import BLOCK, OPTIONS, device_of, indices, is_bad, load, mix, report, survives
+
+
+@triton.jit
+def interpolate_prune_kernel(out, a, b, alpha, value, last, first_bad, n, BLOCK: tl.constexpr):
+    block = tl.program_id(0)
+    i = indices(block, BLOCK)
+    inside = i < n
+    x = mix(load(a, i, inside), load(b, i, inside), tl.load(alpha))
+    report(first_bad, is_bad(x) & inside, block, BLOCK)
+    zero = tl.zeros([BLOCK], x.dtype)
+    tl.store(out + i, tl.where(survives(x, i, tl.load(value), tl.load(last)), x, zero), mask=inside)
+
+
+def interpolate_prune(
+    out: Tensor, a: Tensor, b: Tensor | None, alpha: Tensor, value: Tensor, last: Tensor, first_bad: Tensor
+) -> None:
+    """out = alpha * a + (1 - alpha) * b where it survives the threshold, +0 elsewhere (Algorithm 2, line 5).
+
+    Args:
+        out, a, b: vectors [n] of float32, float16 or bfloat16; `out` may be `a` or `b`. Without b, x is a.
+        alpha: float32 [1].
+        value, last: float32 [1] and int64 [1]; entry i survives if |x_i| > value, or |x_i| = value and i <= last.
+        first_bad: int64 [1], lowered to the index of the first x that is NaN or infinite.
+    """
+    n = a.numel()
+    if n == 0:
+        return
+    with device_of(a):
+        interpolate_prune_kernel[(triton.cdiv(n, BLOCK),)](
+            out, a, b, alpha, value, last, first_bad, n, BLOCK=BLOCK, **OPTIONS
+        )
