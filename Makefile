@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN ?= lpk-demo
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench sanitize clean
 
 demo: $(VENV)/.extension
 	$(VENV)/bin/lpk demo $(RUN)
@@ -18,7 +18,10 @@ lint: $(VENV)/.packages
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/.extension
-	$(VENV)/bin/python -m pytest bench
+	$(VENV)/bin/python -m pytest -q bench --benchmark-quiet --results bench/results
+
+sanitize: $(VENV)/.packages
+	PYTHON=$(VENV)/bin/python tests/sanitize.sh
 
 # The packages, once for each change of what is asked for.
 $(VENV)/.packages: pyproject.toml constraints.txt

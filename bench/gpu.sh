@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in under ten minutes and without a network: the build, the GPU tests, the benchmarks of GPU
+# and CPU, and compute-sanitizer where it is installed. Goes on after a failure and names what failed at the end.
+#
+# PYTHON names the interpreter (default: python3), which must have the packages of `pip install -e '.[test]'`; the results
+# are written to bench/results and, where OUT names a folder, copied there.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+PYTHON=${PYTHON:-python3}
+LIMIT=585 # seconds for all of it
+failed=()
+
+# step NAME COMMAND...: an interrupt at the limit, on which pytest still writes what it has measured
+step() {
+  local name=$1 start=$SECONDS
+  shift
+  echo "--- $name"
+  if [ "$SECONDS" -ge "$LIMIT" ]; then
+    failed+=("$name (no time left)")
+  elif timeout --signal=INT --kill-after=15 "$((LIMIT - SECONDS))" "$@"; then
+    echo "--- $name: $((SECONDS - start)) s"
+  else
+    failed+=("$name (exit status $?)")
+  fi
+}
+
+# Every operator once on vectors of awkward sizes, held against the CPU's bits.
+OPERATORS='
+import torch
+from lpk import ops
+
+for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    for n in (1, 1025, 70_001):
+        torch.manual_seed(n)
+        a, b = torch.randn(n).to(dtype), torch.randn(n).to(dtype)
+        for x, y in ((a, b), (a.sign(), a.sign())):
+            for keep in {1, n // 5, n}:
+                results = []
+                for device in ("cpu", "cuda"):
+                    u, v = x.to(device), y.to(device)
+                    t, j = ops.interpolate_threshold(u, v, [0.05, 0.5, 0.95], keep)
+                    pruned = ops.interpolate_prune(u, v, 0.5, keep, threshold=(t[1], j[1]))
+                    all_of_them = t, j, pruned, ops.interpolate(u, v, 0.3), ops.magnitude_prune(u, keep)
+                    results.append([r.cpu() for r in (*all_of_them, ops.magnitude_mask(u, keep))])
+                assert all(map(torch.equal, *results)), (dtype, n, keep)
+print("the same bits as on the CPU")
+'
+
+# compute-sanitizer sees only what the driver hands out: without PyTorch's cache that is each tensor.
+checked() {
+  step "compute-sanitizer $1" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+    compute-sanitizer --tool "$1" --error-exitcode 1 "$PYTHON" -c "$OPERATORS"
+}
+
+export LPK_CUDA=${LPK_CUDA:-1}
+step build "$PYTHON" setup.py build_ext --inplace
+step "what runs here" "$PYTHON" -c 'import torch; assert torch.cuda.is_available(), "no GPU"; from lpk import ops; print(ops.backends())'
+step tests "$PYTHON" -m pytest -q -m gpu tests
+step operators "$PYTHON" -c "$OPERATORS"
+step benchmarks "$PYTHON" -m pytest -q bench --benchmark-quiet --results bench/results
+if command -v compute-sanitizer >/dev/null; then
+  checked memcheck
+  checked racecheck
+else
+  echo "--- compute-sanitizer is not installed"
+fi
+
+if [ -n "${OUT:-}" ]; then
+  cp bench/results/*.json "$OUT"/ || failed+=("copy of the results to $OUT")
+fi
+if [ ${#failed[@]} -gt 0 ]; then
+  printf 'failed: %s\n' "${failed[@]}"
+  exit 1
+fi
+echo "all passed in $SECONDS s"

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# The kernel tests on builds with sanitizers: `tests/sanitize.sh [address,undefined] [thread]`, both by default.
+#
+# Each build is a copy of the tree under build/, so that the ordinary extension stays where it is. PYTHON names the
+# interpreter; CXX must be GCC. Arguments for pytest may be given in PYTEST_ARGS.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+PYTHON=$(command -v "${PYTHON:-python3}")
+case $PYTHON in /*) ;; *) PYTHON=$PWD/$PYTHON ;; esac
+export PATH="$(dirname "$PYTHON"):$PATH" LPK_CUDA=0
+unset LPK_WERROR  # sanitizers make GCC suspect what it otherwise sees through
+CXX=${CXX:-g++}
+
+# The sanitizers' runtimes must be there before Python; libstdc++ with them, so that they see exceptions thrown.
+runtimes() { for name in "$@"; do "$CXX" -print-file-name="$name"; done | paste -sd:; }
+
+# What is left out takes minutes under a sanitizer and reaches no code of ours that the others do not reach. Races need
+# several threads, so ThreadSanitizer sees only those tests.
+KERNELS='not more_entries_than_float32 and not opcheck and not torch_compile'
+THREADED='(several_chunks and float32 and 3]) or around_chunks or (misleads and float16 and 3]) or cache'
+THREADED+=' or from_several or errors_of_values'
+
+sanitize() {
+  local name=$1 copy=build/sanitize-${1//,/-} tests=$KERNELS
+  mkdir -p "$copy"
+  rm -rf "$copy"/{lpk,csrc,kernels,tests}
+  for part in lpk csrc kernels tests setup.py CMakeLists.txt pyproject.toml README.md LICENSE; do
+    if [ -e "$part" ]; then cp -Rp "$part" "$copy/"; fi
+  done
+  rm -f "$copy"/lpk/_core*.so
+  (
+    cd "$copy"
+    LPK_SANITIZE=$name "$PYTHON" setup.py --quiet build_ext --inplace >build.log 2>&1 || { cat build.log; exit 1; }
+    case $name in
+      thread)
+        # libgomp's barriers are invisible to ThreadSanitizer; our own threads are std::thread in this build.
+        printf '%s\n' 'race:libtorch_' 'race:libgomp' >suppressions
+        tests=$THREADED
+        export LD_PRELOAD=$(runtimes libtsan.so libstdc++.so)
+        export TSAN_OPTIONS="halt_on_error=1 exitcode=66 ignore_noninstrumented_modules=1 suppressions=$PWD/suppressions"
+        ;;
+      *)
+        # Python and PyTorch keep memory until the end on purpose.
+        export LD_PRELOAD=$(runtimes libasan.so libubsan.so libstdc++.so)
+        export ASAN_OPTIONS=detect_leaks=0
+        export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+        ;;
+    esac
+    "$PYTHON" -c 'import os, torch, lpk._core; assert lpk._core.__file__.startswith(os.getcwd())'
+    # A sanitizer ends the process with its report on file descriptor 2, which pytest must leave alone.
+    "$PYTHON" -m pytest -q -p no:cacheprovider --capture=sys tests/test_ops.py -k "$tests" ${PYTEST_ARGS:-}
+  )
+}
+
+for name in "${@:-address,undefined}" $([ $# -gt 0 ] || echo thread); do
+  echo "--- $name"
+  SECONDS=0
+  sanitize "$name"
+  echo "--- $name: passed in $SECONDS s"
+done
