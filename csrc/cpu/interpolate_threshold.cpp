@@ -17,9 +17,10 @@
 namespace lpk::cpu {
 namespace {
 
-constexpr int64_t kSample = 32768;        // positions that choose the brackets
+constexpr int64_t kSample = 32768;        // most positions that choose the brackets: a 64th of all, but
+constexpr int64_t kLeastSample = 1024;    // at least these
 constexpr double kSigmas = 4.5;           // half the bracket's width, in standard deviations of the sample's rank
-constexpr int64_t kDirect = 65536;        // below this, all magnitudes are simply selected from
+constexpr int64_t kDirect = 8192;         // below this, all magnitudes are simply selected from
 constexpr int64_t kStoredShare = 16;      // a bracket with more than n / 16 + kSample magnitudes inside is given up
 
 enum class Selection { kAuto, kBracket, kHistogram };
@@ -33,6 +34,8 @@ struct Found {
   int64_t before = 0;   // how many entries with that key stand before the chunk (-1: chunk not known yet)
   bool done = false;
 };
+
+int64_t sample_size(int64_t n) { return std::min(n, std::clamp(n / 64, kLeastSample, kSample)); }
 
 Found select(Key* begin, Key* end, int64_t rank) {  // rank counts from 1, the largest first
   std::nth_element(begin, begin + (rank - 1), end, std::greater<Key>());
@@ -201,7 +204,7 @@ class Sweep {
 
   void run() {
     const int64_t limit = v_.n / kStoredShare + kSample;
-    const int64_t expected = int64_t(2 * kSigmas * double(v_.n) / std::sqrt(double(kSample)) / 2 / threads_);
+    const int64_t expected = int64_t(kSigmas * double(v_.n) / std::sqrt(double(sample_size(v_.n))) / threads_);
     std::vector<std::atomic<bool>> given_up(count_);
     std::atomic<bool> finite{true};
     parallel_for(chunks(v_.n), threads_, [&](int64_t begin, int64_t end, int thread) {
@@ -343,7 +346,7 @@ void set_selection(const std::string& name) {
 }
 
 std::vector<int64_t> sample_positions(int64_t n) {
-  const int64_t count = std::min(n, kSample);
+  const int64_t count = sample_size(n);
   std::vector<int64_t> positions(count);
   uint64_t state = 0x9e3779b97f4a7c15;  // splitmix64: a plain stride would look at the same channel again and again
   for (int64_t i = 0; i < count; ++i) {
