@@ -5,6 +5,7 @@ import torch
 
 from lpk import _core, gpu, ops
 from tests.reference import bits
+from tests.test_cuda_emulation import vector
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,20 +23,6 @@ def backend(request, monkeypatch):
     elif not _core.cuda_compiled:
         pytest.skip("the CUDA kernels were not compiled")
     return request.param
-
-
-def vector(kind: str, n: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, generator=generator)
-    made = {
-        "normal": lambda: x,
-        "equal": lambda: torch.full((n,), -0.5),
-        "mostly-zero": lambda: x * (torch.rand(n, generator=generator) < 0.02),
-        "ties": lambda: x.mul(4).round(),
-        "sorted": lambda: x.sort().values,
-        "denormal": lambda: (x * 2000).to(torch.int32).abs().view(torch.float32) * x.sign(),
-    }[kind]()
-    return made.to(dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
