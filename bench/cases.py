@@ -8,6 +8,8 @@ import importlib.util
 
 import torch
 
+from lpk import ops
+
 RESNET18 = 11_164_352  # its prunable weights
 LARGE = 2**26  # what fills a GPU
 PAPER = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -51,6 +53,9 @@ class Case:
             library = name.partition(".")[0]
             if name in ("lpk", "copy"):
                 yield name
+            elif name == "lpk.packed":
+                if self.device == "cpu" and self.distribution == "tickets":
+                    yield name
             elif self.coefficients not in (1, len(PAPER)):
                 continue
             elif library == "numpy":
@@ -69,13 +74,22 @@ def dtype_name(dtype):
 
 
 @functools.lru_cache(maxsize=1)
-def vectors(n, dtype, distribution, device):
+def vectors(n, dtype, distribution, density, device):
     """θ_best and θ_i: the second one is the first, trained a little further."""
     generator = torch.Generator(device).manual_seed(0)
     a = DISTRIBUTIONS[distribution](n, generator)
     noise = torch.randn(n, generator=generator, device=device).mul_(0.3)
     b = a.clone() if distribution in EXACT else a + noise.mul_(a)
+    if distribution == "tickets":
+        a, b = tickets(a, b, density)
     return a.to(dtype), b.to(dtype)
+
+
+def tickets(a, b, density):
+    """Pruned as in two rounds of IMP: `b` a round earlier than `a`, whose mask lies inside b's."""
+    n = len(a)
+    b = ops.magnitude_prune(b, min(n, round(density / 0.8 * n)))
+    return ops.magnitude_prune(a.where(b != 0, 0), round(density * n)), b
 
 
 def normal(n, generator):
@@ -111,6 +125,7 @@ DISTRIBUTIONS = {
     "equal": equal,
     "mostly-zero": mostly_zero,
     "channels": channels,
+    "tickets": normal,  # pruned afterwards, to the density
 }
 EXACT = ("ties", "equal")  # interpolated with themselves, so that the magnitudes still tie
 
@@ -120,7 +135,12 @@ def cases(operation, sizes, device):
     fewer_threads = [2**exponent for exponent in range((torch.get_num_threads() - 1).bit_length())]
     main = Case(n=LARGE if device == "cuda" else RESNET18, device=device)
     varied = {
-        "short": {"n": [2**16, 2**20, 2**24], "coefficients": [1], "threads": fewer_threads[:1]},
+        "short": {
+            "n": [2**16, 2**20, 2**24],
+            "distribution": ["tickets"],
+            "coefficients": [1],
+            "threads": fewer_threads[:1],
+        },
         "full": {
             "n": [2**exponent for exponent in range(16, 28)],
             "density": [0.5, 0.05, 0.018, 0.001],
@@ -137,8 +157,11 @@ def cases(operation, sizes, device):
         varied.pop("density", None)
     if device == "cuda":
         varied.pop("threads")
+        if sizes == "short":
+            varied.pop("distribution")  # packing is for the CPU
     if sizes == "short" and operation != "interpolate_prune":  # the search step is the one that the table shows
         varied.pop("threads", None)
+        varied.pop("distribution", None)
         varied["n"] = varied["n"][:2] if device == "cpu" and operation == "magnitude_mask" else varied["n"]
     others = [dataclasses.replace(main, **{field: value}) for field in varied for value in varied[field]]
     return list(dict.fromkeys([main, *others]))

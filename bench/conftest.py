@@ -55,19 +55,19 @@ def clock():
 @pytest.fixture
 def pair(case):
     """θ_best and θ_i, made once for all contestants."""
-    return vectors(case.n, case.dtype, case.distribution, case.device)
+    return vectors(case.n, case.dtype, case.distribution, case.density, case.device)
 
 
 @pytest.fixture
 def measure(benchmark, request, case, contestant):
-    """Times one contestant: `lpk`, a peer, or `copy`, which the floor is derived from."""
+    """Times one contestant: `lpk` (in one way or another), a peer, or `copy`, which the floor is derived from."""
 
     def run(call, *, moved, answered=1):
         """`moved`: the bytes that must move for a coefficient; `answered`: how many coefficients one call answers."""
         operation = request.function.__name__.removeprefix("test_")
         benchmark.group = f"{operation} {case}"
         # A peer's scratch tensors belong on the device too. lpk needs no such help.
-        place = contextlib.nullcontext() if contestant == "lpk" else torch.device(case.device)
+        place = contextlib.nullcontext() if contestant.startswith("lpk") else torch.device(case.device)
         with threads(case.threads), place:
             benchmark.extra_info.update(
                 operation=operation,

@@ -16,6 +16,7 @@ from lpk import files
 
 MARKERS = re.compile(r"(<!-- bench -->\n).*?(<!-- /bench -->)", re.DOTALL)
 NAMES = {
+    "lpk.packed": "lpk, of packed vectors",
     "torch.topk": "PyTorch, `abs` and `torch.topk`",
     "torch.kthvalue": "PyTorch, `torch.kthvalue`",
     "numpy.partition": "NumPy, `numpy.partition`",

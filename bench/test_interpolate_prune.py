@@ -1,6 +1,7 @@
 """A search step: from two vectors, the pruned interpolation for each of K coefficients.
 
-lpk finds all the thresholds in one sweep, then writes each output in one pass: one call does all of them.
+lpk finds all the thresholds in one sweep, then writes each output in one pass: one call does all of them. `lpk.packed`
+first packs the two vectors, which pays where they are sparse.
 """
 
 import torch
@@ -9,7 +10,7 @@ from bench import cupy_peers
 from lpk import ops
 from tests import reference
 
-CONTESTANTS = ("lpk", "torch.topk", "torch.kthvalue", "numpy.partition", "cupy.partition", "copy")
+CONTESTANTS = ("lpk", "lpk.packed", "torch.topk", "torch.kthvalue", "numpy.partition", "cupy.partition", "copy")
 
 
 def lpk_search_step(a, b, alphas, keep, out):
@@ -18,12 +19,37 @@ def lpk_search_step(a, b, alphas, keep, out):
         ops.interpolate_prune(a, b, alpha, keep, threshold=(threshold, last), out=out)
 
 
+def packed_search_step(a, b, alphas, keep, out):
+    packed = ops.pack(a, b)
+    thresholds, lasts = ops.interpolate_threshold(packed.a, packed.b, alphas, keep)
+    for alpha, threshold, last in zip(alphas, thresholds, lasts, strict=True):
+        ops.interpolate_prune_packed(packed, alpha, keep, threshold=(threshold, last), out=out)
+
+
+def moved(contestant, case, a, b):
+    """The bytes that must move for a coefficient."""
+    shared = 2 / case.coefficients  # both vectors once, for all coefficients
+    match contestant:
+        case "copy":
+            return 2 * case.bytes
+        case "lpk.packed":
+            # The vectors for packing; packed, for the thresholds. Then, for each coefficient, packed again, the bits
+            # that tell where they stand, and the output.
+            packed_bytes = int(((a != 0) | (b != 0)).sum()) * a.itemsize
+            return case.bytes * (shared + 1) + packed_bytes * (shared + 2) + case.n / 8
+        case _:
+            # The vectors for the thresholds; then, for each coefficient, both again and the output.
+            return case.bytes * (shared + 3)
+
+
 def call_of(contestant, a, b, alphas, keep):
     """Peers answer one coefficient a call."""
     out = torch.empty_like(a)
     match contestant:
         case "lpk":
             return lambda: lpk_search_step(a, b, alphas, keep, out)
+        case "lpk.packed":
+            return lambda: packed_search_step(a, b, alphas, keep, out)
         case "torch.topk":
             return lambda: reference.topk_prune(a, b, 0.3, keep)
         case "torch.kthvalue":
@@ -40,7 +66,6 @@ def call_of(contestant, a, b, alphas, keep):
 def test_interpolate_prune(measure, case, contestant, pair):
     measure(
         call_of(contestant, *pair, case.alphas, case.keep),
-        # Both vectors once for all thresholds; then, for each coefficient, both again and the output.
-        moved=case.bytes * (2 if contestant == "copy" else 3 + 2 / case.coefficients),
-        answered=case.coefficients if contestant == "lpk" else 1,
+        moved=moved(contestant, case, *pair),
+        answered=case.coefficients if contestant.startswith("lpk") else 1,
     )

@@ -14,12 +14,17 @@ namespace py = pybind11;
 
 namespace {
 
+using lpk::cpu::Support;
 using lpk::cpu::Threshold;
 using lpk::cpu::Vectors;
 using Release = py::call_guard<py::gil_scoped_release>;
 
 Vectors vectors(uintptr_t a, uintptr_t b, int64_t n, int dtype, int threads) {
   return {reinterpret_cast<const void*>(a), reinterpret_cast<const void*>(b), n, static_cast<lpk::Dtype>(dtype), threads};
+}
+
+Support support(uintptr_t bits, uintptr_t positions, int64_t n) {
+  return {reinterpret_cast<uint8_t*>(bits), reinterpret_cast<int64_t*>(positions), n};
 }
 
 // A threshold crosses into Python as its bits: a conversion to Python's float would flush a denormal where the calling
@@ -128,6 +133,27 @@ PYBIND11_MODULE(_core, m) {
                                  threshold(bits, last));
       },
       Release());
+  m.def(
+      "find_support",
+      [](uintptr_t bits, uintptr_t positions, uintptr_t a, uintptr_t b, int64_t n, int dtype, int threads) {
+        return lpk::cpu::find_support(support(bits, positions, n), vectors(a, b, n, dtype, threads));
+      },
+      Release());
+  m.def(
+      "pack",
+      [](uintptr_t out, uintptr_t x, int64_t n, int dtype, int threads, uintptr_t bits, uintptr_t positions) {
+        lpk::cpu::pack(reinterpret_cast<void*>(out), vectors(x, 0, n, dtype, threads), support(bits, positions, n));
+      },
+      Release());
+  m.def(
+      "interpolate_prune_packed",
+      [](uintptr_t out, uintptr_t a, uintptr_t b, int64_t m, int dtype, int threads, uintptr_t bits, uintptr_t positions,
+         int64_t n, float alpha, int32_t threshold_bits, int64_t last) {
+        lpk::cpu::interpolate_prune_packed(reinterpret_cast<void*>(out), vectors(a, b, m, dtype, threads),
+                                           support(bits, positions, n), alpha, threshold(threshold_bits, last));
+      },
+      Release());
+  m.attr("chunk") = lpk::cpu::kChunk;
 
   m.def("instruction_set", &lpk::cpu::instruction_set);
   m.def("instruction_sets", &lpk::cpu::instruction_sets);

@@ -1,5 +1,6 @@
 cuda_compiled: bool
 cuda_architectures: str
+chunk: int
 
 def interpolate(out: int, a: int, b: int, n: int, dtype: int, threads: int, alpha: float) -> None: ...
 def interpolate_threshold(
@@ -9,6 +10,22 @@ def interpolate_prune(
     out: int, a: int, b: int, n: int, dtype: int, threads: int, alpha: float, threshold_bits: int, last: int
 ) -> None: ...
 def magnitude_mask(out: int, x: int, n: int, dtype: int, threads: int, threshold_bits: int, last: int) -> None: ...
+def find_support(bits: int, positions: int, a: int, b: int, n: int, dtype: int, threads: int) -> int: ...
+def pack(out: int, x: int, n: int, dtype: int, threads: int, bits: int, positions: int) -> None: ...
+def interpolate_prune_packed(
+    out: int,
+    a: int,
+    b: int,
+    m: int,
+    dtype: int,
+    threads: int,
+    bits: int,
+    positions: int,
+    n: int,
+    alpha: float,
+    threshold_bits: int,
+    last: int,
+) -> None: ...
 def instruction_set() -> str: ...
 def instruction_sets() -> list[str]: ...
 def set_instruction_set(name: str) -> None: ...

@@ -8,6 +8,7 @@ from torch import Tensor
 from lpk import _core  # after torch, whose libgomp it shares
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+CHUNK = _core.chunk  # elements that the kernels work on as a unit
 
 
 def interpolate(out: Tensor, a: Tensor, b: Tensor, alpha: Tensor) -> None:
@@ -26,6 +27,23 @@ def interpolate_prune(out: Tensor, a: Tensor, b: Tensor | None, alpha: Tensor, v
 
 def magnitude_mask(out: Tensor, x: Tensor, value: Tensor, last: Tensor) -> None:
     _core.magnitude_mask(out.data_ptr(), x.data_ptr(), *_vector(x), int(value.view(torch.int32)), int(last))
+
+
+def find_support(support: Tensor, positions: Tensor, a: Tensor, b: Tensor) -> int:
+    """Fills in both; returns how many elements are in the support."""
+    return _core.find_support(support.data_ptr(), positions.data_ptr(), a.data_ptr(), b.data_ptr(), *_vector(a))
+
+
+def pack(out: Tensor, x: Tensor, support: Tensor, positions: Tensor) -> None:
+    _core.pack(out.data_ptr(), x.data_ptr(), *_vector(x), support.data_ptr(), positions.data_ptr())
+
+
+def interpolate_prune_packed(
+    out: Tensor, a: Tensor, b: Tensor, support: Tensor, positions: Tensor, alpha: Tensor, value: Tensor, last: Tensor
+) -> None:
+    where = support.data_ptr(), positions.data_ptr(), out.numel()
+    pair = int(value.view(torch.int32)), int(last)
+    _core.interpolate_prune_packed(out.data_ptr(), a.data_ptr(), b.data_ptr(), *_vector(a), *where, float(alpha), *pair)
 
 
 def _vector(x: Tensor) -> tuple[int, int, int]:

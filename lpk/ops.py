@@ -20,6 +20,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +31,23 @@ from lpk.cpu import DTYPES
 from lpk.gpu import raise_if_not_finite as raise_if_not_finite
 
 Threshold = tuple[Tensor | float, Tensor | int]
+
+
+class Packed(NamedTuple):
+    """Two vectors of n elements without those that are +0 in both; `pack` makes it.
+
+    Attributes:
+        a, b: the m elements left of each vector, in order, [m].
+        support: uint8 [ceil(n / 8)], whose bit i % 8 of byte i // 8 says whether element i is one of them.
+        positions: int64 [ceil(n / 32768) + 1], how many of them stand before each 32768 elements; the last entry is m.
+        n: the size of the vectors.
+    """
+
+    a: Tensor
+    b: Tensor
+    support: Tensor
+    positions: Tensor
+    n: int
 
 
 def interpolate(a: Tensor, b: Tensor, alpha: float | Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -64,7 +82,7 @@ def interpolate_threshold(a: Tensor, b: Tensor, alphas: Sequence[float] | Tensor
         that survives, int64 [K]. For keep = 0: +inf and -1.
     """
     _check_inputs(a=a, b=b, alphas=alphas)
-    _check_keep(keep, a)
+    _check_keep(keep, a.numel())
     alphas = torch.as_tensor(alphas, dtype=torch.float32)
     if alphas.dim() != 1:
         raise ValueError(f"alphas has shape {tuple(alphas.shape)}; a list of coefficients is needed")
@@ -94,17 +112,79 @@ def interpolate_prune(
         `out`, or a new vector [n] of the dtype of `a`.
     """
     _check_inputs(a=a, b=b, alpha=alpha, out=out)
-    _check_keep(keep, a)
+    _check_keep(keep, a.numel())
     alpha = _number("alpha", alpha, torch.float32)
     if threshold is None:
-        value, last = torch.ops.lpk.interpolate_threshold(a, b, alpha.reshape(1), keep)
-    else:
-        value = _number("threshold[0]", threshold[0], torch.float32)
-        last = _number("threshold[1]", threshold[1], torch.int64)
-    value, last = value.reshape(()), last.reshape(())
+        threshold = torch.ops.lpk.interpolate_threshold(a, b, alpha.reshape(1), keep)
+    value, last = _threshold(threshold)
     if out is None:
         return torch.ops.lpk.interpolate_prune(a, b, alpha, value, last)
     torch.ops.lpk.interpolate_prune_out(a, b, alpha, value, last, out)
+    return out
+
+
+def pack(a: Tensor, b: Tensor) -> Packed:
+    """Sparse vectors made short: what is +0 in both is left out, for all the coefficients that are tried on them.
+
+    An element is kept where a or b has a bit set: -0 is kept, since a -0 that survives pruning stays -0.
+
+    Args:
+        a, b: vectors [n] on the CPU.
+
+    Returns:
+        The packed vectors, for `interpolate_threshold(packed.a, packed.b, ...)` and `interpolate_prune_packed`.
+
+    Raises:
+        NotImplementedError: for tensors that are not on the CPU. Others as for every function.
+    """
+    _check_inputs(a=a, b=b)
+    _check_on_cpu("pack", a=a, b=b)
+    packed_a, packed_b, support, positions = torch.ops.lpk.pack(a, b)
+    return Packed(packed_a, packed_b, support, positions, a.numel())
+
+
+def interpolate_prune_packed(
+    packed: Packed,
+    alpha: float | Tensor,
+    keep: int,
+    *,
+    threshold: Threshold | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """The bits of `interpolate_prune(a, b, alpha, keep)`, from what `pack(a, b)` returned.
+
+    Zeros that survive are not told apart in packed vectors: where there are any (`keep` above m, or a threshold of 0),
+    the whole interpolation is written and pruned by `magnitude_prune`, which takes longer and returns the same bits.
+
+    Args:
+        packed: two vectors [n], packed.
+        alpha: coefficient in [0, 1].
+        keep: how many entries survive, 0..n.
+        threshold: what `interpolate_threshold(packed.a, packed.b, ...)` returned for this coefficient and this `keep`.
+            Without it, it is found first.
+        out: where to write, [n]; its memory must be apart from that of `packed`.
+
+    Returns:
+        `out`, or a new vector [n] of the dtype of `packed.a`.
+
+    Raises:
+        NotImplementedError: for tensors that are not on the CPU.
+        ValueError: also where the tensors of `packed` do not belong together.
+    """
+    if not isinstance(packed, Packed):
+        raise TypeError(f"packed is a {type(packed).__name__}; what pack returned is needed")
+    *tensors, n = packed
+    _check_inputs(a=packed.a, b=packed.b, alpha=alpha, out=out)
+    _check_on_cpu("interpolate_prune_packed", packed=packed.a, out=packed.a if out is None else out)
+    _check_keep(keep, n)
+    alpha = _number("alpha", alpha, torch.float32)
+    if threshold is None:
+        possible = min(keep, packed.a.numel())
+        threshold = torch.ops.lpk.interpolate_threshold(packed.a, packed.b, alpha.reshape(1), possible)
+    value, last = _threshold(threshold)
+    if out is None:
+        return torch.ops.lpk.interpolate_prune_packed(*tensors, n, alpha, keep, value, last)
+    torch.ops.lpk.interpolate_prune_packed_out(*tensors, n, alpha, keep, value, last, out)
     return out
 
 
@@ -120,7 +200,7 @@ def magnitude_prune(x: Tensor, keep: int, *, out: Tensor | None = None) -> Tenso
         `out`, or a new vector [n] of the dtype of `x`.
     """
     _check_inputs(x=x, out=out)
-    _check_keep(keep, x)
+    _check_keep(keep, x.numel())
     if out is None:
         return torch.ops.lpk.magnitude_prune(x, keep)
     torch.ops.lpk.magnitude_prune_out(x, keep, out)
@@ -139,7 +219,7 @@ def magnitude_mask(x: Tensor, keep: int) -> Tensor:
     """
     with torch.no_grad():
         _check_inputs(x=x)
-        _check_keep(keep, x)
+        _check_keep(keep, x.numel())
         return torch.ops.lpk.magnitude_mask(x.detach(), keep)
 
 
@@ -182,6 +262,17 @@ def _number(name: str, value: float | Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.reshape(())
 
 
+def _threshold(threshold: Threshold) -> tuple[Tensor, Tensor]:
+    value, last = threshold
+    return _number("threshold[0]", value, torch.float32), _number("threshold[1]", last, torch.int64)
+
+
+def _check_on_cpu(function: str, **tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if tensor.device.type != "cpu":
+            raise NotImplementedError(f"{name} is on {tensor.device}; {function} is for CPU tensors")
+
+
 def _check_vectors(**vectors: Tensor) -> None:
     """Dtype, shape, layout and device of vectors that must agree with the first one."""
     (first_name, first), *_ = vectors.items()
@@ -200,11 +291,11 @@ def _check_vectors(**vectors: Tensor) -> None:
             raise ValueError(f"{name} is on {v.device} but {first_name} is on {first.device}")
 
 
-def _check_keep(keep: int, x: Tensor) -> None:
+def _check_keep(keep: int, n: int) -> None:
     if not isinstance(keep, int | torch.SymInt):
         raise TypeError(f"keep is a {type(keep).__name__}; a whole number is needed")
-    if not 0 <= keep <= x.numel():
-        raise ValueError(f"keep is {keep}; 0 to {x.numel()}, the number of weights, is possible")
+    if not 0 <= keep <= n:
+        raise ValueError(f"keep is {keep}; 0 to {n}, the number of weights, is possible")
 
 
 def _check_out(out: Tensor, **inputs: Tensor) -> None:
@@ -216,11 +307,42 @@ def _check_out(out: Tensor, **inputs: Tensor) -> None:
             raise ValueError(f"out overlaps {name} without being it; pass {name} itself or memory of its own")
 
 
+def _check_packed(a: Tensor, b: Tensor, support: Tensor, positions: Tensor, n: int) -> None:
+    """What can be seen without reading the tensors; the kernel checks that support and positions agree."""
+    _check_vectors(a=a, b=b)
+    for name, tensor, dtype, size in (
+        ("support", support, torch.uint8, -(-n // 8)),
+        ("positions", positions, torch.int64, -(-n // cpu.CHUNK) + 1),
+    ):
+        if tensor.dtype != dtype or tensor.shape != (size,) or not tensor.is_contiguous():
+            raise ValueError(
+                f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; for {n} elements, contiguous {dtype} of "
+                f"shape ({size},) is needed"
+            )
+
+
+def _check_out_of_packed(out: Tensor, n: int, a: Tensor, **others: Tensor) -> None:
+    _check_vectors(out=out)
+    if out.dtype != a.dtype:
+        raise TypeError(f"out is {out.dtype} but a is {a.dtype}; they must be the same")
+    if out.numel() != n:
+        raise ValueError(f"out has {out.numel()} elements but the packed vectors had {n}")
+    begin, end = out.data_ptr(), out.data_ptr() + out.nbytes
+    for name, tensor in ("a", a), *others.items():
+        if begin < tensor.data_ptr() + tensor.nbytes and tensor.data_ptr() < end:
+            raise ValueError(f"out overlaps {name}; pass memory of its own")
+
+
 def _check_alphas(alphas: Tensor) -> None:
     """Coefficients that lie on a GPU are not read here."""
     for value in () if alphas.is_cuda else alphas.reshape(-1).tolist():
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"alpha is {value}; a coefficient lies in [0, 1]")
+
+
+def _check_threshold(value: Tensor) -> None:
+    if not value.is_cuda and not float(value) >= 0.0:
+        raise ValueError(f"threshold is {float(value)}; a magnitude of at least 0 is needed")
 
 
 def _backend(x: Tensor) -> ModuleType:
@@ -264,7 +386,7 @@ def _(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
 @custom_op("lpk::interpolate_threshold", mutates_args=())
 def _interpolate_threshold(a: Tensor, b: Tensor, alphas: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     _check_vectors(a=a, b=b)
-    _check_keep(keep, a)
+    _check_keep(keep, a.numel())
     _check_alphas(alphas)
     return _backend(a).interpolate_threshold(a, b, alphas, keep)
 
@@ -272,7 +394,7 @@ def _interpolate_threshold(a: Tensor, b: Tensor, alphas: Tensor, keep: int) -> t
 @_interpolate_threshold.register_fake
 def _(a: Tensor, b: Tensor, alphas: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     _check_vectors(a=a, b=b)
-    _check_keep(keep, a)
+    _check_keep(keep, a.numel())
     return a.new_empty(alphas.shape, dtype=torch.float32), a.new_empty(alphas.shape, dtype=torch.int64)
 
 
@@ -281,8 +403,7 @@ def _interpolate_prune_out(a: Tensor, b: Tensor, alpha: Tensor, value: Tensor, l
     _check_vectors(a=a, b=b, out=out)
     _check_out(out, a=a, b=b)
     _check_alphas(alpha)
-    if not value.is_cuda and not float(value) >= 0.0:
-        raise ValueError(f"threshold is {float(value)}; a magnitude of at least 0 is needed")
+    _check_threshold(value)
     _backend(a).interpolate_prune(out, a, b, alpha, value, last)
 
 
@@ -317,14 +438,14 @@ def _magnitude_threshold(x: Tensor, keep: int) -> tuple[Tensor, Tensor]:
 def _magnitude_prune_out(x: Tensor, keep: int, out: Tensor) -> None:
     _check_vectors(x=x, out=out)
     _check_out(out, x=x)
-    _check_keep(keep, x)
+    _check_keep(keep, x.numel())
     _backend(x).interpolate_prune(out, x, None, _ONE, *_magnitude_threshold(x, keep))
 
 
 @_magnitude_prune_out.register_fake
 def _(x: Tensor, keep: int, out: Tensor) -> None:
     _check_vectors(x=x, out=out)
-    _check_keep(keep, x)
+    _check_keep(keep, x.numel())
 
 
 @custom_op("lpk::magnitude_prune", mutates_args=())
@@ -337,14 +458,14 @@ def _magnitude_prune(x: Tensor, keep: int) -> Tensor:
 @_magnitude_prune.register_fake
 def _(x: Tensor, keep: int) -> Tensor:
     _check_vectors(x=x)
-    _check_keep(keep, x)
+    _check_keep(keep, x.numel())
     return torch.empty_like(x)
 
 
 @custom_op("lpk::magnitude_mask", mutates_args=())
 def _magnitude_mask(x: Tensor, keep: int) -> Tensor:
     _check_vectors(x=x)
-    _check_keep(keep, x)
+    _check_keep(keep, x.numel())
     mask = torch.empty_like(x, dtype=torch.bool)
     _backend(x).magnitude_mask(mask, x, *_magnitude_threshold(x, keep))
     return mask
@@ -353,5 +474,107 @@ def _magnitude_mask(x: Tensor, keep: int) -> Tensor:
 @_magnitude_mask.register_fake
 def _(x: Tensor, keep: int) -> Tensor:
     _check_vectors(x=x)
-    _check_keep(keep, x)
+    _check_keep(keep, x.numel())
     return torch.empty_like(x, dtype=torch.bool)
+
+
+@custom_op("lpk::pack", mutates_args=(), device_types="cpu")
+def _pack(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_vectors(a=a, b=b)
+    support, positions = _empty_support(a)
+    m = cpu.find_support(support, positions, a, b)
+    packed = a.new_empty(m), b.new_empty(m)
+    for out, x in zip(packed, (a, b), strict=True):
+        cpu.pack(out, x, support, positions)
+    return *packed, support, positions
+
+
+@_pack.register_fake
+def _(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_vectors(a=a, b=b)
+    m = torch.library.get_ctx().new_dynamic_size()
+    return a.new_empty(m), b.new_empty(m), *_empty_support(a)
+
+
+def _empty_support(a: Tensor) -> tuple[Tensor, Tensor]:
+    n = a.numel()
+    return a.new_empty(-(-n // 8), dtype=torch.uint8), a.new_empty(-(-n // cpu.CHUNK) + 1, dtype=torch.int64)
+
+
+@custom_op("lpk::interpolate_prune_packed_out", mutates_args=("out",), device_types="cpu")
+def _interpolate_prune_packed_out(
+    a: Tensor,
+    b: Tensor,
+    support: Tensor,
+    positions: Tensor,
+    n: int,
+    alpha: Tensor,
+    keep: int,
+    value: Tensor,
+    last: Tensor,
+    out: Tensor,
+) -> None:
+    _check_packed(a, b, support, positions, n)
+    _check_out_of_packed(out, n, a, b=b, support=support, positions=positions)
+    _check_keep(keep, n)
+    _check_alphas(alpha)
+    _check_threshold(value)
+    if keep <= a.numel() and float(value) > 0.0:
+        cpu.interpolate_prune_packed(out, a, b, support, positions, alpha, value, last)
+        return
+    # The zeros that survive are those of lowest index in the whole vector, which is therefore written first.
+    everything = torch.zeros(()), torch.tensor(n)
+    cpu.interpolate_prune_packed(out, a, b, support, positions, alpha, *everything)
+    _magnitude_prune_out(out, keep, out)
+
+
+@_interpolate_prune_packed_out.register_fake
+def _(
+    a: Tensor,
+    b: Tensor,
+    support: Tensor,
+    positions: Tensor,
+    n: int,
+    alpha: Tensor,
+    keep: int,
+    value: Tensor,
+    last: Tensor,
+    out: Tensor,
+) -> None:
+    _check_packed(a, b, support, positions, n)
+    _check_vectors(out=out)
+    _check_keep(keep, n)
+
+
+@custom_op("lpk::interpolate_prune_packed", mutates_args=(), device_types="cpu")
+def _interpolate_prune_packed(
+    a: Tensor,
+    b: Tensor,
+    support: Tensor,
+    positions: Tensor,
+    n: int,
+    alpha: Tensor,
+    keep: int,
+    value: Tensor,
+    last: Tensor,
+) -> Tensor:
+    out = a.new_empty(n)
+    _interpolate_prune_packed_out(a, b, support, positions, n, alpha, keep, value, last, out)
+    return out
+
+
+@_interpolate_prune_packed.register_fake
+def _(
+    a: Tensor,
+    b: Tensor,
+    support: Tensor,
+    positions: Tensor,
+    n: int,
+    alpha: Tensor,
+    keep: int,
+    value: Tensor,
+    last: Tensor,
+) -> Tensor:
+    _check_packed(a, b, support, positions, n)
+    _check_keep(keep, n)
+    return a.new_empty(n)

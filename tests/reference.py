@@ -134,7 +134,7 @@ def numpy_partition_threshold(a, b, alpha, keep):
 
 
 def topk_mask(x, keep):
-    mask = torch.zeros(len(x), dtype=torch.bool)
+    mask = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     mask[x.abs().topk(keep, sorted=False).indices] = True
     return mask
 

@@ -49,7 +49,8 @@ sanitize() {
     esac
     "$PYTHON" -c 'import os, torch, lpk._core; assert lpk._core.__file__.startswith(os.getcwd())'
     # A sanitizer ends the process with its report on file descriptor 2, which pytest must leave alone.
-    "$PYTHON" -m pytest -q -p no:cacheprovider --capture=sys tests/test_ops.py -k "$tests" ${PYTEST_ARGS:-}
+    "$PYTHON" -m pytest -q -p no:cacheprovider --capture=sys tests/test_ops.py tests/test_pack.py -k "$tests" \
+      ${PYTEST_ARGS:-}
   )
 }
 

@@ -595,12 +595,16 @@ def test_gradients_are_refused():
 # --- As PyTorch operators ---
 
 HALFWAY, PAIR, OUT = torch.tensor(0.5), (torch.tensor(4.5), torch.tensor(7)), torch.zeros(8)
+PACKED = ops.pack(A * (A > 2), B * (B > 2))
 OPERATORS = {
     "interpolate": (A, B, HALFWAY),
     "interpolate_out": (A, B, HALFWAY, OUT),
     "interpolate_threshold": (A, B, HALFWAY.reshape(1), 3),
     "interpolate_prune": (A, B, HALFWAY, *PAIR),
     "interpolate_prune_out": (A, B, HALFWAY, *PAIR, OUT),
+    "pack": (A, B),
+    "interpolate_prune_packed": (*PACKED, HALFWAY, 3, *PAIR),
+    "interpolate_prune_packed_out": (*PACKED, HALFWAY, 3, *PAIR, OUT),
     "magnitude_prune": (A, 3),
     "magnitude_prune_out": (A, 3, OUT),
     "magnitude_mask": (A, 3),
@@ -614,7 +618,7 @@ def test_opcheck(name):
 
 def test_every_operator_is_checked():
     names = torch._C._dispatch_get_all_op_names()
-    registered = {name for name in names if name.startswith(("lpk::interpolate", "lpk::magnitude"))}
+    registered = {name for name in names if name.startswith(("lpk::interpolate", "lpk::pack", "lpk::magnitude"))}
     assert registered == {f"lpk::{name}" for name in OPERATORS}
 
 

@@ -3,12 +3,6 @@
 #include "pieces.h"
 
 namespace lpk::cpu {
-namespace {
-
-// Outputs larger than this are written past the cache: they would only push out what the caller still needs.
-constexpr int64_t kStreamBytes = int64_t(4) << 20;
-
-}  // namespace
 
 void interpolate_prune(void* out, const Vectors& v, float alpha, const Threshold& threshold) {
   const int64_t bytes = v.n * (v.dtype == kFloat32 ? 4 : 2);

@@ -38,6 +38,18 @@ struct Tally {
   int32_t not_finite;   // 1 if some element of a or b is NaN or infinite
 };
 
+// A piece of vectors that are packed: the elements `begin` to `end` of the source, which stand, in order, where the bits
+// of the support are set (bit i % 8 of byte i / 8 for element i of the full vectors). Before packed position `split` they
+// are pruned as with threshold - 1.
+struct Packed {
+  Source source;
+  const uint8_t* support;
+  int64_t begin;
+  int64_t end;
+  int64_t split;
+  Key threshold;
+};
+
 struct Loops {
   // keys[i] = key of x_i. Returns false if some x is not finite (keys are then meaningless).
   bool (*keys)(Key* keys, const Source& source, int64_t offset, int64_t n);
@@ -52,6 +64,17 @@ struct Loops {
 
   // out[i] = key of x_i > threshold.
   bool (*mask)(uint8_t* out, const Source& source, int64_t offset, int64_t n, Key threshold);
+
+  // The support of n elements from `offset`, a multiple of 8: where a or b has a bit set, as bits. Returns how many are
+  // in it, or -1 if some a or b is not finite.
+  int64_t (*support)(uint8_t* support, const void* a, const void* b, int64_t offset, int64_t n);
+
+  // Writes those of n elements from `offset`, a multiple of 8, that are in the support side by side, and nothing else.
+  void (*pack)(void* out, const void* x, const uint8_t* support, int64_t offset, int64_t n);
+
+  // Prunes packed elements, and writes n elements of the full vector from `offset`, a multiple of 8: +0 outside of the
+  // support. Returns how many packed elements that took (more than there are: it stopped), or -1 if some x is not finite.
+  int64_t (*unpack)(void* out, const Packed& packed, int64_t offset, int64_t n, bool stream);
 };
 
 extern const Loops loops_portable[kDtypes];

@@ -27,10 +27,24 @@ struct Vectors {
   int threads;
 };
 
+// Which elements of two vectors are in neither's zeros: where a or b has a bit set (so -0 is in it).
+struct Support {
+  uint8_t* bits;       // bit i % 8 of byte i / 8 for element i; the last byte is filled up with zeros
+  int64_t* positions;  // how many elements of the support stand before each chunk, and at last how many there are
+  int64_t n;
+};
+
 void interpolate(void* out, const Vectors& vectors, float alpha);
 std::vector<Threshold> interpolate_threshold(const Vectors& vectors, const std::vector<float>& alphas, int64_t keep);
 void interpolate_prune(void* out, const Vectors& vectors, float alpha, const Threshold& threshold);
 void magnitude_mask(uint8_t* out, const Vectors& vectors, const Threshold& threshold);
+
+// Fills in `support`; returns its size. Then pack(): the elements of one vector, x = a, that are in it, side by side.
+int64_t find_support(const Support& support, const Vectors& vectors);
+void pack(void* out, const Vectors& vector, const Support& support);
+// interpolate_prune of packed vectors, unpacked; threshold.last is a position in the packed vectors.
+void interpolate_prune_packed(void* out, const Vectors& packed, const Support& support, float alpha,
+                              const Threshold& threshold);
 
 // The instruction set in use: the best one of this processor, unless a test sets another ("auto": back to the best).
 std::vector<std::string> instruction_sets();
