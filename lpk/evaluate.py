@@ -2,98 +2,27 @@
 
 Accuracy is a count of correct predictions, at one fixed batch size (the last batch padded), so that it does not depend
 on who asks. Calibration does what torch.optim.swa_utils.update_bn does: only the BatchNorm layers train, the statistics
-of equal batches are averaged with equal weight, the variance is unbiased.
+of equal batches are averaged with equal weight, the variance is unbiased. It stops when the statistics have settled.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple, TypeGuard, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lpk.flat import FlatModel, Layout, batchnorms
-
-Batch = tuple[Tensor, Tensor]
-Samples = Iterable[Batch] | Batch  # a DataLoader or the like, or (inputs, labels)
+from lpk.fold import Folded
+from lpk.samples import Calibration, Samples, Validation
 
 STATISTICS = ("recalibrate", "interpolate", "leave")
 BATCH_SIZE = 125
-MEMORY_BUDGET = 4 << 30  # bytes of prepared samples; what is larger is streamed from its loader again each time
-
-
-class Prepared:
-    """Samples in memory in the dtype they are stored in, or streamed where they exceed MEMORY_BUDGET.
-
-    Raises ValueError for a source without samples, labels that don't match, and loaders that don't yield
-    (inputs, labels).
-    """
-
-    def __init__(self, name: str, samples: Samples, batch_size: int) -> None:
-        self.name = name
-        self.batch_size = batch_size
-        self.source: Iterable[Batch] | None = None
-        self.inputs = self.labels = torch.empty(0)
-        self.count = 0
-        self._read([samples] if _is_pair(samples) else cast(Iterable[Batch], samples))
-        if self.count == 0:
-            raise ValueError(f"{name} has no samples")
-
-    def _read(self, loader: Iterable[Batch]) -> None:
-        inputs: list[Tensor] = []
-        labels: list[Tensor] = []
-        size = 0
-        for batch in loader:
-            if not _is_pair(batch):
-                raise ValueError(
-                    f"{self.name} yields {type(batch).__name__}; (inputs, labels) are needed, or pass `evaluate`"
-                )
-            self._check(*batch)
-            self.count += len(batch[1])
-            size += batch[0].numel() * batch[0].element_size()
-            if size > MEMORY_BUDGET and not isinstance(loader, list):
-                self.source, inputs, labels = loader, [], []
-                continue
-            inputs.append(batch[0])
-            labels.append(batch[1])
-        if self.source is None and inputs:
-            self.inputs, self.labels = (
-                (inputs[0], labels[0]) if len(inputs) == 1 else (torch.cat(inputs), torch.cat(labels))
-            )
-
-    def _check(self, inputs: Tensor, labels: Tensor) -> None:
-        if labels.dim() != 1 or labels.is_floating_point() or len(inputs) != len(labels):
-            raise ValueError(
-                f"{self.name}: inputs {tuple(inputs.shape)} with labels {tuple(labels.shape)} {labels.dtype}; "
-                "one integer label for each input is needed, or pass `evaluate`"
-            )
-
-    def to(self, device: torch.device) -> None:
-        self.inputs, self.labels = self.inputs.to(device), self.labels.to(device)
-
-    def reorder(self, order: Tensor) -> None:
-        """Puts the samples into another order, where they are in memory."""
-        if self.source is None:
-            self.inputs, self.labels = self.inputs[order], self.labels[order]
-
-    def batches(self) -> Iterator[Batch]:
-        """Batches of `batch_size`; the last one is shorter where the count is no multiple of it."""
-        if self.source is None:
-            yield from zip(self.inputs.split(self.batch_size), self.labels.split(self.batch_size), strict=True)
-            return
-        inputs, labels = torch.empty(0), torch.empty(0)
-        for x, y in self.source:
-            inputs, labels = (torch.cat((inputs, x)), torch.cat((labels, y))) if len(labels) else (x, y)
-            while len(labels) >= self.batch_size:
-                yield inputs[: self.batch_size], labels[: self.batch_size]
-                inputs, labels = inputs[self.batch_size :], labels[self.batch_size :]
-        if len(labels):
-            yield inputs, labels
+TOLERANCE = 0.02
 
 
 class Score(NamedTuple):
@@ -108,6 +37,20 @@ class Score(NamedTuple):
     margins: Tensor | None
 
 
+class Heat(NamedTuple):
+    """The validation samples that stand first are a random draw.
+
+    Attributes:
+        drawn: how many there are; 0: none, nobody races.
+        population: how many of the hardest samples they were drawn from.
+        error: with what probability a network that makes no more errors than allowed may be dropped for them.
+    """
+
+    drawn: int = 0
+    population: int = 0
+    error: float = 0.0
+
+
 class Evaluator:
     """Scores candidates that are written into `flat`.
 
@@ -117,7 +60,14 @@ class Evaluator:
         calibration: samples that renew BatchNorm's statistics.
         evaluate: model -> float, higher is better, instead of accuracy.
         statistics: "recalibrate", "interpolate" (like the other parameters) or "leave" (the target's stay).
+        tolerance: the standard error at which calibration stops, see `calibrate`; 0: it uses all samples.
         batch_size: of calibration and validation.
+        autocast: the dtype that PyTorch computes in where that is safe (torch.autocast); None: the model's own.
+
+    Attributes:
+        forward_samples: how many samples went through the network.
+        scored: how many networks were scored, whether or not to the end.
+        validated: how many of the samples that went through it were validation samples.
     """
 
     def __init__(
@@ -129,26 +79,31 @@ class Evaluator:
         calibration: Samples | None = None,
         evaluate: Callable[[nn.Module], float] | None = None,
         statistics: str = "recalibrate",
+        tolerance: float = TOLERANCE,
         batch_size: int = BATCH_SIZE,
+        autocast: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> None:
         if statistics not in STATISTICS:
             raise ValueError(f"statistics is {statistics!r}; one of {', '.join(STATISTICS)} is possible")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; at least 1 is needed")
+        if not 0.0 <= tolerance < math.inf:
+            raise ValueError(f"tolerance is {tolerance}; a number of at least 0 is needed")
+        if autocast not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(f"autocast is {autocast}; torch.bfloat16, torch.float16 or None is possible")
         if (validation is None) == (evaluate is None):
             raise ValueError("pass either `validation` samples or an `evaluate` function")
         device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
         self.flat = FlatModel(model, layout, device)
         self.device = device
         self.batch_size = batch_size
+        self.tolerance = tolerance
+        self.autocast = autocast
         self.evaluate = evaluate
-        self.forward_samples = 0
-        self.validation = None if validation is None else Prepared("validation", validation, batch_size)
-        self.calibration = None if calibration is None else Prepared("calibration", calibration, batch_size)
-        for prepared in (self.validation, self.calibration):
-            if prepared is not None:
-                prepared.to(device)
+        self.forward_samples = self.validated = self.scored = 0
+        self.validation = None if validation is None else Validation(validation, batch_size, device)
+        self.calibration = None if calibration is None else Calibration(calibration, batch_size, device)
         self.batchnorms = [module for _, module in batchnorms(self.flat.model)]
         if self.batchnorms and calibration is None and statistics == "recalibrate":
             warnings.warn(
@@ -158,6 +113,13 @@ class Evaluator:
             )
             statistics = "interpolate"
         self.statistics = statistics
+        self._heat = Heat()
+        self._generator = torch.Generator().manual_seed(0)  # of the heats' draws
+        self._margins = torch.zeros(self.total or 0)  # what the validation samples are ordered by
+        self._running = torch.nonzero(self.flat.statistics).squeeze(1)
+        self._scale = _scales(self.flat)
+        self._folded: Folded | None = None
+        self._traced = self.validation is None or not self.batchnorms  # nothing to fold, or known whether it can be
 
     @property
     def total(self) -> int | None:
@@ -165,129 +127,182 @@ class Evaluator:
         return None if self.validation is None else self.validation.count
 
     def calibrate(self) -> None:
-        """Estimates BatchNorm's statistics for the network in `flat` from the calibration samples."""
+        """Estimates BatchNorm's statistics for the network in `flat` from the calibration samples.
+
+        Batch by batch, and no further once they have settled: from the second batch on, when the standard error of
+        their mean over the batches, relative to the channel's standard deviation for a mean and to its variance for a
+        variance, has a root mean square over all channels of at most `tolerance`. When that is depends on this network
+        and the samples alone.
+        """
         if self.statistics != "recalibrate" or not self.batchnorms or self.calibration is None:
             return
-        with _averaging(self.batchnorms), torch.inference_mode():
-            for inputs in self._calibration_batches(self.calibration):
-                self.flat.model(self._prepare(inputs))
-                self.forward_samples += len(inputs)
-        self.flat.read()
+        flat = self.flat
+        mean = squares = torch.zeros(len(self._running), dtype=torch.float64, device=self.device)  # Welford 1962
+        with _training(self.batchnorms), torch.inference_mode():
+            for count, inputs in enumerate(self.calibration.batches(), start=1):
+                self._forward(flat.model, inputs)
+                flat.read()
+                batch = flat.rest[self._running].double()
+                difference = batch - mean
+                mean = mean + difference / count
+                squares = squares + difference * (batch - mean)
+                if count > 1 and self.tolerance and self._error(mean, squares, count) <= self.tolerance:
+                    break
+            flat.rest[self._running] = mean.to(flat.rest.dtype)
+            flat.written()
+
+    def _error(self, mean: Tensor, squares: Tensor, count: int) -> float:
+        """The standard error of the statistics' mean over `count` batches, relative, as calibrate says."""
+        variance = mean[self._scale.variance]
+        scale = torch.where(self._scale.is_mean, variance, variance.square())
+        relative = squares / (count * (count - 1)) / scale
+        return math.sqrt(float(torch.where(scale > 0, relative, 0.0).mean()))  # a dead channel has settled
 
     def score(self, errors_allowed: float = math.inf) -> Score | None:
         """Scores the network in `flat`; None as soon as it makes more errors than allowed."""
+        self.scored += 1
         if self.evaluate is not None:
             with torch.no_grad():
                 return Score(float(self.evaluate(self.flat.model)), None)
         assert self.validation is not None
-        errors, margins = 0, []
+        errors = 0
+        logits, labels = [], []
         with torch.inference_mode():
-            for inputs, labels in self.validation.batches():
-                logits = self._logits(inputs)
-                errors += int((logits.argmax(1) != labels).sum())
-                if errors > errors_allowed:
+            network = self._network()
+            for inputs, batch_labels in self.validation.batches():
+                batch_labels = batch_labels.to(self.device)
+                logits.append(self._logits(network, inputs))
+                labels.append(batch_labels)
+                errors += int((logits[-1].argmax(1) != batch_labels).sum())
+                if errors > errors_allowed or (len(logits) == 1 and self._loses(errors, errors_allowed)):
                     return None
-                margins.append(_margins(logits, labels))
-        return Score(self.validation.count - errors, torch.cat(margins))
+            return Score(self.validation.count - errors, _margins(torch.cat(logits), torch.cat(labels)))
 
     def hardest_first(self, score: Score) -> None:
         """Orders the validation samples by the margins of a network scored in full: its errors, and what it is least
         sure of, come first. A similar network then shows its errors early."""
-        if score.margins is not None and self.validation is not None:
-            self.validation.reorder(torch.argsort(score.margins, stable=True))
+        if score.margins is not None:
+            self._margins = score.margins
+            self._reorder(torch.argsort(score.margins, stable=True))
 
-    def _logits(self, inputs: Tensor) -> Tensor:
+    def draw_heat(self, errors_allowed: int, error: float) -> None:
+        """Puts a batch first that is drawn at random from the hardest samples, twice as many as the errors allowed.
+
+        `score` then drops a network for its errors on this batch if a network that makes no more than the errors
+        allowed, all of them among those hardest samples, would make as many with probability `error` at most: the tail
+        of a hypergeometric distribution. One that makes fewer in all is dropped more rarely still. This is one heat of
+        a race (Maron and Moore 1993), with the exact tail in place of Hoeffding's bound.
+        """
+        validation = self.validation
+        if validation is None or validation.source is not None:
+            return
+        ranked = torch.argsort(self._margins, stable=True)
+        population = min(2 * errors_allowed, validation.count)
+        drawn = min(self.batch_size, population)
+        chosen = torch.randperm(population, generator=self._generator)[:drawn].to(ranked.device)
+        behind = torch.ones(len(ranked), dtype=torch.bool, device=ranked.device)
+        behind[chosen] = False
+        self._reorder(torch.cat((ranked[chosen], ranked[behind])))
+        self._heat = Heat(drawn, population, error)
+
+    def _reorder(self, order: Tensor) -> None:
+        assert self.validation is not None
+        self.validation.reorder(order)
+        self._margins = self._margins[order]
+        self._heat = Heat()
+
+    def _loses(self, errors: int, errors_allowed: float) -> bool:
+        """Whether a network that makes `errors` in the first batch is out of the race."""
+        drawn, population, error = self._heat
+        if drawn < self.batch_size:
+            return False
+        return hypergeometric_tail(errors, population, int(min(errors_allowed, population)), drawn) <= error
+
+    def _network(self) -> nn.Module:
+        """What computes predictions: the model, with BatchNorm folded where it can be traced."""
+        if not self._traced:
+            self._traced = True
+            self._folded = self._fold()
+        if self._folded is None:
+            return self.flat.model
+        self._folded.update()
+        return self._folded.network
+
+    def _fold(self) -> Folded | None:
+        """The folded model; None where the model can't be traced, or not so that it computes the same."""
+        assert self.validation is not None
+        try:
+            folded = Folded(self.flat.model)
+        except Exception:  # whatever a stranger's forward raises when it is given a proxy
+            return None
+        inputs, _ = next(iter(self.validation.batches()))
+        wanted, got = (self._forward(network, inputs) for network in (self.flat.model, folded.network))
+        same = torch.allclose(got, wanted, rtol=1e-2, atol=1e-2 * float(wanted.abs().max()))
+        return folded if len(folded) and same else None
+
+    def _logits(self, network: nn.Module, inputs: Tensor) -> Tensor:
         """Predictions of one batch [B, classes], computed at the full batch size."""
         count = len(inputs)
         if count < self.batch_size:
             inputs = torch.cat((inputs, inputs[-1:].expand(self.batch_size - count, *inputs.shape[1:])))
-        logits = self.flat.model(self._prepare(inputs))
-        self.forward_samples += self.batch_size
+        logits = self._forward(network, inputs)
+        self.validated += self.batch_size
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != self.batch_size:
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"the model returned {shape}; logits [{self.batch_size}, classes] are needed")
         return logits[:count]
 
-    def _prepare(self, inputs: Tensor) -> Tensor:
+    def _forward(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        self.forward_samples += len(inputs)
         dtype = self.flat.layout.dtype if inputs.is_floating_point() else inputs.dtype
         inputs = inputs.to(self.device, dtype)
-        return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
+        if inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            output: Tensor = network(inputs)
+        return output
 
-    def _calibration_batches(self, samples: Prepared) -> Iterator[Tensor]:
-        """Batches of equal size: a shorter last one is left out, unless it is the only one."""
-        for i, (inputs, _) in enumerate(samples.batches()):
-            if len(inputs) == self.batch_size or i == 0:
-                yield inputs
+
+class _Scales(NamedTuple):
+    """For each running statistic whether it is a mean, and which one is the variance of the same channel."""
+
+    is_mean: Tensor
+    variance: Tensor
+
+
+def _scales(flat: FlatModel) -> _Scales:
+    spans = {entry.name: entry.span for entry in flat.layout.rest}
+    position = torch.cumsum(flat.statistics, 0) - 1  # in the vector of statistics alone
+    is_mean, variance = torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
+    for name, span in spans.items():
+        path, _, kind = name.rpartition(".")
+        if bool(flat.statistics[span].all()) and span.stop > span.start:
+            is_mean = torch.cat((is_mean, torch.full((span.stop - span.start,), kind == "running_mean")))
+            variance = torch.cat((variance, position[spans[f"{path}.running_var".lstrip(".")]].cpu()))
+    return _Scales(is_mean.to(flat.rest.device), variance.to(flat.rest.device))
 
 
 @contextmanager
-def _averaging(layers: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
-    """BatchNorm layers that train, averaging the statistics of the batches they see; counters are put back."""
+def _training(layers: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
+    """BatchNorm layers that train and hold the statistics of the batch seen last; counters are put back."""
     saved = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
     for layer in layers:
-        assert layer.running_mean is not None and layer.running_var is not None
-        layer.running_mean.zero_()
-        layer.running_var.fill_(1.0)
-        layer.momentum = None
-        layer.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=layer.running_mean.device)
-        layer.training = True
+        layer.momentum, layer.num_batches_tracked, layer.training = 1.0, None, True
     try:
         yield
     finally:
         for layer, (momentum, tracked) in zip(layers, saved, strict=True):
-            layer.momentum, layer.num_batches_tracked = momentum, tracked
-            layer.training = False
+            layer.momentum, layer.num_batches_tracked, layer.training = momentum, tracked, False
+
+
+def hypergeometric_tail(least: int, population: int, marked: int, drawn: int) -> float:
+    """The probability that of `drawn` ones among `population`, `marked` of which are marked, at least `least` are."""
+    ways = range(max(least, 0, drawn - (population - marked)), min(drawn, marked) + 1)
+    return sum(math.comb(marked, k) * math.comb(population - marked, drawn - k) for k in ways) / math.comb(
+        population, drawn
+    )
 
 
 def _margins(logits: Tensor, labels: Tensor) -> Tensor:
     own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
     return own - logits.scatter(1, labels.unsqueeze(1), -math.inf).amax(1)
-
-
-def _is_pair(batch: object) -> TypeGuard[Batch]:
-    return isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch)
-
-
-# --- accuracy on test samples, and whether a gain is more than luck ---------------------------------------------------
-
-
-def correct_predictions(
-    model: nn.Module, samples: Samples, *, batch_size: int = BATCH_SIZE, device: torch.device | None = None
-) -> Tensor:
-    """Which samples a model predicts correctly, bool [N], in their order. The model is left in its mode."""
-    device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
-    training = model.training
-    model.eval()
-    correct = []
-    try:
-        with torch.inference_mode():
-            for inputs, labels in Prepared("samples", samples, batch_size).batches():
-                inputs = inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
-                correct.append((model(inputs.to(device)).argmax(1) == labels.to(device)).cpu())
-    finally:
-        model.train(training)
-    return torch.cat(correct)
-
-
-@dataclass(frozen=True)
-class Gain:
-    """A difference of accuracies with its confidence interval, as fractions."""
-
-    gain: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{100 * self.gain:+.2f} [{100 * self.low:+.2f}, {100 * self.high:+.2f}]"
-
-
-def paired_gain(correct: Tensor, baseline: Tensor, *, z: float = 1.96) -> Gain:
-    """The gain of one network over another on the same samples, with a paired normal (Wald) interval.
-
-    Args:
-        correct, baseline: which samples each predicts correctly, [N]; or [networks, N], whose mean gain is meant.
-        z: the interval's half-width in standard errors; 1.96 is 95%.
-    """
-    difference = (correct.double() - baseline.double()).reshape(-1, correct.shape[-1]).mean(0)
-    gain, error = float(difference.mean()), float(difference.std(correction=1)) / math.sqrt(len(difference))
-    return Gain(gain, gain - z * error, gain + z * error)

@@ -44,6 +44,7 @@ class Pooled:
         baseline_accuracy: the target ticket's, on the same samples.
         steps: one for each candidate, in the order they were offered.
         forward_samples: how many samples went through the network, calibration included.
+        validation_samples: how many of them were validation samples.
         seconds: how long it took.
         settings: method, search, backend, batch size, versions: what ran.
     """
@@ -56,6 +57,7 @@ class Pooled:
     baseline_accuracy: float
     steps: tuple[Step, ...]
     forward_samples: int
+    validation_samples: int
     seconds: float
     settings: Mapping[str, Any]
 
@@ -72,7 +74,7 @@ class Pooled:
     @property
     def keep(self) -> int:
         """How many weights remain."""
-        return int(self.mask.sum())
+        return int(self.mask.count_nonzero())
 
     @property
     def density(self) -> float:
@@ -90,6 +92,7 @@ class Pooled:
             "baseline_accuracy": self.baseline_accuracy,
             "steps": self.steps,
             "forward_samples": self.forward_samples,
+            "validation_samples": self.validation_samples,
             "seconds": self.seconds,
             "settings": dict(self.settings),
         }

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from lpk import ops
-from lpk.evaluate import BATCH_SIZE, Evaluator, Samples, Score
+from lpk.evaluate import BATCH_SIZE, TOLERANCE, Evaluator, Score
 from lpk.flat import Flat
+from lpk.interpolations import Interpolations
 from lpk.pooled import Pooled, Step, versions
 from lpk.progress import Progress
+from lpk.samples import Samples
 from lpk.tickets import Ticket, Tickets
 
 COEFFICIENTS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -46,7 +48,7 @@ METHODS = {
     "swa": Method(greedy=False, coefficients=lambda given, averaged: (averaged / (averaged + 1),)),
     "ema": Method(greedy=False, coefficients=lambda given, averaged: (EMA_DECAY,)),
 }
-SEARCHES = ("bounded", "exhaustive")
+SEARCHES = ("bounded", "exhaustive", "racing")
 PRUNE = ("during", "after")
 BACKENDS = ("auto", "torch")
 
@@ -65,9 +67,11 @@ def pool(
     candidates: int | None = None,
     search: str = "bounded",
     statistics: str = "recalibrate",
+    tolerance: float = TOLERANCE,
     backend: str = "auto",
     error: float = 0.05,
     batch_size: int = BATCH_SIZE,
+    autocast: torch.dtype | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Pooled | list[Pooled]:
@@ -85,11 +89,15 @@ def pool(
         prune: "during": every interpolation is pruned to the target's density; "after": only the final one.
         candidates: how many of the nearest tickets are offered; None: all.
         search: "exhaustive" scores each coefficient on all samples; "bounded" drops one as soon as it cannot win any
-            more, and returns the same accepted steps, counts and network.
+            more, and returns the same accepted steps, counts and network; "racing" drops one also when it is unlikely
+            to win, and may differ in a step with probability `error`.
         statistics: BatchNorm's running statistics: "recalibrate", "interpolate" or "leave".
+        tolerance: calibration stops when the statistics' standard error, relative to a channel's standard deviation,
+            is at most this; 0: all calibration samples are used, as torch.optim.swa_utils.update_bn does.
         backend: what evaluates a candidate: "torch", or "auto" for the fastest.
         error: the probability of a differing step that a racing search may have; no other search uses it.
         batch_size: of calibration and validation.
+        autocast: torch.bfloat16 or torch.float16 to compute in that dtype where torch.autocast does; None: float32.
         device: where candidates are evaluated; None: where the model is.
         progress: whether to show it.
 
@@ -109,6 +117,8 @@ def pool(
         method=(method, METHODS), prune=(prune, PRUNE), search=(search, SEARCHES), backend=(backend, BACKENDS)
     )
     _check_numbers(coefficients, candidates, error)
+    if search == "racing" and evaluate is not None:
+        raise ValueError("search is 'racing', which counts errors; with `evaluate` only exhaustive search is possible")
     if target is not None and not 0 <= target < len(tickets):
         raise ValueError(f"target is round {target}; there are tickets of rounds 0 to {len(tickets) - 1}")
     evaluator = Evaluator(
@@ -118,16 +128,16 @@ def pool(
         calibration=calibration,
         evaluate=evaluate,
         statistics=statistics,
+        tolerance=tolerance,
         batch_size=batch_size,
+        autocast=autocast,
         device=None if device is None else torch.device(device),
     )
     targets = range(len(tickets)) if target is None else [target]
     offered = len(tickets) - 1 if candidates is None else min(candidates, len(tickets) - 1)
     with Progress(method, len(targets) * offered, show=progress) as bar:
-        pools = [
-            _Pool(tickets[t], tickets, evaluator, method, coefficients, prune, offered, search, bar).run()
-            for t in targets
-        ]
+        plan = _Plan(tickets, evaluator, method, coefficients, prune, offered, search, error, bar)
+        pools = [_Pool(tickets[t], plan).run() for t in targets]
     return pools if target is None else pools[0]
 
 
@@ -136,48 +146,46 @@ def nearest_first(target: int, count: int) -> list[int]:
     return sorted((i for i in range(count) if i != target), key=lambda i: (abs(i - target), i))
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What the pools of all targets have in common."""
+
+    tickets: Tickets
+    evaluator: Evaluator
+    method: str
+    coefficients: tuple[float, ...]
+    prune: str
+    offered: int
+    search: str
+    error: float
+    progress: Progress
+
+
 class _Pool:
     """One target's greedy search. `best` is θ_best; the evaluator's flat vectors hold the network being scored."""
 
-    def __init__(
-        self,
-        target: Ticket,
-        tickets: Tickets,
-        evaluator: Evaluator,
-        method: str,
-        coefficients: tuple[float, ...],
-        prune: str,
-        offered: int,
-        search: str,
-        progress: Progress,
-    ) -> None:
+    def __init__(self, target: Ticket, plan: _Plan) -> None:
         self.target = target
-        self.tickets = tickets
-        self.evaluator = evaluator
-        self.name = method
-        self.method = METHODS[method]
-        self.coefficients = coefficients
-        self.prune = prune
-        self.offered = offered
-        self.bounded = search == "bounded" and evaluator.evaluate is None
-        self.search = search
-        self.progress = progress
+        self.plan = plan
+        self.evaluator = evaluator = plan.evaluator
+        self.method = METHODS[plan.method]
+        self.bounded = plan.search != "exhaustive" and evaluator.evaluate is None
         self.own = self.best = target.flat.to(evaluator.device)
         self.score = Score(-math.inf, None)  # of `best`
         self.favourite = 0.5  # the coefficient accepted last: the next best one is probably near it
         self.steps: list[Step] = []
 
     def run(self) -> Pooled:
-        began, forward_before = time.perf_counter(), self.evaluator.forward_samples
-        target, evaluator = self.target, self.evaluator
+        target, evaluator, plan = self.target, self.evaluator, self.plan
+        began, before = time.perf_counter(), (evaluator.forward_samples, evaluator.validated)
         evaluator.flat.load(self.own)
         self.score = baseline = self._scored(evaluator.score())
-        for averaged, i in enumerate(nearest_first(target.round, len(self.tickets))[: self.offered], start=1):
-            self.progress.note(f"target {target.round}, candidate {i}")
-            coefficients = self.method.coefficients(self.coefficients, averaged)
-            self.steps.append((self._greedy_step if self.method.greedy else self._step)(self.tickets[i], coefficients))
-            self.progress.advance()
-        if self.prune == "after" or not self.method.greedy:
+        for averaged, i in enumerate(nearest_first(target.round, len(plan.tickets))[: plan.offered], start=1):
+            plan.progress.note(self._note(i))
+            coefficients = self.method.coefficients(plan.coefficients, averaged)
+            self.steps.append((self._greedy_step if self.method.greedy else self._step)(plan.tickets[i], coefficients))
+            plan.progress.advance()
+        if plan.prune == "after" or not self.method.greedy:
             self._finish()
         flat, mask = target.flat, target.mask
         if self.best is not self.own:
@@ -192,20 +200,32 @@ class _Pool:
             accuracy=self.score.value / total,
             baseline_accuracy=baseline.value / total,
             steps=tuple(self.steps),
-            forward_samples=evaluator.forward_samples - forward_before,
+            forward_samples=evaluator.forward_samples - before[0],
+            validation_samples=evaluator.validated - before[1],
             seconds=time.perf_counter() - began,
             settings={
-                "method": self.name,
-                "prune": self.prune,
-                "search": self.search if evaluator.evaluate is None else "exhaustive",
+                "method": plan.method,
+                "prune": plan.prune,
+                "search": plan.search if evaluator.evaluate is None else "exhaustive",
+                "error": plan.error if plan.search == "racing" else None,
                 "statistics": evaluator.statistics,
+                "tolerance": evaluator.tolerance,
                 "backend": "torch",
                 "device": str(evaluator.device),
+                "autocast": None if evaluator.autocast is None else str(evaluator.autocast),
                 "batch_size": evaluator.batch_size,
                 "validation_samples": evaluator.total,
                 **versions(),
             },
         )
+
+    def _note(self, candidate: int) -> str:
+        """What the progress bar says: where the search stands, and how much of the work was not needed so far."""
+        evaluator = self.evaluator
+        text = f"target {self.target.round}, candidate {candidate}, {evaluator.scored} networks"
+        if evaluator.total and self.bounded:
+            text += f", {1 - evaluator.validated / (evaluator.scored * evaluator.total):.0%} of the samples saved"
+        return text
 
     def _greedy_step(self, candidate: Ticket, coefficients: tuple[float, ...]) -> Step:
         """Lines 5 to 8 of Algorithm 2.
@@ -214,10 +234,15 @@ class _Pool:
         scored in full so far; as many as that one only if it stands before it in the list, since the first of equally
         good ones wins. A coefficient dropped for making more can therefore neither be the winner nor, being the winner,
         be accepted, whatever the order in which they are scored; each that is not dropped is scored in full.
+
+        Racing: see Evaluator.draw_heat. The step differs from the bounded one only if the heat drops the coefficient
+        that wins it; that one never makes more errors than are allowed, whatever the others did.
         """
         other = candidate.flat.to(self.evaluator.device)
-        thresholds = self._thresholds(other, coefficients)
+        interpolations = self._interpolations(other, coefficients)
         total = self.evaluator.total or 0
+        if self.plan.search == "racing":
+            self.evaluator.draw_heat(total - int(self.score.value), self.plan.error)
         winner, won, network = -1, Score(-math.inf, None), self.best
         for k in sorted(range(len(coefficients)), key=lambda k: abs(coefficients[k] - self.favourite)):
             errors_allowed = math.inf
@@ -227,7 +252,7 @@ class _Pool:
                     errors_allowed = min(errors_allowed, total - won.value - (0 if k < winner else 1))
                 if errors_allowed < 0:
                     continue
-            self._write(other, coefficients[k], thresholds[k] if thresholds else None)
+            self._write(interpolations, k)
             self.evaluator.calibrate()
             score = self.evaluator.score(errors_allowed)
             if score is not None and (score.value > won.value or (score.value == won.value and k < winner)):
@@ -244,9 +269,7 @@ class _Pool:
     def _step(self, candidate: Ticket, coefficients: tuple[float, ...]) -> Step:
         """A baseline's step: the candidate is taken without being scored."""
         (coefficient,) = coefficients
-        other = candidate.flat.to(self.evaluator.device)
-        thresholds = self._thresholds(other, coefficients)
-        self._write(other, coefficient, thresholds[0] if thresholds else None)
+        self._write(self._interpolations(candidate.flat.to(self.evaluator.device), coefficients), 0)
         self.best = self._network()
         return Step(candidate.round, coefficient, None, True)
 
@@ -260,20 +283,14 @@ class _Pool:
             self.best = self._network()
             self.score = self._scored(self.evaluator.score())
 
-    def _thresholds(self, other: Flat, coefficients: tuple[float, ...]) -> list[ops.Threshold] | None:
-        if self.prune == "after":
-            return None
-        values, last = ops.interpolate_threshold(self.best.weights, other.weights, coefficients, self.target.keep)
-        return list(zip(values, last, strict=True))
+    def _interpolations(self, other: Flat, coefficients: tuple[float, ...]) -> Interpolations:
+        keep = None if self.plan.prune == "after" else self.target.keep
+        return Interpolations(self.best, other, coefficients, keep)
 
-    def _write(self, other: Flat, coefficient: float, threshold: ops.Threshold | None) -> None:
-        """MagnitudePruning(α·θ_best + (1 − α)·θ_i), into the vectors that the evaluator's model computes with."""
-        flat, best, keep = self.evaluator.flat, self.best, self.target.keep
-        if threshold is None:
-            ops.interpolate(best.weights, other.weights, coefficient, out=flat.weights)
-        else:
-            ops.interpolate_prune(best.weights, other.weights, coefficient, keep, threshold=threshold, out=flat.weights)
-        ops.interpolate(best.rest, other.rest, coefficient, out=flat.rest)
+    def _write(self, interpolations: Interpolations, k: int) -> None:
+        """The k-th interpolation, into the vectors that the evaluator's model computes with."""
+        flat = self.evaluator.flat
+        interpolations.write(k, weights=flat.weights, rest=flat.rest)
         if self.evaluator.statistics == "leave":
             flat.rest.copy_(torch.where(flat.statistics, self.own.rest, flat.rest))
         flat.written()

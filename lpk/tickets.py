@@ -49,7 +49,7 @@ class Ticket:
     @property
     def keep(self) -> int:
         """How many weights remain."""
-        return int(self.mask.sum())
+        return int(self.mask.count_nonzero())
 
     @property
     def density(self) -> float:

@@ -1,5 +1,5 @@
 import copy
-import math
+import itertools
 
 import pytest
 import torch
@@ -7,10 +7,10 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lpk import evaluate
-from lpk.evaluate import Evaluator, correct_predictions, paired_gain
+from lpk import samples
+from lpk.evaluate import Evaluator, hypergeometric_tail
 from lpk.flat import Layout
-from tests.conftest import make_images, make_network
+from tests.conftest import make_images
 
 
 def make_evaluator(network, **options):
@@ -37,7 +37,7 @@ def test_score_from_a_loader(network, validation):
 
 
 def test_calibration_equals_update_bn(network, validation, calibration):
-    made = make_evaluator(network, validation=validation, calibration=calibration, batch_size=32)
+    made = make_evaluator(network, validation=validation, calibration=calibration, batch_size=32, tolerance=0)
     made.calibrate()
     reference = copy.deepcopy(network)
     update_bn(DataLoader(TensorDataset(*calibration), batch_size=32), reference)
@@ -86,7 +86,7 @@ def test_streamed_samples_give_the_same_answers(network, validation, calibration
         "calibration": DataLoader(TensorDataset(*calibration), batch_size=20),
     }
     held = make_evaluator(network, **loaders, batch_size=32)
-    monkeypatch.setattr(evaluate, "MEMORY_BUDGET", 1000)
+    monkeypatch.setattr(samples, "MEMORY_BUDGET", 1000)
     streamed = make_evaluator(network, **loaders, batch_size=32)
     assert streamed.validation.source is not None and held.validation.source is None
     for made in (held, streamed):
@@ -149,36 +149,127 @@ def test_bad_samples_are_named(network, validation):
         make_evaluator(nn.Sequential(*network[:4]), validation=validation, statistics="leave").score()
 
 
-def test_correct_predictions_leave_the_mode(validation):
-    network = make_network().train()
-    correct = correct_predictions(network, validation, batch_size=50)
-    assert network.training and int(correct.sum()) == count(network, *validation)
-
-
-def test_paired_gain_is_the_wald_interval_of_the_differences():
-    ours = torch.tensor([1, 1, 1, 0, 1, 0, 1, 1], dtype=torch.bool)
-    theirs = torch.tensor([1, 0, 1, 0, 1, 1, 0, 1], dtype=torch.bool)
-    gain = paired_gain(ours, theirs)
-    difference = [0, 1, 0, 0, 0, -1, 1, 0]
-    mean = sum(difference) / 8
-    error = math.sqrt(sum((d - mean) ** 2 for d in difference) / 7) / math.sqrt(8)
-    assert gain.gain == pytest.approx(1 / 8)
-    assert (gain.low, gain.high) == (pytest.approx(mean - 1.96 * error), pytest.approx(mean + 1.96 * error))
-
-
-def test_interval_covers_the_truth_as_often_as_it_says():
-    generator = torch.Generator().manual_seed(0)
-    covered = 0
-    for _ in range(400):
-        base = torch.rand(500, generator=generator)
-        ours, theirs = base < 0.83, (base + 0.1 * torch.randn(500, generator=generator)) < 0.80
-        gain = paired_gain(ours, theirs)
-        covered += gain.low <= 0.0312 <= gain.high  # the truth, from 10^8 draws
-    assert 360 <= covered <= 396
-
-
 def test_images_of_any_count_fit_one_batch_size(network):
     images, labels = make_images(5, seed=9)
     made = make_evaluator(network, validation=(images, labels), statistics="leave", batch_size=64)
     assert made.score().value == count(network, images, labels)
-    assert made.forward_samples == 64
+    assert made.validated == 64
+
+
+# --- calibration that stops -------------------------------------------------------------------------------------------
+
+
+def batch_statistics(network, images, batch_size):
+    """Each batch's statistics of the two BatchNorm layers, [batches, 28]."""
+    network = copy.deepcopy(network).train()
+    rows = []
+    for batch in images.split(batch_size):
+        for i in (1, 4):
+            network[i].momentum = 1.0
+        network(batch)
+        rows.append(torch.cat([t for i in (1, 4) for t in (network[i].running_mean, network[i].running_var)]))
+    return torch.stack(rows).double()
+
+
+@pytest.mark.parametrize("tolerance", [0.3, 0.1, 0.05, 0.03])
+def test_calibration_stops_when_the_standard_error_is_small(network, validation, tolerance):
+    images, labels = make_images(2000, seed=5)
+    made = make_evaluator(
+        network, validation=validation, calibration=(images, labels), batch_size=20, tolerance=tolerance
+    )
+    made.calibrate()
+    rows = batch_statistics(network, images, 20)
+    for used in range(2, 101):
+        mean = rows[:used].mean(0)
+        error = rows[:used].std(0) / used**0.5
+        variance = torch.cat((mean[6:12], mean[6:12], mean[20:28], mean[20:28]))
+        scale = torch.cat((variance[:6].sqrt(), variance[6:12], variance[12:20].sqrt(), variance[20:]))
+        if (error / scale).square().mean().sqrt() <= tolerance:
+            break
+    assert made.forward_samples == 20 * used < 2000
+    wanted = torch.cat((mean[:12], mean[12:])).float()
+    torch.testing.assert_close(made.flat.rest[made.flat.statistics], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_calibration_that_never_settles_uses_all_samples(network, validation, calibration):
+    made = make_evaluator(network, validation=validation, calibration=calibration, batch_size=32, tolerance=1e-9)
+    made.calibrate()
+    assert made.forward_samples == len(calibration[1]) // 32 * 32
+
+
+def test_dead_channels_have_settled(network, validation, calibration):
+    with torch.no_grad():
+        network[0].weight[:5] = 0.0
+    made = make_evaluator(network, validation=validation, calibration=calibration, batch_size=32, tolerance=0.2)
+    made.calibrate()
+    assert made.forward_samples < len(calibration[1]) // 32 * 32
+
+
+def test_calibration_reads_no_more_than_it_needs(network, validation):
+    read = []
+
+    def loader():
+        for seed in range(1000):
+            read.append(seed)
+            yield make_images(50, seed)
+
+    made = make_evaluator(network, validation=validation, calibration=loader(), batch_size=25, tolerance=0.1)
+    made.calibrate()
+    assert 1 <= len(read) < 20
+    statistics = made.flat.rest.clone()
+    made.calibrate()
+    assert torch.equal(made.flat.rest, statistics), "the second network saw other samples"
+
+
+@pytest.mark.parametrize("bad", [{"tolerance": -0.1}, {"tolerance": float("nan")}, {"autocast": torch.int8}])
+def test_bad_options_are_named(network, validation, bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        make_evaluator(network, validation=validation, statistics="leave", **bad)
+
+
+def test_autocast_computes_in_the_dtype_asked_for(network, validation):
+    seen = []
+    network[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    made = make_evaluator(network, validation=validation, statistics="leave", autocast=torch.bfloat16)
+    assert abs(made.score().value - count(network, *validation)) <= 4
+    assert torch.bfloat16 in seen
+
+
+# --- races ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("population", "marked", "drawn"), [(20, 7, 5), (30, 30, 4), (12, 3, 12), (9, 0, 4)])
+def test_hypergeometric_tail_counts_the_draws(population, marked, drawn):
+    draws = [sum(draw) for draw in itertools.combinations([1] * marked + [0] * (population - marked), drawn)]
+    for least in range(drawn + 2):
+        expected = sum(found >= least for found in draws) / len(draws)
+        assert hypergeometric_tail(least, population, marked, drawn) == pytest.approx(expected)
+
+
+def test_a_race_rarely_drops_a_network_that_makes_no_more_errors_than_allowed(validation):
+    """The networks' errors are as many as allowed and all among the hardest samples: the worst case."""
+    layout = Layout.of_model(network := nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Linear(4, 3)))
+    images, labels = validation
+    made = Evaluator(network, layout, validation=(images, labels), batch_size=20)
+    allowed, error, dropped, draws = 40, 0.1, 0, 2000
+    made._margins = torch.linspace(-1, 1, len(labels))
+    wrong = torch.arange(len(labels)) < 2 * allowed
+    wrong[torch.randperm(2 * allowed, generator=torch.Generator().manual_seed(1))[:allowed]] = False
+    for _ in range(draws):
+        kept = torch.argsort(made._margins)
+        made.draw_heat(allowed, error)
+        rank = torch.argsort(torch.argsort(made._margins))  # of the sample that stands at each place
+        assert sorted(rank.tolist()) == list(range(len(kept))) and int(rank[:20].max()) < 2 * allowed
+        dropped += made._loses(int(wrong[rank[:20]].sum()), allowed)
+    assert 0 < dropped / draws <= error + 3 * (error * (1 - error) / draws) ** 0.5
+
+
+def test_a_heat_drops_a_network_that_gets_everything_wrong(network, validation):
+    made = make_evaluator(network, validation=validation, statistics="leave", batch_size=20)
+    made.hardest_first(made.score())
+    made.draw_heat(40, 0.05)
+    made.flat.weights.zero_()
+    made.flat.rest.zero_()
+    made.flat.model[8].bias[0] = 1.0  # always the same class
+    before = made.validated
+    assert made.score(40) is None and made.validated == before + 20

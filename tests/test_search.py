@@ -8,16 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lpk
-from lpk import files, search
+from lpk import files, interpolations, ops, search
 from lpk.evaluate import Score
 from lpk.flat import Flat
 from lpk.progress import Progress
 from lpk.search import nearest_first, pool
-from tests import reference
+from tests import reference_search
 from tests.conftest import make_images, make_network, random_tickets
 
 CHOICES = {"coefficients": (0.1, 0.3, 0.5, 0.7, 0.9), "progress": False, "batch_size": 20}
@@ -30,60 +29,30 @@ def same_network(a, b):
 # --- against the paper's procedure in plain PyTorch -------------------------------------------------------------------
 
 
-def reference_pool(tickets, target, model, validation, calibration, coefficients):
-    """Algorithm 2, state dict by state dict, with update_bn and one forward pass; kernels replaced by NumPy."""
-    names = tickets.layout.prunable
-    loader = DataLoader(TensorDataset(*calibration), batch_size=20)
-    network = copy.deepcopy(model)
-
-    def accuracy(state):
-        network.load_state_dict(state)
-        with torch.no_grad():
-            return int((network.eval()(validation[0]).argmax(1) == validation[1]).sum())
-
-    def interpolate(best, other, alpha):
-        pruned = reference.interpolate_prune(
-            torch.cat([best[n].reshape(-1) for n in names]),
-            torch.cat([other[n].reshape(-1) for n in names]),
-            alpha,
-            tickets[target].keep,
-        )
-        state, at = {}, 0
-        for n in best:
-            if n in names:
-                state[n] = pruned[at : at + best[n].numel()].view(best[n].shape)
-                at += best[n].numel()
-            elif best[n].is_floating_point():
-                state[n] = alpha * best[n] + (1 - alpha) * other[n]
-            else:
-                state[n] = best[n]
-        network.load_state_dict(state)
-        update_bn(loader, network)
-        calibrated = {n: t.clone() for n, t in network.state_dict().items()}
-        return calibrated | {n: best[n] for n in best if not best[n].is_floating_point()}
-
-    best = tickets[target].state_dict()
-    best_count, steps = accuracy(best), []
-    for i in nearest_first(target, len(tickets)):
-        states = [interpolate(best, tickets[i].state_dict(), alpha) for alpha in coefficients]
-        counts = [accuracy(state) for state in states]
-        k = counts.index(max(counts))
-        steps.append((i, coefficients[k], counts[k], counts[k] >= best_count))
-        if counts[k] >= best_count:
-            best, best_count = states[k], counts[k]
-    return best, steps
-
-
 @pytest.mark.parametrize("target", [0, 2, 4])
 def test_exhaustive_search_is_the_papers_procedure(tickets, network, validation, calibration, target):
-    best, steps = reference_pool(tickets, target, network, validation, calibration, CHOICES["coefficients"])
+    loaders = [DataLoader(TensorDataset(*samples), batch_size=20) for samples in (validation, calibration)]
+    coefficients = CHOICES["coefficients"]
+    expected = reference_search.pool(
+        tickets, target, network, *loaders, coefficients, prune=reference_search.exact_prune
+    )
     pooled = pool(
-        tickets, target, model=network, validation=validation, calibration=calibration, search="exhaustive", **CHOICES
+        tickets,
+        target,
+        model=network,
+        validation=validation,
+        calibration=calibration,
+        search="exhaustive",
+        tolerance=0,
+        **CHOICES,
     )
     total = len(validation[1])
-    assert [(s.candidate, s.coefficient, round(s.accuracy * total), s.accepted) for s in pooled.steps] == steps
+    assert round(pooled.baseline_accuracy * total) == expected.baseline
+    for ours, theirs in zip(pooled.steps, expected.steps, strict=True):
+        assert (ours.candidate, ours.accepted) == (theirs.candidate, theirs.accepted)
+        assert (ours.coefficient, round(ours.accuracy * total)) == (theirs.coefficient, max(theirs.counts))
     for name, tensor in pooled.state_dict.items():
-        torch.testing.assert_close(tensor, best[name], rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(tensor, expected.state_dict[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("target", range(5))
@@ -112,7 +81,8 @@ class TableEvaluator:
         self.rest = torch.zeros(len(tickets[0].flat.rest))
         self.seed, self.values, self.total = seed, values, total
         self.evaluate, self.statistics, self.device, self.batch_size = None, "interpolate", "cpu", 1
-        self.forward_samples = 0
+        self.tolerance, self.autocast = 0.0, None
+        self.forward_samples = self.validated = self.scored = 0
 
     def load(self, flat: Flat) -> None:
         self.weights.copy_(flat.weights)
@@ -123,6 +93,7 @@ class TableEvaluator:
     def hardest_first(self, score: Score) -> None: ...
 
     def score(self, errors_allowed: float = math.inf) -> Score | None:
+        self.scored += 1
         errors = zlib.crc32(self.weights.numpy().tobytes(), self.seed) % self.values
         self.forward_samples += min(errors, errors_allowed)
         return None if errors > errors_allowed else Score(self.total - errors, None)
@@ -135,25 +106,28 @@ def test_bounded_is_exact_on_every_table_of_accuracies(seed, values, rounds, k):
     made = []
     for kind in ("exhaustive", "bounded"):
         evaluator = TableEvaluator(tickets, seed, values, total=11)
-        coefficients = lpk.COEFFICIENTS[:k]
-        run = search._Pool(
-            tickets[seed % rounds],
-            tickets,
-            evaluator,
-            "interpolation",
-            coefficients,
-            "during",
-            rounds - 1,
-            kind,
-            Progress("", 1, show=False),
-        )
-        made.append(run.run())
+        coefficients, bar = lpk.COEFFICIENTS[:k], Progress("", 1, show=False)
+        plan = search._Plan(tickets, evaluator, "interpolation", coefficients, "during", rounds - 1, kind, 0.05, bar)
+        made.append(search._Pool(tickets[seed % rounds], plan).run())
     exhaustive, bounded = made
     assert torch.equal(exhaustive.flat.weights, bounded.flat.weights)
     assert torch.equal(exhaustive.flat.rest, bounded.flat.rest)
     assert exhaustive.accuracy == bounded.accuracy
     for a, b in zip(exhaustive.steps, bounded.steps, strict=True):
         assert a.accepted == b.accepted and (a == b or not a.accepted)
+
+
+# --- racing -----------------------------------------------------------------------------------------------------------
+
+
+def test_racing_mostly_finds_the_same(tickets, network, validation, calibration):
+    options = {"model": network, "validation": validation, "calibration": calibration, **CHOICES}
+    bounded, racing = (pool(tickets, search=kind, **options) for kind in ("bounded", "racing"))
+    accepted = [[step.accepted for pooled in made for step in pooled.steps] for made in (bounded, racing)]
+    assert sum(a == b for a, b in zip(*accepted, strict=True)) >= 0.8 * len(accepted[0])
+    assert all(p.settings["search"] == "racing" and p.settings["error"] == 0.05 for p in racing)
+    again = pool(tickets, search="racing", **options)
+    assert all(same_network(p, q) for p, q in zip(racing, again, strict=True))
 
 
 # --- what every method promises ---------------------------------------------------------------------------------------
@@ -272,6 +246,21 @@ def test_result_does_not_depend_on_the_number_of_threads(tickets, network, valid
     assert same_network(*made) or made[0].accuracy == pytest.approx(made[1].accuracy, abs=2 / 203)
 
 
+@pytest.mark.parametrize("target", [1, 4])
+def test_packing_sparse_networks_changes_nothing(tickets, network, validation, calibration, target, monkeypatch):
+    packed = []
+    monkeypatch.setattr(ops, "pack", lambda a, b, pack=ops.pack: packed.append(pack(a, b)) or packed[-1])
+    made, counts = [], []
+    for share in (0.0, 0.7, 1.0):
+        monkeypatch.setattr(interpolations, "PACKED_SHARE", share)
+        options = {"model": network, "validation": validation, "calibration": calibration, **CHOICES}
+        made.append(pool(tickets, target, **options))
+        counts.append(len(packed))
+        packed.clear()
+    assert counts == [0, {1: 0, 4: 2}[target], 4], "tickets 2 to 4 have at most 0.7 of their weights"
+    assert all(same_network(other, made[0]) and other.steps == made[0].steps for other in made)
+
+
 def test_tickets_from_a_directory_and_from_state_dicts(tickets, network, validation, calibration, tmp_path):
     options = {"model": network, "validation": validation, "calibration": calibration, **CHOICES}
     expected = pool(tickets, 3, **options)
@@ -319,6 +308,8 @@ def test_bad_arguments_are_named(tickets, network, validation, calibration):
         ({"backend": "tpu"}, "backend is 'tpu'"),
         ({"candidates": -1}, "candidates is -1"),
         ({"error": 0.0}, "error is 0.0"),
+        ({"tolerance": -1.0}, "tolerance is -1.0"),
+        ({"search": "racing", "evaluate": lambda model: 0.0, "validation": None}, "search is 'racing', which counts"),
         ({"model": nn.Linear(3, 3)}, "another network than the model: '0.weight' is missing"),
     ):
         with pytest.raises(ValueError, match=message.replace("(", r"\(")):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lpk import files
-from lpk.evaluate import Gain, correct_predictions, paired_gain
+from lpk.accuracy import Gain, correct_predictions, paired_gain
 from lpk.pooled import Pooled
 from lpk.progress import Progress
 from lpk.run import Run

@@ -1,0 +1,287 @@
+"""lpk's search beside the paper's procedure in plain PyTorch, on the same tickets, one after the other.
+
+python -m bench.search [--seeds 0 1 2] [--results bench/results]
+
+For each seed, tickets of Fashion-MNIST are trained (once: they stay in the run directory). For a dense, a medium and
+the sparsest target, each in this process, with the same threads:
+
+reference   tests/reference_search.py: torch.topk, update_bn over the whole training set through a DataLoader
+            (a TensorDataset in memory: the cheapest there is), validation in batches of 128
+lpk         lpk.pool as a user calls it
+exhaustive  lpk.pool(search="exhaustive"): what `lpk` must agree with, and the samples it saves
+eager       the reference on lpk's calibration samples, keeping exactly `keep` weights, beside lpk's exhaustive search
+
+Then all targets in one call, and the peak memory of a pool beside that of evaluating a single network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+from torch.utils.data import DataLoader, TensorDataset
+
+import lpk
+from bench.results import machine, slug
+from lpk import files, presets
+from lpk.accuracy import correct_predictions
+from lpk.run import Run
+from tests import reference_search
+
+PRESET = Path(__file__).with_name("search.toml")
+BATCH_SIZE = 128  # the reference's
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], prog="python -m bench.search")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--preset", default=str(PRESET), help="a preset's name or a TOML file")
+    parser.add_argument("--runs", type=Path, default=Path("build/search"), help="where the tickets are kept")
+    parser.add_argument("--targets", type=int, nargs="+", help="rounds; default: the first, a middle and the last one")
+    parser.add_argument("--candidates", type=int, help="how many of the nearest; default: all")
+    parser.add_argument("--results", type=Path, help="the directory that search-<machine>.json is written to")
+    parser.add_argument("--peak", choices=("single", "pool"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.peak:
+        print(json.dumps(peak(given.runs, given.peak, given.targets[0])))
+        return
+    preset = presets.load(given.preset)
+    rows, alls, peaks = [], [], []
+    for seed in given.seeds:
+        with Run.create(given.runs / f"{preset.name}-{seed}", preset, seed=seed) as run:
+            run.imp()
+            targets = given.targets or [0, preset.imp.rounds // 2, preset.imp.rounds]
+            for target in targets:
+                rows.append(compare(run, target, given.candidates))
+                print(line(rows[-1]), flush=True)
+            alls.append(all_targets(run, given.candidates))
+        peaks.append(peaks_of(run.path, targets[-1]))
+    result = {
+        "machine": machine(),
+        "date": datetime.date.today().isoformat(),
+        "preset": preset.to_dict(),
+        "rows": rows,
+        "all_targets": alls,
+        "peak_memory": peaks,
+    }
+    print("\n" + table(result))
+    if given.results:
+        path = given.results / f"search-{slug(result['machine'])}.json"
+        files.write_bytes(path, (json.dumps(result, indent=1) + "\n").encode())
+        print(f"written: {path}")
+
+
+def compare(run: Run, target: int, candidates: int | None) -> dict[str, Any]:
+    """One target by every procedure."""
+    tickets = run.tickets()
+    model = plain(run.model())
+    train, validation, calibration = run.data.train.tensors(), run.data.validation.tensors(), run.calibration()
+    loaders = [DataLoader(TensorDataset(*split), batch_size=BATCH_SIZE) for split in (validation, train)]
+
+    def timed(call: Any) -> tuple[Any, float]:
+        began = time.perf_counter()
+        return call(), time.perf_counter() - began
+
+    def pool(search: str) -> tuple[lpk.Pooled, float]:
+        options = {"validation": run.data.validation.loader(256), "calibration": calibration.loader(256)}
+        return timed(
+            lambda: lpk.pool(
+                tickets, target, model=run.model(), search=search, candidates=candidates, progress=False, **options
+            )
+        )
+
+    bounded, lpk_seconds = pool("bounded")
+    slow, reference_seconds = timed(
+        lambda: reference_search.pool(tickets, target, model, *loaders, lpk.COEFFICIENTS, candidates=candidates)
+    )
+    exhaustive, exhaustive_seconds = pool("exhaustive")
+    return {
+        "seed": run.seed,
+        "target": target,
+        "density": tickets[target].density,
+        "validation_samples": len(validation[0]),
+        "training_samples": len(train[0]),
+        "reference": {
+            "seconds": reference_seconds,
+            "test": test_accuracy(run, slow.state_dict),
+            "accepted": sum(step.accepted for step in slow.steps),
+        },
+        "lpk": {
+            "seconds": lpk_seconds,
+            "test": test_accuracy(run, bounded.state_dict),
+            "accepted": sum(step.accepted for step in bounded.steps),
+            "forward_samples": bounded.forward_samples,
+            "validation_samples": bounded.validation_samples,
+            "settings": dict(bounded.settings),
+        },
+        "ticket": {"test": test_accuracy(run, tickets[target].state_dict())},
+        "exhaustive": {
+            "seconds": exhaustive_seconds,
+            "forward_samples": exhaustive.forward_samples,
+            "validation_samples": exhaustive.validation_samples,
+            "same_as_lpk": same(exhaustive, bounded),
+        },
+        "eager": agreement(run, tickets, target, model, candidates),
+    }
+
+
+def agreement(run: Run, tickets: lpk.Tickets, target: int, model: nn.Module, candidates: int | None) -> dict[str, Any]:
+    """Plain eager PyTorch under the paper's rules and lpk's exhaustive search, both on all calibration samples."""
+    batch_size = lpk.search.BATCH_SIZE
+    validation, calibration = run.data.validation.tensors(), run.calibration().tensors()
+    loaders = [DataLoader(TensorDataset(*split), batch_size=batch_size) for split in (validation, calibration)]
+    options = {"candidates": candidates, "prune": reference_search.exact_prune}
+    eager = reference_search.pool(tickets, target, model, *loaders, lpk.COEFFICIENTS, **options)
+    ours = lpk.pool(
+        tickets,
+        target,
+        model=run.model(),
+        validation=validation,
+        calibration=calibration,
+        search="exhaustive",
+        tolerance=0,
+        candidates=candidates,
+        progress=False,
+    )
+    steps = [
+        {
+            "candidate": theirs.candidate,
+            "coefficients": [theirs.coefficient, own.coefficient],
+            "counts": [max(theirs.counts), round(own.accuracy * len(validation[0]))],
+            "accepted": [theirs.accepted, own.accepted],
+        }
+        for theirs, own in zip(eager.steps, ours.steps, strict=True)
+    ]
+    differing = [s for s in steps if any(len(set(s[k])) > 1 for k in ("coefficients", "counts", "accepted"))]
+    return {"steps": len(steps), "differing": differing}
+
+
+def same(a: lpk.Pooled, b: lpk.Pooled) -> bool:
+    """Whether two searches accepted the same steps with the same counts, and found the same network."""
+    states = zip(a.state_dict.values(), b.state_dict.values(), strict=True)
+    steps = [[step for step in pooled.steps if step.accepted] for pooled in (a, b)]
+    return steps[0] == steps[1] and all(torch.equal(x, y) for x, y in states)
+
+
+def all_targets(run: Run, candidates: int | None) -> dict[str, Any]:
+    began = time.perf_counter()
+    made = lpk.pool(
+        run.tickets(),
+        model=run.model(),
+        validation=run.data.validation.loader(256),
+        calibration=run.calibration().loader(256),
+        candidates=candidates,
+        progress=False,
+    )
+    return {"seed": run.seed, "targets": len(made), "seconds": time.perf_counter() - began}
+
+
+def peaks_of(run: Path, target: int) -> dict[str, Any]:
+    """Peak resident memory in MiB: a process of its own each."""
+    found = {}
+    for kind in ("single", "pool"):
+        command = [sys.executable, "-m", "bench.search", "--runs", str(run), "--peak", kind, "--targets", str(target)]
+        found[kind] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return found
+
+
+def peak(path: Path, kind: str, target: int) -> dict[str, float]:
+    """What this process needs at most to evaluate one network, or to make a pool, the tickets being held by both."""
+    imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with Run.open(path) as run:
+        tickets, model = run.tickets(), run.model()
+        validation, calibration = run.data.validation.tensors(), run.calibration().tensors()
+        if kind == "single":
+            plain_model = plain(model)
+            plain_model.load_state_dict(tickets[target].state_dict())
+            update_bn(DataLoader(TensorDataset(*calibration), batch_size=BATCH_SIZE), plain_model)
+            correct_predictions(plain_model, validation, batch_size=BATCH_SIZE)
+        else:
+            lpk.pool(tickets, target, model=model, validation=validation, calibration=calibration, progress=False)
+    return {
+        "imports": imports / 1024,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The model in PyTorch's default layout."""
+    return model.to(memory_format=torch.contiguous_format)
+
+
+def test_accuracy(run: Run, state: dict[str, Tensor]) -> float:
+    model = run.model()
+    model.load_state_dict(state)
+    return float(correct_predictions(model, run.data.test.loader(256)).double().mean())
+
+
+def line(row: dict[str, Any]) -> str:
+    ours, theirs = row["lpk"], row["reference"]
+    return (
+        f"seed {row['seed']}, target {row['target']} ({row['density']:.1%}): "
+        f"reference {theirs['seconds']:.1f} s, lpk {ours['seconds']:.2f} s, "
+        f"{theirs['seconds'] / ours['seconds']:.0f} times; test {theirs['test']:.2%} and {ours['test']:.2%}"
+    )
+
+
+def table(result: dict[str, Any]) -> str:
+    """The measurement as a Markdown table, with what else was asked in sentences."""
+    rows = result["rows"]
+    text = [
+        "| seed | target | density | reference, s | lpk, s | times | test: ticket | reference | lpk | validated |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        ours, theirs = row["lpk"], row["reference"]
+        share = ours["validation_samples"] / row["exhaustive"]["validation_samples"]
+        text.append(
+            f"| {row['seed']} | {row['target']} | {row['density']:.1%} | {theirs['seconds']:.0f} | "
+            f"{ours['seconds']:.2f} | {theirs['seconds'] / ours['seconds']:.0f} | {row['ticket']['test']:.2%} | "
+            f"{theirs['test']:.2%} | {ours['test']:.2%} | {share:.0%} |"
+        )
+    difference = statistics.mean(row["lpk"]["test"] - row["reference"]["test"] for row in rows)
+    agreeing = sum(row["exhaustive"]["same_as_lpk"] for row in rows)
+    steps = sum(row["eager"]["steps"] for row in rows)
+    differing = [step for row in rows for step in row["eager"]["differing"]]
+    text += [
+        "",
+        f"Mean test accuracy of lpk's pools minus the reference's: {100 * difference:+.3f} points.",
+        f"Bounded and exhaustive search: the same accepted steps, counts and network in {agreeing} of {len(rows)}.",
+        f"Exhaustive search and eager PyTorch on the same calibration samples: {steps - len(differing)} of {steps} "
+        "steps alike in coefficient, count and acceptance"
+        + "".join(
+            f"; candidate {s['candidate']}: counts {s['counts']}, coefficients {s['coefficients']}, "
+            f"accepted {s['accepted']}"
+            for s in differing
+        )
+        + ".",
+    ]
+    for made in result["all_targets"]:
+        single = [row["lpk"]["seconds"] for row in rows if row["seed"] == made["seed"]]
+        text.append(
+            f"All {made['targets']} targets, seed {made['seed']}: {made['seconds']:.1f} s, "
+            f"{made['seconds'] / statistics.mean(single):.1f} times one target's (mean of those above)."
+        )
+    for found in result["peak_memory"]:
+        single, pool = found["single"], found["pool"]
+        text.append(
+            f"Peak memory of a pool: {pool['peak']:.0f} MiB, of evaluating one network with the tickets held "
+            f"{single['peak']:.0f} MiB ({pool['peak'] / single['peak']:.2f} times; "
+            f"{single['imports']:.0f} MiB of each are imports)."
+        )
+    return "\n".join(text)
+
+
+if __name__ == "__main__":
+    main()
