@@ -40,11 +40,24 @@ def topk_prune(x, keep):
     return x * (magnitude >= magnitude.topk(keep).values[-1])
 
 
-def pool(tickets, target, model, validation, calibration, coefficients, *, candidates=None, prune=topk_prune):
+def pool(
+    tickets,
+    target,
+    model,
+    validation,
+    calibration,
+    coefficients,
+    *,
+    prune=topk_prune,
+    candidates=None,
+    best=None,
+    skip=0,
+):
     """The pooled network of one target.
 
-    tickets: state dicts; model: of the same network; validation, calibration: loaders of (inputs, labels);
-    prune: (flat weights, keep) -> flat weights. reference.magnitude_prune keeps exactly `keep`, as the paper says.
+    tickets: lpk.Tickets; model: of the same network; validation, calibration: loaders of (inputs, labels);
+    prune: (flat weights, keep) -> flat weights; candidates: how many of the nearest; best, skip: to go on from the
+    state dict that the first `skip` candidates led to.
     """
     names, keep = tickets.layout.prunable, tickets[target].keep
     network = copy.deepcopy(model)
@@ -69,10 +82,10 @@ def pool(tickets, target, model, validation, calibration, coefficients, *, candi
         update_bn(calibration, network)
         return {n: best[n] if n in tickets.layout.integers else t.clone() for n, t in network.state_dict().items()}
 
-    best = tickets[target].state_dict()
+    best = best or tickets[target].state_dict()
     baseline = best_count = count(best)
     steps = []
-    for i in nearest_first(target, len(tickets))[:candidates]:
+    for i in nearest_first(target, len(tickets))[skip:candidates]:
         other = tickets[i].state_dict()
         counts, winner = [], None
         for alpha in coefficients:
