@@ -1,4 +1,4 @@
-"""Prints bench/results/<machine>.json as the README's table.
+"""Prints what was measured, bench/results/*.json, as the tables of README.md and docs/performance.md.
 
 python -m bench.table results.json ... [--update README.md]
 """
@@ -10,6 +10,7 @@ import re
 import sys
 from pathlib import Path
 
+from bench import search
 from bench.cases import LARGE, RESNET18
 from bench.results import Row, describe
 from lpk import files
@@ -74,6 +75,14 @@ def table(result: Row, device: str) -> str | None:
     return "\n".join(lines) + "\n"
 
 
+def tables_of(result: Row) -> list[str]:
+    """The tables of one file: of the kernels on each device, or of the search."""
+    if "preset" in result:
+        measured = f"Measured by `python -m bench.search` on {describe(result['machine'], 'cpu')}, {result['date']}."
+        return [f"{search.table(result)}\n\n{measured}\n"]
+    return [text for device in ("cpu", "cuda") if (text := table(result, device))]
+
+
 def three(number: float) -> str:
     """Three digits, without an exponent: 0.0123, 1.23, 12.3, 123, 1,230."""
     rounded = float(f"{number:.3g}")
@@ -88,7 +97,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     measured = [files.read_json(path) for path in given.results]
-    tables = [text for result in measured for device in ("cpu", "cuda") if (text := table(result, device))]
+    tables = [text for result in measured for text in tables_of(result)]
     if not tables:
         sys.exit("the main case of interpolate_prune was not measured in these files")
     print("\n".join(tables), end="")

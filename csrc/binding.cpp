@@ -12,6 +12,8 @@
 
 namespace py = pybind11;
 
+void define_engine(py::module_& m);  // binding_engine.cpp
+
 namespace {
 
 using lpk::cpu::Support;
@@ -154,6 +156,8 @@ PYBIND11_MODULE(_core, m) {
       },
       Release());
   m.attr("chunk") = lpk::cpu::kChunk;
+
+  define_engine(m);
 
   m.def("instruction_set", &lpk::cpu::instruction_set);
   m.def("instruction_sets", &lpk::cpu::instruction_sets);

@@ -12,6 +12,7 @@ from lpk import ops
 from lpk.imp import imp
 from lpk.pooled import Pooled, Step
 from lpk.search import COEFFICIENTS, pool
+from lpk.sparse import sparsify
 from lpk.tickets import Ticket, Tickets
 from lpk.train import Recipe, Trainer
 
@@ -27,4 +28,5 @@ __all__ = [
     "imp",
     "ops",
     "pool",
+    "sparsify",
 ]

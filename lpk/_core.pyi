@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 cuda_compiled: bool
 cuda_architectures: str
 chunk: int
@@ -71,3 +73,85 @@ def cuda_magnitude_mask(
     value: tuple[float, int],
     last: tuple[float, int],
 ) -> None: ...
+
+# The inference engine: csrc/cpu/engine/engine.h says what each does.
+
+class Activations:
+    def __init__(
+        self, *, data: int, blocks: int, channels: int, height: int, width: int, border: int, block_stride: int
+    ) -> None: ...
+
+class Convolution:
+    def __init__(
+        self,
+        *,
+        filters: int,
+        channels: int,
+        groups: int,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+    ) -> None: ...
+
+class Window:
+    def __init__(
+        self, *, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
+    ) -> None: ...
+
+def pack_input(out: Activations, x: int, batch: int, strides: Sequence[int], threads: int) -> None: ...
+def unpack_output(out: int, x: Activations, batch: int, threads: int) -> None: ...
+def best_channels_per_block(convolution: Convolution, x: Activations, nonzeros: int) -> int: ...
+def count_filters(
+    start: int, weights: int, convolution: Convolution, channels_per_block: int, threads: int
+) -> None: ...
+def pack_filters(
+    entries: int,
+    start: int,
+    weights: int,
+    scale: int,
+    convolution: Convolution,
+    x: Activations,
+    channels_per_block: int,
+    threads: int,
+) -> None: ...
+def sparse_convolution(
+    out: Activations,
+    x: Activations,
+    convolution: Convolution,
+    entries: int,
+    start: int,
+    channels_per_block: int,
+    bias: int,
+    residual: Activations | None,
+    activation: int,
+    threads: int,
+) -> None: ...
+def dense_filters_size(convolution: Convolution) -> int: ...
+def pack_dense_filters(
+    packed: int, offsets: int, weights: int, scale: int, convolution: Convolution, x: Activations, threads: int
+) -> None: ...
+def dense_convolution(
+    out: Activations,
+    x: Activations,
+    convolution: Convolution,
+    weights: int,
+    offsets: int,
+    bias: int,
+    residual: Activations | None,
+    activation: int,
+    threads: int,
+) -> None: ...
+def channel_statistics(mean: int, variance: int, x: Activations, batch: int, threads: int) -> None: ...
+def scale_shift(
+    out: Activations,
+    x: Activations,
+    scale: int,
+    shift: int,
+    residual: Activations | None,
+    activation: int,
+    threads: int,
+) -> None: ...
+def max_pool(out: Activations, x: Activations, window: Window, threads: int) -> None: ...
+def average_pool(out: Activations, x: Activations, window: Window, count_padding: bool, threads: int) -> None: ...
+def global_average_pool(out: Activations, x: Activations, threads: int) -> None: ...

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lpk.backends import Backend, choose
 from lpk.flat import FlatModel, Layout, batchnorms
-from lpk.fold import Folded
 from lpk.samples import Calibration, Samples, Validation
 
 STATISTICS = ("recalibrate", "interpolate", "leave")
-BATCH_SIZE = 125
+BATCH_SIZE = 128
 TOLERANCE = 0.02
 
 
@@ -62,6 +61,7 @@ class Evaluator:
         statistics: "recalibrate", "interpolate" (like the other parameters) or "leave" (the target's stay).
         tolerance: the standard error at which calibration stops, see `calibrate`; 0: it uses all samples.
         batch_size: of calibration and validation.
+        backend: what evaluates: "torch", "sparse" (the engine), or "auto" for the faster one.
         autocast: the dtype that PyTorch computes in where that is safe (torch.autocast); None: the model's own.
 
     Attributes:
@@ -81,6 +81,7 @@ class Evaluator:
         statistics: str = "recalibrate",
         tolerance: float = TOLERANCE,
         batch_size: int = BATCH_SIZE,
+        backend: str = "auto",
         autocast: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> None:
@@ -118,13 +119,24 @@ class Evaluator:
         self._margins = torch.zeros(self.total or 0)  # what the validation samples are ordered by
         self._running = torch.nonzero(self.flat.statistics).squeeze(1)
         self._scale = _scales(self.flat)
-        self._folded: Folded | None = None
-        self._traced = self.validation is None or not self.batchnorms  # nothing to fold, or known whether it can be
+        self.wanted = backend
+        self._chosen: Backend | None = None
+
+    @property
+    def backend(self) -> str:
+        """What evaluates: "torch" or "sparse"; as wanted while nothing was evaluated."""
+        return self.wanted if self._chosen is None else self._chosen.name
 
     @property
     def total(self) -> int | None:
         """The number of validation samples; None where `evaluate` scores."""
         return None if self.validation is None else self.validation.count
+
+    def written(self) -> None:
+        """To be called after `flat` was written to."""
+        self.flat.written()
+        if self._chosen is not None:
+            self._chosen.changed()
 
     def calibrate(self) -> None:
         """Estimates BatchNorm's statistics for the network in `flat` from the calibration samples.
@@ -138,9 +150,10 @@ class Evaluator:
             return
         flat = self.flat
         mean = squares = torch.zeros(len(self._running), dtype=torch.float64, device=self.device)  # Welford 1962
-        with _training(self.batchnorms), torch.inference_mode():
+        with torch.inference_mode():
             for count, inputs in enumerate(self.calibration.batches(), start=1):
-                self._forward(flat.model, inputs)
+                self._network(inputs).measure(inputs)
+                self.forward_samples += len(inputs)
                 flat.read()
                 batch = flat.rest[self._running].double()
                 difference = batch - mean
@@ -149,7 +162,7 @@ class Evaluator:
                 if count > 1 and self.tolerance and self._error(mean, squares, count) <= self.tolerance:
                     break
             flat.rest[self._running] = mean.to(flat.rest.dtype)
-            flat.written()
+        self.written()
 
     def _error(self, mean: Tensor, squares: Tensor, count: int) -> float:
         """The standard error of the statistics' mean over `count` batches, relative, as calibrate says."""
@@ -168,10 +181,9 @@ class Evaluator:
         errors = 0
         logits, labels = [], []
         with torch.inference_mode():
-            network = self._network()
             for inputs, batch_labels in self.validation.batches():
                 batch_labels = batch_labels.to(self.device)
-                logits.append(self._logits(network, inputs))
+                logits.append(self._logits(self._network(inputs), inputs))
                 labels.append(batch_labels)
                 errors += int((logits[-1].argmax(1) != batch_labels).sum())
                 if errors > errors_allowed or (len(logits) == 1 and self._loses(errors, errors_allowed)):
@@ -218,49 +230,24 @@ class Evaluator:
             return False
         return hypergeometric_tail(errors, population, int(min(errors_allowed, population)), drawn) <= error
 
-    def _network(self) -> nn.Module:
-        """What computes predictions: the model, with BatchNorm folded where it can be traced."""
-        if not self._traced:
-            self._traced = True
-            self._folded = self._fold()
-        if self._folded is None:
-            return self.flat.model
-        self._folded.update()
-        return self._folded.network
-
-    def _fold(self) -> Folded | None:
-        """The folded model; None where the model can't be traced, or not so that it computes the same."""
-        assert self.validation is not None
-        try:
-            folded = Folded(self.flat.model)
-        except Exception:  # whatever a stranger's forward raises when it is given a proxy
-            return None
-        inputs, _ = next(iter(self.validation.batches()))
-        wanted, got = (self._forward(network, inputs) for network in (self.flat.model, folded.network))
-        same = torch.allclose(got, wanted, rtol=1e-2, atol=1e-2 * float(wanted.abs().max()))
-        return folded if len(folded) and same else None
-
-    def _logits(self, network: nn.Module, inputs: Tensor) -> Tensor:
+    def _logits(self, network: Backend, inputs: Tensor) -> Tensor:
         """Predictions of one batch [B, classes], computed at the full batch size."""
         count = len(inputs)
         if count < self.batch_size:
             inputs = torch.cat((inputs, inputs[-1:].expand(self.batch_size - count, *inputs.shape[1:])))
-        logits = self._forward(network, inputs)
+        logits = network(inputs)
+        self.forward_samples += self.batch_size
         self.validated += self.batch_size
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != self.batch_size:
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"the model returned {shape}; logits [{self.batch_size}, classes] are needed")
         return logits[:count]
 
-    def _forward(self, network: nn.Module, inputs: Tensor) -> Tensor:
-        self.forward_samples += len(inputs)
-        dtype = self.flat.layout.dtype if inputs.is_floating_point() else inputs.dtype
-        inputs = inputs.to(self.device, dtype)
-        if inputs.dim() == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            output: Tensor = network(inputs)
-        return output
+    def _network(self, inputs: Tensor) -> Backend:
+        """What computes the network in `flat`, chosen when the first inputs are there."""
+        if self._chosen is None:
+            self._chosen = choose(self.flat.model, self.wanted, inputs, self.autocast)
+        return self._chosen
 
 
 class _Scales(NamedTuple):
@@ -280,19 +267,6 @@ def _scales(flat: FlatModel) -> _Scales:
             is_mean = torch.cat((is_mean, torch.full((span.stop - span.start,), kind == "running_mean")))
             variance = torch.cat((variance, position[spans[f"{path}.running_var".lstrip(".")]].cpu()))
     return _Scales(is_mean.to(flat.rest.device), variance.to(flat.rest.device))
-
-
-@contextmanager
-def _training(layers: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
-    """BatchNorm layers that train and hold the statistics of the batch seen last; counters are put back."""
-    saved = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
-    for layer in layers:
-        layer.momentum, layer.num_batches_tracked, layer.training = 1.0, None, True
-    try:
-        yield
-    finally:
-        for layer, (momentum, tracked) in zip(layers, saved, strict=True):
-            layer.momentum, layer.num_batches_tracked, layer.training = momentum, tracked, False
 
 
 def hypergeometric_tail(least: int, population: int, marked: int, drawn: int) -> float:

@@ -50,7 +50,7 @@ METHODS = {
 }
 SEARCHES = ("bounded", "exhaustive", "racing")
 PRUNE = ("during", "after")
-BACKENDS = ("auto", "torch")
+BACKENDS = ("auto", "torch", "sparse")
 
 
 def pool(
@@ -94,7 +94,8 @@ def pool(
         statistics: BatchNorm's running statistics: "recalibrate", "interpolate" or "leave".
         tolerance: calibration stops when the statistics' standard error, relative to a channel's standard deviation,
             is at most this; 0: all calibration samples are used, as torch.optim.swa_utils.update_bn does.
-        backend: what evaluates a candidate: "torch", or "auto" for the fastest.
+        backend: what evaluates a candidate: "torch", "sparse" (lpk's engine for CPUs, see lpk.sparsify), or "auto" for
+            the engine where it can run the whole network.
         error: the probability of a differing step that a racing search may have; no other search uses it.
         batch_size: of calibration and validation.
         autocast: torch.bfloat16 or torch.float16 to compute in that dtype where torch.autocast does; None: float32.
@@ -130,6 +131,7 @@ def pool(
         statistics=statistics,
         tolerance=tolerance,
         batch_size=batch_size,
+        backend=backend,
         autocast=autocast,
         device=None if device is None else torch.device(device),
     )
@@ -179,6 +181,7 @@ class _Pool:
         target, evaluator, plan = self.target, self.evaluator, self.plan
         began, before = time.perf_counter(), (evaluator.forward_samples, evaluator.validated)
         evaluator.flat.load(self.own)
+        evaluator.written()
         self.score = baseline = self._scored(evaluator.score())
         for averaged, i in enumerate(nearest_first(target.round, len(plan.tickets))[: plan.offered], start=1):
             plan.progress.note(self._note(i))
@@ -210,7 +213,7 @@ class _Pool:
                 "error": plan.error if plan.search == "racing" else None,
                 "statistics": evaluator.statistics,
                 "tolerance": evaluator.tolerance,
-                "backend": "torch",
+                "backend": evaluator.backend,
                 "device": str(evaluator.device),
                 "autocast": None if evaluator.autocast is None else str(evaluator.autocast),
                 "batch_size": evaluator.batch_size,
@@ -279,6 +282,7 @@ class _Pool:
             flat = self.evaluator.flat
             flat.load(self.best)
             ops.magnitude_prune(self.best.weights, self.target.keep, out=flat.weights)
+            self.evaluator.written()
             self.evaluator.calibrate()
             self.best = self._network()
             self.score = self._scored(self.evaluator.score())
@@ -293,7 +297,7 @@ class _Pool:
         interpolations.write(k, weights=flat.weights, rest=flat.rest)
         if self.evaluator.statistics == "leave":
             flat.rest.copy_(torch.where(flat.statistics, self.own.rest, flat.rest))
-        flat.written()
+        self.evaluator.written()
 
     def _network(self) -> Flat:
         """The network in the evaluator's vectors; integer entries stay the target's."""

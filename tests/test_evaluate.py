@@ -1,5 +1,6 @@
 import copy
 import itertools
+import re
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lpk import samples
 from lpk.evaluate import Evaluator, hypergeometric_tail
 from lpk.flat import Layout
-from tests.conftest import make_images
+from tests.conftest import make_images, make_network
 
 
 def make_evaluator(network, **options):
@@ -273,3 +274,69 @@ def test_a_heat_drops_a_network_that_gets_everything_wrong(network, validation):
     made.flat.model[8].bias[0] = 1.0  # always the same class
     before = made.validated
     assert made.score(40) is None and made.validated == before + 20
+
+
+# --- backends ---------------------------------------------------------------------------------------------------------
+
+
+class Sigmoid(nn.Module):
+    """A network with an operation that the engine doesn't have."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = make_network()
+
+    def forward(self, x):
+        return self.body(torch.sigmoid(x))
+
+
+class Untraceable(Sigmoid):
+    def forward(self, x):
+        return self.body(x if x.sum() > 0 else -x)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kind", "expected"),
+    [
+        ("auto", make_network, "sparse"),
+        ("sparse", make_network, "sparse"),
+        ("torch", make_network, "torch"),
+        ("auto", Sigmoid, "torch"),
+        ("sparse", Sigmoid, "sparse"),
+        ("auto", Untraceable, "torch"),
+        ("auto", lambda: make_network().bfloat16(), "torch"),
+    ],
+)
+def test_backend(validation, calibration, wanted, kind, expected):
+    network = kind()
+    made = make_evaluator(network, validation=validation, calibration=calibration, batch_size=50, backend=wanted)
+    made.calibrate()
+    calibrated = copy.deepcopy(made.flat.model)
+    assert made.backend == expected
+    assert abs(made.score().value - count(calibrated.float(), *validation)) <= (4 if kind is not make_network else 0)
+
+
+def test_backends_calibrate_alike(network, validation, calibration):
+    options = {"validation": validation, "calibration": calibration, "batch_size": 50}
+    statistics, used = [], []
+    for wanted in ("torch", "sparse"):
+        made = make_evaluator(network, backend=wanted, **options)
+        made.calibrate()
+        statistics.append(made.flat.rest)
+        used.append(made.forward_samples)
+    assert used[0] == used[1]
+    torch.testing.assert_close(*statistics, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "reason"),
+    [
+        (Untraceable, {}, "Untraceable can't be traced"),
+        (make_network, {"autocast": torch.bfloat16}, "it has no autocast"),
+        (lambda: make_network().half(), {}, "0.weight is torch.float16"),
+    ],
+)
+def test_an_impossible_backend_is_an_error(validation, kind, options, reason):
+    made = make_evaluator(kind(), validation=validation, statistics="leave", backend="sparse", **options)
+    with pytest.raises(ValueError, match=f"backend is 'sparse', which is not possible here: .*{re.escape(reason)}"):
+        made.score()

@@ -81,7 +81,7 @@ class TableEvaluator:
         self.rest = torch.zeros(len(tickets[0].flat.rest))
         self.seed, self.values, self.total = seed, values, total
         self.evaluate, self.statistics, self.device, self.batch_size = None, "interpolate", "cpu", 1
-        self.tolerance, self.autocast = 0.0, None
+        self.tolerance, self.autocast, self.backend = 0.0, None, "torch"
         self.forward_samples = self.validated = self.scored = 0
 
     def load(self, flat: Flat) -> None:

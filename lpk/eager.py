@@ -1,16 +1,103 @@
-"""BatchNorm folded into the layer before it: once its statistics are known, it scales and shifts each channel."""
+"""PyTorch as the backend of an evaluation, with BatchNorm folded into the layer before it.
+
+Once its statistics are known, BatchNorm scales and shifts each channel, which the layer before it can do.
+"""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from lpk.flat import batchnorms
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+
+
+class Eager:
+    """Computes what a model in evaluation mode computes, in PyTorch; the same interface as lpk.sparse.network.Network.
+
+    Args:
+        model: its values are read at every call, or after `changed` was called.
+        autocast: the dtype that PyTorch computes in where that is safe (torch.autocast); None: the model's own.
+    """
+
+    name = "torch"
+
+    def __init__(self, model: nn.Module, autocast: torch.dtype | None = None) -> None:
+        self.model = model
+        self.autocast = autocast
+        self.parameter = next(model.parameters())
+        self.batchnorms = [module for _, module in batchnorms(model)]
+        self.folded: Folded | None = None
+        self._tried = not self.batchnorms
+        self._stale = True
+
+    def changed(self) -> None:
+        """To be called after the model's values changed."""
+        self._stale = True
+
+    def measure(self, inputs: Tensor) -> None:
+        """Writes the statistics of one batch into the BatchNorm layers: the mean and the unbiased variance of what each
+        of them reads, the others before it normalising by theirs. Nothing else trains."""
+        with _training(self.batchnorms), torch.inference_mode():
+            self._forward(self.model, inputs)
+        self.changed()
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """The model's output for inputs [B, ...]."""
+        with torch.inference_mode():
+            if not self._tried:
+                self._tried = True
+                self.folded = self._fold(inputs)
+            if self.folded is None:
+                return self._forward(self.model, inputs)
+            if self._stale:
+                self.folded.update()
+                self._stale = False
+            return self._forward(self.folded.network, inputs)
+
+    def _forward(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        inputs = inputs.to(self.parameter.device, self.parameter.dtype if inputs.is_floating_point() else inputs.dtype)
+        if inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(inputs.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            output: Tensor = network(inputs)
+        return output
+
+    def _fold(self, inputs: Tensor) -> Folded | None:
+        """The folded model; None where the model can't be traced, or not so that it computes the same."""
+        try:
+            folded = Folded(self.model)
+        except Exception:  # whatever a stranger's forward raises when it is given a proxy
+            return None
+        if not len(folded):
+            return None
+        return folded if alike(self._forward(folded.network, inputs), self._forward(self.model, inputs)) else None
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two ways of computing the same gave the same, up to rounding."""
+    return a.shape == b.shape and bool((a - b).abs().max() <= 1e-2 * b.abs().max())
+
+
+@contextmanager
+def _training(layers: list[_BatchNorm]) -> Iterator[None]:
+    """BatchNorm layers that train and hold the statistics of the batch seen last; counters are put back."""
+    saved = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
+    for layer in layers:
+        layer.momentum, layer.num_batches_tracked, layer.training = 1.0, None, True
+    try:
+        yield
+    finally:
+        for layer, (momentum, tracked) in zip(layers, saved, strict=True):
+            layer.momentum, layer.num_batches_tracked, layer.training = momentum, tracked, False
 
 
 class Pair(NamedTuple):

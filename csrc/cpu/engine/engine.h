@@ -1,0 +1,120 @@
+// The inference engine's operations. Activations are stored in blocks of 16 images, the batch innermost:
+// [blocks][channels][height + 2 border][width + 2 border][16], so that one pixel of 16 images is one cache line. The last
+// block is filled up with images of zeros. The border is zero and no operation writes into it: a convolution reads its
+// padding there, and its inner loop has no special cases.
+//
+// Every output is computed by one thread in one fixed order: the bits do not depend on the number of threads.
+// Addresses are multiples of 64; sizes were checked by the caller (lpk/sparse/kernels.py).
+#pragma once
+
+#include <cstdint>
+
+namespace lpk::engine {
+
+constexpr int64_t kImages = 16;  // in a block
+
+struct Activations {
+  float* data;
+  int64_t blocks;
+  int64_t channels;
+  int64_t height;
+  int64_t width;
+  int64_t border;
+  int64_t block_stride;  // floats from one block to the next: more than its size where this is a slice of the channels
+
+  int64_t row_stride() const { return (width + 2 * border) * kImages; }
+  int64_t channel_stride() const { return (height + 2 * border) * row_stride(); }
+  int64_t rows() const { return blocks * height; }
+  // The address of a pixel of channel 0; y and x may lie in the border.
+  float* pixel(int64_t block, int64_t y, int64_t x) const {
+    return data + block * block_stride + (y + border) * row_stride() + (x + border) * kImages;
+  }
+};
+
+struct Convolution {
+  int64_t filters;
+  int64_t channels;
+  int64_t groups;
+  int64_t kernel_height, kernel_width;
+  int64_t stride_y, stride_x;
+  int64_t padding_y, padding_x;
+  int64_t dilation_y, dilation_x;
+
+  int64_t group_channels() const { return channels / groups; }
+  int64_t group_filters() const { return filters / groups; }
+  int64_t window() const { return kernel_height * kernel_width; }
+  int64_t weights() const { return group_channels() * window(); }  // of one filter
+};
+
+// A window that a pooling slides over the image.
+struct Window {
+  int64_t height, width;
+  int64_t stride_y, stride_x;
+  int64_t padding_y, padding_x;
+  int64_t dilation_y, dilation_x;
+};
+
+enum Activation : int { kIdentity = 0, kRelu = 1, kRelu6 = 2 };
+
+// What follows a convolution's sum: + bias of the filter, + residual, activation. Null: left out.
+struct Epilogue {
+  const float* bias;
+  const Activations* residual;
+  Activation activation;
+};
+
+// One weight that is not zero, and where its first input lies: floats from the corner of the window in channel 0.
+struct NonZero {
+  float value;
+  int32_t offset;
+};
+
+// The filters' weights that are not zero. The input channels are cut into blocks of `channels_per_block`; filter k has,
+// in block b, the entries from start[b * filters + k] to the next start.
+struct SparseFilters {
+  const NonZero* entries;
+  const int64_t* start;
+  int64_t channels_per_block;
+};
+
+// The filters of each group, four by four: [groups][fours][weights][4], filled up with zeros; and where the input of
+// each of the `weights` lies, in floats from the corner of the window in the group's first channel.
+struct DenseFilters {
+  const float* weights;
+  const int32_t* offsets;
+};
+
+constexpr int64_t kFour = 4;
+
+void pack_input(const Activations& out, const float* in, int64_t batch, const int64_t* strides, int threads);
+void unpack_output(float* out, const Activations& in, int64_t batch, int threads);
+
+// The weights are contiguous: [filters][channels / groups][kernel_height][kernel_width]. They are multiplied with
+// scale[filter] where that is not null. First the starts, then as many entries as the last start says.
+void count_filters(int64_t* start, const float* weights, const Convolution& convolution, int64_t channels_per_block,
+                   int threads);
+void pack_filters(NonZero* entries, const int64_t* start, const float* weights, const float* scale,
+                  const Convolution& convolution, const Activations& in, int64_t channels_per_block, int threads);
+// How many input channels a block of the filters should have for this output.
+int64_t best_channels_per_block(const Convolution& convolution, const Activations& out, int64_t nonzeros);
+void sparse_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
+                        const SparseFilters& filters, const Epilogue& epilogue, int threads);
+
+int64_t dense_filters_size(const Convolution& convolution);
+void pack_dense_filters(float* packed, int32_t* offsets, const float* weights, const float* scale,
+                        const Convolution& convolution, const Activations& in, int threads);
+void dense_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
+                       const DenseFilters& filters, const Epilogue& epilogue, int threads);
+
+// The mean and the unbiased variance of each channel over the images below `batch` and all pixels.
+void channel_statistics(double* mean, double* variance, const Activations& in, int64_t batch, int threads);
+
+// out = activation(in * scale[channel] + shift[channel] + residual). Null: left out. out may be in or residual.
+void scale_shift(const Activations& out, const Activations& in, const float* scale, const float* shift,
+                 const Activations* residual, Activation activation, int threads);
+
+void max_pool(const Activations& out, const Activations& in, const Window& window, int threads);
+void average_pool(const Activations& out, const Activations& in, const Window& window, bool count_padding, int threads);
+void global_average_pool(const Activations& out, const Activations& in, int threads);
+
+}  // namespace lpk::engine

@@ -1,0 +1,79 @@
+// The engine's inner loops, as one table of function pointers for each instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "engine.h"
+
+namespace lpk::engine {
+
+constexpr int kMostRows = 8;
+constexpr int kMostColumns = 8;
+
+// The outputs whose sums are in registers together: `rows` pieces of rows, each of them some neighbouring pixels. The
+// rows may lie in different images. Addresses are those of channel 0; behind the last row the input's is repeated.
+struct Tile {
+  const float* in[kMostRows];
+  float* out[kMostRows];
+  const float* residual[kMostRows];
+  int rows;
+};
+
+// What follows a sum: + bias of the filter, + residual, then all below `low` is `low` and all above `high` is `high`.
+struct Finish {
+  const float* bias;  // null: none
+  bool residual;
+  float low;
+  float high;
+  int64_t out_channel;  // floats from one channel to the next
+  int64_t residual_channel;
+};
+
+// What is the same for all tiles of a convolution.
+struct SparseTask {
+  SparseFilters filters;
+  int64_t count;           // of filters
+  int64_t channel_blocks;  // of the filters
+  int64_t pixel_stride;    // floats between the inputs of neighbouring outputs
+  Finish finish;
+};
+
+struct DenseTask {
+  DenseFilters filters;
+  int64_t weights;         // of one filter
+  int64_t group_filters;
+  int64_t group_stride;    // floats between the inputs of neighbouring groups
+  int64_t pixel_stride;
+  Finish finish;
+};
+
+// Computes the filters from `first` to `last` for one tile. `sums` has room for the tile's sums of all these filters.
+using SparseLoop = void (*)(const SparseTask& task, const Tile& tile, int64_t first, int64_t last, float* sums);
+// The same for fours of filters.
+using DenseLoop = void (*)(const DenseTask& task, const Tile& tile, int64_t first, int64_t last);
+
+struct Loops {
+  // How many pixels' sums the registers hold.
+  int sparse_pixels;
+  int dense_pixels;
+  // The loop for tiles of this size; null: there is none.
+  SparseLoop (*sparse)(int rows, int columns, int64_t stride);
+  DenseLoop (*dense)(int rows, int columns, int64_t stride);
+
+  // out = in * scale + shift + residual (null: none), then clamped, for n floats; n is a multiple of 16.
+  void (*scale_shift)(float* out, const float* in, const float* residual, int64_t n, float scale, float shift,
+                      float low, float high);
+  // sums[image] = the sum over `width` pixels of in - centre, or of its square.
+  void (*row_sums)(float* sums, const float* in, int64_t width, float centre, bool squared);
+};
+
+extern const Loops loops_portable;
+#ifdef LPK_X86
+extern const Loops loops_avx2;
+extern const Loops loops_avx512;
+#endif
+
+// Those of the instruction set in use.
+const Loops& loops();
+
+}  // namespace lpk::engine

@@ -1,0 +1,2 @@
+#define LPK_ISA avx2
+#include "loops.inc"

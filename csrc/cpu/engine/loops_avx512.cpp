@@ -1,0 +1,2 @@
+#define LPK_ISA avx512
+#include "loops.inc"

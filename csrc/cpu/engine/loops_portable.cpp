@@ -1,0 +1,2 @@
+#define LPK_ISA portable
+#include "loops.inc"

@@ -1,0 +1,93 @@
+#include <vector>
+
+#include "tiling.h"
+
+namespace lpk::engine {
+namespace {
+
+// The weights of a filter that lie in a block of the input channels.
+struct Range {
+  int64_t first;
+  int64_t last;
+};
+
+// The blocks are those of all input channels; a filter has weights for its group's.
+Range weights_in_block(const Convolution& convolution, int64_t filter, int64_t block, int64_t channels_per_block) {
+  const int64_t group = filter / convolution.group_filters(), channels = convolution.group_channels();
+  const int64_t first = block * channels_per_block - group * channels;
+  return {std::clamp<int64_t>(first, 0, channels) * convolution.window(),
+          std::clamp<int64_t>(first + channels_per_block, 0, channels) * convolution.window()};
+}
+
+int64_t blocks_of(const Convolution& convolution, int64_t channels_per_block) {
+  return (convolution.channels + channels_per_block - 1) / channels_per_block;
+}
+
+}  // namespace
+
+void count_filters(int64_t* start, const float* weights, const Convolution& convolution, int64_t channels_per_block,
+                   int threads) {
+  const int64_t blocks = blocks_of(convolution, channels_per_block), filters = convolution.filters;
+  parallel_for(filters, threads, [&](int64_t begin, int64_t end, int) {
+    for (int64_t k = begin; k < end; ++k) {
+      const float* filter = weights + k * convolution.weights();
+      for (int64_t block = 0; block < blocks; ++block) {
+        const Range range = weights_in_block(convolution, k, block, channels_per_block);
+        int32_t count = 0;
+        for (int64_t i = range.first; i < range.last; ++i) count += filter[i] != 0.0f;
+        start[block * filters + k + 1] = count;
+      }
+    }
+  });
+  start[0] = 0;
+  for (int64_t i = 0; i < blocks * filters; ++i) start[i + 1] += start[i];
+}
+
+void pack_filters(NonZero* entries, const int64_t* start, const float* weights, const float* scale,
+                  const Convolution& convolution, const Activations& in, int64_t channels_per_block, int threads) {
+  const int64_t blocks = blocks_of(convolution, channels_per_block), filters = convolution.filters;
+  std::vector<int32_t> offsets(convolution.weights());
+  for (int64_t i = 0; i < convolution.weights(); ++i) offsets[i] = int32_t(weight_offset(convolution, in, i));
+  parallel_for(filters, threads, [&](int64_t begin, int64_t end, int) {
+    for (int64_t k = begin; k < end; ++k) {
+      const float* filter = weights + k * convolution.weights();
+      const int64_t group = k / convolution.group_filters();
+      const int32_t group_offset = int32_t(group * convolution.group_channels() * in.channel_stride());
+      const float factor = scale == nullptr ? 1.0f : scale[k];
+      for (int64_t block = 0; block < blocks; ++block) {
+        const Range range = weights_in_block(convolution, k, block, channels_per_block);
+        NonZero* entry = entries + start[block * filters + k];
+        NonZero* const last = entries + start[block * filters + k + 1];
+        for (int64_t i = range.first; entry != last; ++i) {  // writes every weight, and moves on behind those that count
+          *entry = {filter[i] * factor, group_offset + offsets[i]};
+          entry += filter[i] != 0.0f;
+        }
+      }
+    }
+  });
+}
+
+int64_t dense_filters_size(const Convolution& convolution) {
+  const int64_t fours = (convolution.group_filters() + kFour - 1) / kFour;
+  return convolution.groups * fours * convolution.weights() * kFour;
+}
+
+void pack_dense_filters(float* packed, int32_t* offsets, const float* weights, const float* scale,
+                        const Convolution& convolution, const Activations& in, int threads) {
+  const int64_t fours = (convolution.group_filters() + kFour - 1) / kFour, size = convolution.weights();
+  for (int64_t i = 0; i < size; ++i) offsets[i] = int32_t(weight_offset(convolution, in, i));
+  parallel_for(convolution.groups * fours, threads, [&](int64_t begin, int64_t end, int) {
+    for (int64_t four = begin; four < end; ++four) {
+      for (int64_t j = 0; j < kFour; ++j) {
+        const int64_t in_group = four % fours * kFour + j;
+        const int64_t k = four / fours * convolution.group_filters() + in_group;
+        const bool exists = in_group < convolution.group_filters();
+        const float factor = !exists ? 0.0f : scale == nullptr ? 1.0f : scale[k];
+        float* const to = packed + four * size * kFour + j;
+        for (int64_t i = 0; i < size; ++i) to[i * kFour] = exists ? weights[k * size + i] * factor : 0.0f;
+      }
+    }
+  });
+}
+
+}  // namespace lpk::engine

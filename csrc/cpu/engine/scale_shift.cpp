@@ -1,0 +1,23 @@
+#include "tiling.h"
+
+namespace lpk::engine {
+
+void scale_shift(const Activations& out, const Activations& in, const float* scale, const float* shift,
+                 const Activations* residual, Activation activation, int threads) {
+  const Finish finish = finish_of({nullptr, residual, activation}, out);
+  parallel_for(in.blocks * in.channels, threads, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t block = i / in.channels, channel = i % in.channels;
+      const float factor = scale == nullptr ? 1.0f : scale[channel], term = shift == nullptr ? 0.0f : shift[channel];
+      for (int64_t y = 0; y < in.height; ++y) {
+        const float* from = in.pixel(block, y, 0) + channel * in.channel_stride();
+        const float* added = residual == nullptr ? nullptr
+                                                 : residual->pixel(block, y, 0) + channel * finish.residual_channel;
+        float* to = out.pixel(block, y, 0) + channel * finish.out_channel;
+        loops().scale_shift(to, from, added, in.width * kImages, factor, term, finish.low, finish.high);
+      }
+    }
+  });
+}
+
+}  // namespace lpk::engine

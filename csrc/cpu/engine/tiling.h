@@ -1,0 +1,97 @@
+// How the outputs of a convolution are cut into tiles, and tiles into tasks for threads.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "../parallel.h"
+#include "loops.h"
+
+namespace lpk::engine {
+
+// Each row of the output is cut into `pieces` of nearly equal width, and the rows of all images are taken `rows` at a
+// time.
+struct Tiling {
+  int rows;
+  int columns;
+  int64_t pieces;
+  int64_t groups;  // of rows
+
+  int64_t count() const { return groups * pieces; }
+};
+
+// How many pixels of an input channel the windows of a tile cover.
+inline int64_t covered_pixels(const Convolution& convolution, int rows, int columns) {
+  const int64_t height = (rows - 1) * convolution.stride_y + convolution.kernel_height;
+  const int64_t width = (columns - 1) * convolution.stride_x + convolution.kernel_width;
+  return std::min<int64_t>(height, rows * convolution.kernel_height) *
+         std::min<int64_t>(width, columns * convolution.kernel_width);
+}
+
+// The tiles that take the least time. A tile costs its sums, for walking the weights about three sums more, and a little
+// for each input pixel that has to come from the second-level cache.
+template <class HasLoop>
+Tiling best_tiling(const Activations& out, const Convolution& convolution, int pixels, HasLoop&& has_loop) {
+  constexpr int64_t kSum = 10, kWalk = 30, kInput = 1;
+  Tiling best{};
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (int rows = 1; rows <= kMostRows; ++rows) {
+    for (int columns = 1; columns <= kMostColumns; ++columns) {
+      if (rows * columns > pixels || !has_loop(rows, columns)) continue;
+      const Tiling tiling{rows, columns, (out.width + columns - 1) / columns, (out.rows() + rows - 1) / rows};
+      const int64_t tile = kSum * rows * columns + kWalk + kInput * covered_pixels(convolution, rows, columns);
+      if (tiling.count() * tile < least) {
+        least = tiling.count() * tile;
+        best = tiling;
+      }
+    }
+  }
+  return best;
+}
+
+// A tile with its addresses, and its width.
+struct PlacedTile : Tile {
+  int columns;
+
+  PlacedTile(const Tiling& tiling, int64_t index, const Activations& output, const Activations& input,
+             const Convolution& convolution, const Activations* added) {
+    const int64_t piece = index % tiling.pieces, first_row = index / tiling.pieces * tiling.rows;
+    const int64_t x = part(output.width, int(tiling.pieces), int(piece));
+    columns = int(part(output.width, int(tiling.pieces), int(piece) + 1) - x);
+    rows = int(std::min<int64_t>(tiling.rows, output.rows() - first_row));
+    for (int r = 0; r < tiling.rows; ++r) {
+      const int64_t row = first_row + std::min(r, rows - 1), block = row / output.height, y = row % output.height;
+      in[r] = input.pixel(block, y * convolution.stride_y - convolution.padding_y,
+                          x * convolution.stride_x - convolution.padding_x);
+      out[r] = output.pixel(block, y, x);
+      residual[r] = added == nullptr ? nullptr : added->pixel(block, y, x);
+    }
+  }
+};
+
+inline Finish finish_of(const Epilogue& epilogue, const Activations& out) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  return {epilogue.bias,
+          epilogue.residual != nullptr,
+          epilogue.activation == kIdentity ? -kInfinity : 0.0f,
+          epilogue.activation == kRelu6 ? 6.0f : kInfinity,
+          out.channel_stride(),
+          epilogue.residual == nullptr ? 0 : epilogue.residual->channel_stride()};
+}
+
+// Into how many ranges the filters are cut, so that every thread gets a few tasks even where there are few tiles.
+inline int64_t filter_ranges(int64_t tiles, int64_t filters, int threads) {
+  constexpr int64_t kTasks = 4;  // for each thread
+  if (threads == 1) return 1;
+  return std::clamp<int64_t>((kTasks * threads + tiles - 1) / tiles, 1, filters);
+}
+
+// The activations' offset from a channel's first pixel to that of a weight's window position.
+inline int64_t weight_offset(const Convolution& convolution, const Activations& in, int64_t weight) {
+  const int64_t channel = weight / convolution.window(), position = weight % convolution.window();
+  const int64_t y = position / convolution.kernel_width, x = position % convolution.kernel_width;
+  return channel * in.channel_stride() + y * convolution.dilation_y * in.row_stride() +
+         x * convolution.dilation_x * kImages;
+}
+
+}  // namespace lpk::engine

@@ -1,0 +1,347 @@
+"""The inference engine's operations on tensors: float32 on CPU, without gradients.
+
+Activations are stored in blocks of 16 images with the batch innermost (`Blocks`); csrc/cpu/engine/engine.h says more.
+Outputs are given, and only their interior is written: a plan allocates each of them once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from lpk import _core
+
+IMAGES = 16  # in a block
+ACTIVATIONS = {"identity": 0, "relu": 1, "relu6": 2}
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The activations of `batch` images: [blocks, channels, height + 2 border, width + 2 border, 16].
+
+    A slice of the channels of larger blocks is one, too: `Blocks(whole.data[:, 3:7], whole.batch, whole.border)`.
+    The border must be zero. One of at least 1 also keeps the channels of images of 2ⁿ pixels out of each other's cache
+    sets.
+    """
+
+    data: Tensor
+    batch: int
+    border: int
+
+    def __post_init__(self) -> None:
+        data, border = self.data, self.border
+        check_floats("data", data)
+        if data.dim() != 5 or data.shape[-1] != IMAGES:
+            raise ValueError(f"data must be [blocks, channels, height, width, {IMAGES}], not {list(data.shape)}")
+        height, width = data.shape[2:4]
+        if border < 0 or height <= 2 * border or width <= 2 * border:
+            raise ValueError(f"a border of {border} leaves no pixels of {height} x {width}")
+        if not 0 < self.batch <= data.shape[0] * IMAGES or data.shape[0] != block_count(self.batch):
+            raise ValueError(f"{self.batch} images are not stored in {data.shape[0]} blocks")
+        inner = [height * width * IMAGES, width * IMAGES, IMAGES, 1]
+        if any(s != e and n > 1 for s, e, n in zip(data.stride()[1:], inner, data.shape[1:], strict=True)):
+            raise ValueError("data must be contiguous, or a slice of the channels of a contiguous tensor")
+        if data.data_ptr() % 64:
+            raise ValueError("data must lie at a multiple of 64 bytes")
+        if data[0].numel() >= 2**31:
+            raise ValueError("one block of images must have less than 2^31 elements")
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Images, channels, height and width, as of an ordinary tensor."""
+        _, channels, height, width, _ = self.data.shape
+        return self.batch, channels, height - 2 * self.border, width - 2 * self.border
+
+    @cached_property
+    def handle(self) -> _core.Activations:
+        _, channels, height, width = self.shape
+        return _core.Activations(
+            data=self.data.data_ptr(), blocks=self.data.shape[0], channels=channels, height=height, width=width,
+            border=self.border, block_stride=self.data.stride(0) if self.data.shape[0] > 1 else self.data[0].numel(),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """What is computed, for weights [filters, channels / groups, *kernel]."""
+
+    filters: int
+    channels: int
+    kernel: Pair
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        at_least_1 = [self.filters, self.channels, self.groups, *self.kernel, *self.stride, *self.dilation]
+        if min(at_least_1) < 1 or min(self.padding) < 0:
+            raise ValueError(f"a size of {self} is too small")
+        if self.filters % self.groups or self.channels % self.groups:
+            raise ValueError(f"{self.groups} groups do not divide {self.filters} filters and {self.channels} channels")
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        return self.filters, self.channels // self.groups, *self.kernel
+
+    def output_size(self, height: int, width: int) -> Pair:
+        sizes = zip((height, width), self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        high, wide = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
+        return high, wide
+
+    @cached_property
+    def handle(self) -> _core.Convolution:
+        return _core.Convolution(
+            filters=self.filters, channels=self.channels, groups=self.groups, kernel=self.kernel, stride=self.stride,
+            padding=self.padding, dilation=self.dilation,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SparseFilters:
+    """The weights of a convolution that are not zero, for inputs with the strides of one it was packed for."""
+
+    convolution: Convolution
+    entries: Tensor  # [n, 2]: value and, as int32, offset
+    start: Tensor
+    channels_per_block: int
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DenseFilters:
+    """All weights of a convolution, for inputs with the strides of one it was packed for."""
+
+    convolution: Convolution
+    weights: Tensor
+    offsets: Tensor
+    strides: tuple[int, ...]
+
+
+# --- Checks ---
+
+
+def check_floats(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> None:
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        raise TypeError(f"{name} must be float32 on the CPU, not {x.dtype} on {x.device}")
+    if x.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(f"{name} requires grad; detach it, or run under torch.no_grad()")
+    if shape is not None and tuple(x.shape) != shape:
+        raise ValueError(f"{name} must have the shape {list(shape)}, not {list(x.shape)}")
+
+
+def check_same(name: str, x: Blocks, shape: tuple[int, ...]) -> None:
+    if x.shape != shape:
+        raise ValueError(f"{name} must have the shape {list(shape)}, not {list(x.shape)}")
+
+
+def per_channel(name: str, x: Tensor | None, channels: int) -> Tensor | None:
+    """One float for each channel, contiguous: the caller keeps it alive during the call."""
+    if x is None:
+        return None
+    check_floats(name, x, (channels,))
+    return x.contiguous()
+
+
+def address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def check_convolution(convolution: Convolution, x: Blocks, strides: tuple[int, ...], out: Blocks) -> None:
+    batch, channels, height, width = x.shape
+    if channels != convolution.channels:
+        raise ValueError(f"the convolution has {convolution.channels} input channels, x has {channels}")
+    if x.border < max(convolution.padding):
+        raise ValueError(f"the border of x is {x.border}, but the padding is {convolution.padding}")
+    if input_strides(x) != strides:
+        raise ValueError("the filters were packed for inputs of another height, width or border")
+    if overlap(x.data, out.data):
+        raise ValueError("out must not overlap x")
+    check_same("out", out, (batch, convolution.filters, *convolution.output_size(height, width)))
+
+
+def overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two of `Blocks` share memory; slices of one tensor's channels need not."""
+    if a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
+        return False
+    pieces = sorted((t.storage_offset() + i * t.stride(0), t[0].numel()) for t in (a, b) for i in range(len(t)))
+    return any(start + size > following for (start, size), (following, _) in pairwise(pieces))
+
+
+def input_strides(x: Blocks) -> tuple[int, ...]:
+    return tuple(x.data.shape[2:4])
+
+
+def block_count(batch: int) -> int:
+    return -(-batch // IMAGES)
+
+
+# --- Operations ---
+
+
+def empty_blocks(batch: int, channels: int, height: int, width: int, border: int = 0) -> Blocks:
+    """Blocks of zeros."""
+    return Blocks(
+        torch.zeros(block_count(batch), channels, height + 2 * border, width + 2 * border, IMAGES), batch, border
+    )
+
+
+def pack_input(x: Tensor, out: Blocks) -> Blocks:
+    """An ordinary tensor [batch, channels, height, width] of any strides, into blocks."""
+    check_floats("x", x)
+    check_same("out", out, tuple(x.shape))
+    _core.pack_input(out.handle, x.data_ptr(), out.batch, x.stride(), torch.get_num_threads())
+    return out
+
+
+def unpack_output(x: Blocks) -> Tensor:
+    """Blocks as an ordinary contiguous tensor."""
+    out = torch.empty(x.shape)
+    _core.unpack_output(out.data_ptr(), x.handle, x.batch, torch.get_num_threads())
+    return out
+
+
+def pack_filters(
+    weight: Tensor,
+    convolution: Convolution,
+    x: Blocks,
+    out: Blocks,
+    *,
+    scale: Tensor | None = None,
+    channels_per_block: int | None = None,
+) -> SparseFilters:
+    """The weights that are not zero, times the scale of their filter, for inputs with the strides of x.
+
+    They work for every batch; `channels_per_block`, a matter of speed alone, is chosen for that of out.
+    """
+    check_floats("weight", weight, convolution.weight_shape)
+    weight, scale = weight.contiguous(), per_channel("scale", scale, convolution.filters)
+    threads = torch.get_num_threads()
+    if channels_per_block is None:
+        channels_per_block = _core.best_channels_per_block(
+            convolution.handle, out.handle, int(torch.count_nonzero(weight))
+        )
+    blocks = -(-convolution.channels // channels_per_block)
+    start = torch.empty(blocks * convolution.filters + 1, dtype=torch.int64)
+    _core.count_filters(start.data_ptr(), weight.data_ptr(), convolution.handle, channels_per_block, threads)
+    entries = torch.empty(int(start[-1]), 2)
+    _core.pack_filters(
+        entries.data_ptr(), start.data_ptr(), weight.data_ptr(), address(scale), convolution.handle, x.handle,
+        channels_per_block, threads,
+    )  # fmt: skip
+    return SparseFilters(convolution, entries, start, channels_per_block, input_strides(x))
+
+
+def pack_dense_filters(
+    weight: Tensor, convolution: Convolution, x: Blocks, *, scale: Tensor | None = None
+) -> DenseFilters:
+    """All weights, times the scale of their filter, for inputs with the strides of x."""
+    check_floats("weight", weight, convolution.weight_shape)
+    weight, scale = weight.contiguous(), per_channel("scale", scale, convolution.filters)
+    packed = torch.empty(_core.dense_filters_size(convolution.handle))
+    offsets = torch.empty(weight[0].numel(), dtype=torch.int32)
+    _core.pack_dense_filters(
+        packed.data_ptr(), offsets.data_ptr(), weight.data_ptr(), address(scale), convolution.handle, x.handle,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return DenseFilters(convolution, packed, offsets, input_strides(x))
+
+
+def convolution(
+    filters: SparseFilters | DenseFilters,
+    x: Blocks,
+    out: Blocks,
+    *,
+    bias: Tensor | None = None,
+    residual: Blocks | None = None,
+    activation: str = "identity",
+) -> Blocks:
+    """out = activation(convolution of x + bias of the filter + residual). The residual may be out."""
+    check_convolution(filters.convolution, x, filters.strides, out)
+    bias = per_channel("bias", bias, filters.convolution.filters)
+    if residual is not None:
+        check_same("residual", residual, out.shape)
+    epilogue = (address(bias), None if residual is None else residual.handle, ACTIVATIONS[activation])
+    common = (out.handle, x.handle, filters.convolution.handle)
+    if isinstance(filters, SparseFilters):
+        _core.sparse_convolution(
+            *common, filters.entries.data_ptr(), filters.start.data_ptr(), filters.channels_per_block, *epilogue,
+            torch.get_num_threads(),
+        )  # fmt: skip
+    else:
+        _core.dense_convolution(
+            *common, filters.weights.data_ptr(), filters.offsets.data_ptr(), *epilogue, torch.get_num_threads()
+        )
+    return out
+
+
+def channel_statistics(x: Blocks) -> tuple[Tensor, Tensor]:
+    """The mean and the unbiased variance of each channel over the images and pixels, in float64."""
+    mean, variance = torch.empty(2, x.shape[1], dtype=torch.float64).unbind()
+    _core.channel_statistics(mean.data_ptr(), variance.data_ptr(), x.handle, x.batch, torch.get_num_threads())
+    return mean, variance
+
+
+def scale_shift(
+    x: Blocks,
+    out: Blocks,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Blocks | None = None,
+    activation: str = "identity",
+) -> Blocks:
+    """out = activation(x · scale of the channel + shift of the channel + residual). out may be x or the residual."""
+    check_same("out", out, x.shape)
+    if residual is not None:
+        check_same("residual", residual, x.shape)
+    scale, shift = per_channel("scale", scale, x.shape[1]), per_channel("shift", shift, x.shape[1])
+    _core.scale_shift(
+        out.handle, x.handle, address(scale), address(shift), None if residual is None else residual.handle,
+        ACTIVATIONS[activation], torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def pool_window(kernel: Pair, stride: Pair, padding: Pair, dilation: Pair = (1, 1)) -> _core.Window:
+    if min(*kernel, *stride, *dilation) < 1 or min(padding) < 0 or any(2 * p > k for p, k in zip(padding, kernel)):
+        raise ValueError(f"a window of {kernel} with stride {stride}, padding {padding} and dilation {dilation}")
+    return _core.Window(kernel=kernel, stride=stride, padding=padding, dilation=dilation)
+
+
+def check_pool(x: Blocks, out: Blocks, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> None:
+    """out is what PyTorch returns, or with ceil_mode: every window starts inside the image or the padding before it."""
+    for n, m, k, s, p, d in zip(x.shape[2:], out.shape[2:], kernel, stride, padding, dilation, strict=True):
+        fits = (n + 2 * p - d * (k - 1) - 1) // s + 1
+        if not (fits <= m <= fits + 1 and (m - 1) * s < n + p) or m < 1:
+            raise ValueError(f"windows of {k} at a stride of {s} over {n} pixels make {fits} outputs, not {m}")
+    if x.shape[:2] != out.shape[:2]:
+        raise ValueError(f"out must have {x.shape[:2]} images and channels, not {out.shape[:2]}")
+
+
+def max_pool(
+    x: Blocks, out: Blocks, kernel: Pair, stride: Pair, padding: Pair = (0, 0), dilation: Pair = (1, 1)
+) -> Blocks:
+    check_pool(x, out, kernel, stride, padding, dilation)
+    _core.max_pool(out.handle, x.handle, pool_window(kernel, stride, padding, dilation), torch.get_num_threads())
+    return out
+
+
+def average_pool(
+    x: Blocks, out: Blocks, kernel: Pair, stride: Pair, padding: Pair = (0, 0), *, count_padding: bool = True
+) -> Blocks:
+    check_pool(x, out, kernel, stride, padding, (1, 1))
+    window = pool_window(kernel, stride, padding)
+    _core.average_pool(out.handle, x.handle, window, count_padding, torch.get_num_threads())
+    return out
+
+
+def global_average_pool(x: Blocks, out: Blocks) -> Blocks:
+    check_same("out", out, (*x.shape[:2], 1, 1))
+    _core.global_average_pool(out.handle, x.handle, torch.get_num_threads())
+    return out

@@ -1,0 +1,231 @@
+"""Whole networks on the engine compute what PyTorch computes."""
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
+
+import lpk
+from lpk import models, ops, sparse
+from lpk.flat import Layout
+from lpk.sparse.network import Network
+from tests.conftest import make_network
+from tests.test_eager import with_random_statistics
+
+
+def pruned(network, density):
+    """The network with that share of its prunable weights, and BatchNorm that does something."""
+    layout = Layout.of_model(network)
+    flat = layout.flatten(network.state_dict())
+    ops.magnitude_prune(flat.weights, round(density * layout.n), out=flat.weights)
+    network.load_state_dict(layout.unflatten(flat))
+    return with_random_statistics(network)
+
+
+def same(network, inputs, relative=1e-4):
+    with torch.no_grad():
+        expected = copy.deepcopy(network).double()(inputs.double())
+        got = sparse.sparsify(network)(inputs)
+    assert got.shape == expected.shape
+    assert float((got - expected).abs().max()) <= relative * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("density", [1.0, 0.2, 0.02])
+@pytest.mark.parametrize("name", ["resnet18", "vgg16", "small-resnet", "imagenet-resnet18", "mlp"])
+def test_networks_by_name(name, density):
+    torch.manual_seed(0)
+    shape = (3, 64, 64) if name.startswith("imagenet") else (3, 32, 32)
+    same(pruned(models.build(name, classes=10, shape=shape), density), torch.randn(5, *shape))
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet50", "squeezenet1_1"])
+def test_networks_of_torchvision(name):
+    torch.manual_seed(0)
+    network = pruned(getattr(torchvision.models, name)(num_classes=10), 0.3)
+    same(network, torch.randn(3, 3, 64, 64))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 15, 16, 17, 40, 100])
+def test_batch_sizes(batch):
+    torch.manual_seed(0)
+    network = pruned(models.build("small-resnet", classes=10, shape=(1, 12, 10)), 0.3)
+    same(network, torch.randn(batch, 1, 12, 10))
+
+
+def test_the_same_bits_for_any_number_of_threads():
+    torch.manual_seed(0)
+    network = sparse.sparsify(pruned(models.build("small-resnet", classes=10, shape=(3, 16, 16)), 0.3))
+    inputs, outputs = torch.randn(50, 3, 16, 16), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        outputs.append(network(inputs))
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
+
+
+def test_channels_last_inputs():
+    torch.manual_seed(0)
+    network = pruned(models.build("small-resnet", classes=10, shape=(3, 16, 16)), 0.3)
+    inputs = torch.randn(5, 3, 16, 16)
+    made = sparse.sparsify(network)
+    assert torch.equal(made(inputs), made(inputs.contiguous(memory_format=torch.channels_last)))
+
+
+def test_measure_gives_the_statistics_of_update_bn():
+    torch.manual_seed(0)
+    network = pruned(models.build("resnet18", classes=10, shape=(3, 16, 16)), 0.3)
+    inputs, expected = torch.randn(37, 3, 16, 16), copy.deepcopy(network)
+    update_bn([inputs], expected)
+    made = Network(network, (3, 16, 16))
+    made.measure(inputs)
+    for (name, ours), theirs in zip(network.named_buffers(), expected.buffers(), strict=True):
+        if ours.is_floating_point():
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
+
+
+class Zoo(nn.Module):
+    """What real forward functions do: functions and methods, in-place operations, values read several times."""
+
+    def __init__(self, forward, channels=4):
+        super().__init__()
+        self.conv, self.bn, self.second = (
+            nn.Conv2d(3, channels, 3, padding=1),
+            nn.BatchNorm2d(channels),
+            nn.Conv2d(channels, channels, 3, padding=2, dilation=2, groups=2),
+        )
+        self.scale = nn.Parameter(torch.rand(1))
+        self.body = forward
+
+    def forward(self, x):
+        return self.body(self, x)
+
+
+def read_twice(m, x):
+    x = m.conv(x)
+    return F.relu(x) + x
+
+
+def inplace_read_again(m, x):
+    x = m.conv(x)
+    y = F.relu(x, inplace=True)
+    return m.second(y) + x
+
+
+def both_sides(m, x):
+    return torch.relu(m.bn(m.conv(x)) + m.second(m.conv(x)))
+
+
+def added_in_place(m, x):
+    y = m.conv(x)
+    z = m.second(y)
+    z += y
+    return F.relu6(z) + y
+
+
+def doubled(m, x):
+    x = m.conv(x)
+    return (x + x).relu()
+
+
+def dropout_and_reads(m, x):
+    x = m.conv(x)
+    return F.relu(F.dropout(x, training=False)) + x
+
+
+def batchnorm_first(m, x):
+    return m.bn(F.relu(m.conv(x)))
+
+
+def foreign_in_the_middle(m, x):
+    return m.second(torch.sigmoid(m.conv(x)) * m.scale)
+
+
+def concatenated(m, x):
+    x = m.conv(x)
+    return torch.cat((F.max_pool2d(x, 2), F.avg_pool2d(x, 2)), 1)
+
+
+def flattened(m, x):
+    return torch.flatten(F.adaptive_avg_pool2d(m.conv(x), (4, 2)), 1)
+
+
+def sliced(m, x):
+    return m.second(m.conv(x)[:, :, ::2, 1:])
+
+
+def broadcast(m, x):
+    x = m.conv(x)
+    return x + F.adaptive_avg_pool2d(x, 1)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        read_twice,
+        inplace_read_again,
+        both_sides,
+        added_in_place,
+        doubled,
+        dropout_and_reads,
+        batchnorm_first,
+        foreign_in_the_middle,
+        concatenated,
+        flattened,
+        sliced,
+        broadcast,
+    ],
+)
+def test_what_forward_functions_do(forward):
+    torch.manual_seed(0)
+    same(with_random_statistics(Zoo(forward)), torch.randn(5, 3, 8, 8))
+
+
+def test_a_ticket_a_pooled_network_and_a_state_dict(tickets, network, validation):
+    images, _ = validation
+    pooled = lpk.pool(tickets, 3, model=network, validation=validation, statistics="leave", progress=False)
+    for ticket in (tickets[3], tickets[3].state_dict(), pooled):
+        network.load_state_dict(ticket.state_dict() if ticket is tickets[3] else getattr(ticket, "state_dict", ticket))
+        with torch.no_grad():
+            expected = network.eval()(images)
+        torch.testing.assert_close(lpk.sparsify(make_network(), ticket)(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_model_is_copied(network):
+    made = lpk.sparsify(network)
+    before = made(torch.ones(1, 1, 6, 6))
+    network[0].weight.data.zero_()
+    assert torch.equal(made(torch.ones(1, 1, 6, 6)), before)
+
+
+class Dynamic(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = make_network()
+
+    def forward(self, x):
+        return self.layer(x if x.sum() > 0 else -x)
+
+
+def test_what_can_not_be_traced_is_an_error_or_runs_in_torch():
+    network, inputs = Dynamic().eval(), torch.randn(3, 1, 6, 6)
+    with pytest.raises(ValueError, match="Dynamic can't be traced"):
+        lpk.sparsify(network)(inputs)
+    with torch.no_grad():
+        assert torch.equal(lpk.sparsify(network, fallback="torch")(inputs), network(inputs))
+
+
+def test_bad_input_is_named(network):
+    made = lpk.sparsify(network)
+    with pytest.raises(RuntimeError, match="require a gradient"):
+        made(torch.ones(1, 1, 6, 6, requires_grad=True))
+    with pytest.raises(TypeError, match="float64 on cpu"):
+        made(torch.ones(1, 1, 6, 6, dtype=torch.float64))
+    with pytest.raises(TypeError, match=r"0\.weight is torch\.float16"):
+        lpk.sparsify(network.half())
+    with pytest.raises(ValueError, match="fallback is 'none'"):
+        lpk.sparsify(make_network(), fallback="none")
+    with pytest.raises(ValueError, match="can't be traced"):
+        made(torch.ones(1, 2, 6, 6))
