@@ -107,9 +107,7 @@ def main() -> None:
 @torch.no_grad()
 def layer(name: str, densities: list[float], options: argparse.Namespace, most: float) -> None:
     channels, filters, size, kernel, stride = LAYERS[name]
-    convolution = kernels.Convolution(
-        filters, channels, (kernel, kernel), (stride, stride), (kernel // 2, kernel // 2)
-    )
+    convolution = kernels.Convolution(filters, channels, (kernel, kernel), (stride, stride), (kernel // 2, kernel // 2))
     border = int(size > 1)
     x = torch.randn(options.batch, channels, size, size)
     blocks = kernels.pack_input(x, kernels.empty_blocks(*x.shape, border))
@@ -131,9 +129,7 @@ def layer(name: str, densities: list[float], options: argparse.Namespace, most: 
     row("dense", weight.numel(), lambda: kernels.convolution(dense, blocks, out, bias=bias, activation="relu"))
     for density in densities:
         pruned = weight * (torch.rand_like(weight) < density)
-        sparse = kernels.pack_filters(
-            pruned, convolution, blocks, out, channels_per_block=options.channels_per_block
-        )
+        sparse = kernels.pack_filters(pruned, convolution, blocks, out, channels_per_block=options.channels_per_block)
         row(
             f"{density:g}",
             len(sparse.entries),

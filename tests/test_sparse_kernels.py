@@ -302,11 +302,10 @@ def test_pools(size, kernel, stride, padding, dilation, ceil_mode, count_padding
     generator.manual_seed(seed)
     x = random(*size) - 1  # the padding's zeros would win often
     blocks = in_blocks(x, seed % 3)
-    fits = (
-        lambda dilation: all(  # noqa: E731
-            n + 2 * p >= d * (k - 1) + 1 for n, p, d, k in zip(size[2:], padding, dilation, kernel, strict=True)
-        )
-    )
+
+    def fits(dilation):
+        sizes = zip(size[2:], padding, dilation, kernel, strict=True)
+        return all(n + 2 * p >= d * (k - 1) + 1 for n, p, d, k in sizes)
 
     def check(expected, call):
         shape = dict(zip(("batch", "channels", "height", "width"), expected.shape, strict=True))

@@ -309,7 +309,11 @@ def scale_shift(
 
 
 def pool_window(kernel: Pair, stride: Pair, padding: Pair, dilation: Pair = (1, 1)) -> _core.Window:
-    if min(*kernel, *stride, *dilation) < 1 or min(padding) < 0 or any(2 * p > k for p, k in zip(padding, kernel)):
+    if (
+        min(*kernel, *stride, *dilation) < 1
+        or min(padding) < 0
+        or any(2 * p > k for p, k in zip(padding, kernel, strict=True))
+    ):
         raise ValueError(f"a window of {kernel} with stride {stride}, padding {padding} and dilation {dilation}")
     return _core.Window(kernel=kernel, stride=stride, padding=padding, dilation=dilation)
 
