@@ -1,4 +1,4 @@
-"""The README's training loop runs as it stands there."""
+"""The README's training loop, and what comes after it, run as they stand there."""
 
 import re
 import textwrap
@@ -13,18 +13,22 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def test_training_loop_of_the_readme(tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(code.splitlines()) < 20
+    loop, *others = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len(loop.splitlines()) < 20
     monkeypatch.chdir(tmp_path)
     names = {
         "MyNetwork": make_network,
         "train_loader": DataLoader(TensorDataset(*make_images(64, seed=1)), batch_size=32),
         "val_loader": DataLoader(TensorDataset(*make_images(50, seed=2)), batch_size=32),
         "calibration_loader": DataLoader(TensorDataset(*make_images(250, seed=3)), batch_size=125),
+        "images": make_images(20, seed=4)[0],
     }
-    exec(compile(textwrap.dedent(code).replace("epochs=20", "epochs=2"), str(README), "exec"), names)
+    for code in (loop.replace("epochs=20", "epochs=2"), *others):
+        exec(compile(textwrap.dedent(code), str(README), "exec"), names)
     state = names["model"].state_dict()
     zeros = sum(int((state[name] == 0).sum()) for name in names["tickets"].layout.prunable)
     assert zeros >= names["tickets"].layout.n - names["tickets"][7].keep
     assert torch.equal(state["8.bias"], names["pooled"].state_dict["8.bias"])
     assert (tmp_path / "run" / "tickets.json").exists()
+    with torch.no_grad():
+        torch.testing.assert_close(names["logits"], names["model"].eval()(names["images"]), rtol=1e-4, atol=1e-5)
