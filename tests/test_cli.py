@@ -115,7 +115,7 @@ def test_killed_imp_goes_on_and_ends_with_the_same_tickets(run, preset, tmp_path
     arguments = ("imp", path, "--preset", preset, "--seed", 4, "--threads", 1, "--quiet")
     process = start(*arguments)
     deadline = time.monotonic() + 120
-    while not list((path / "tickets").glob("round-01-*")) and time.monotonic() < deadline:
+    while not list((path / "tickets").glob("round-00-*")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(kill)
     process.communicate(timeout=60)
