@@ -210,6 +210,11 @@ def test_the_residual_may_be_the_output():
     out = in_blocks(added)
     filters = kernels.pack_filters(weight, convolution, blocks, out)
     check_close(kernels.convolution(filters, blocks, out, residual=out, activation="relu"), expected, 30)
+    whole = empty_blocks(20, 9, 9, 9)
+    out, shifted = Blocks(whole.data[:, :4], 20, 0), Blocks(whole.data[:, 3:7], 20, 0)
+    with fails(ValueError, "out", "overlap residual"):
+        kernels.convolution(filters, blocks, out, residual=shifted)
+    kernels.convolution(filters, blocks, out, residual=Blocks(whole.data[:, 4:8], 20, 0))
 
 
 def test_packed_filters():
@@ -372,7 +377,7 @@ def test_errors_of_convolutions():
     with fails(ValueError, "residual"):
         kernels.convolution(filters, x, out, residual=x)
     square = Convolution(2, 2, (3, 3), padding=(1, 1))
-    with fails(ValueError, "out", "x"):
+    with fails(ValueError, "out", "overlap x"):
         kernels.convolution(kernels.pack_filters(random(2, 2, 3, 3), square, x, x), x, x)
 
 

@@ -160,17 +160,20 @@ def check_convolution(convolution: Convolution, x: Blocks, strides: tuple[int, .
         raise ValueError(f"the border of x is {x.border}, but the padding is {convolution.padding}")
     if input_strides(x) != strides:
         raise ValueError("the filters were packed for inputs of another height, width or border")
-    if overlap(x.data, out.data):
-        raise ValueError("out must not overlap x")
+    check_apart("x", x, out)
     check_same("out", out, (batch, convolution.filters, *convolution.output_size(height, width)))
 
 
-def overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether two of `Blocks` share memory; slices of one tensor's channels need not."""
+def check_apart(name: str, x: Blocks, out: Blocks, *, may_be: bool = False) -> None:
+    """No memory of x may be out's, unless x is out, where it may be. Slices of one tensor's channels are apart."""
+    a, b = x.data, out.data
     if a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
-        return False
+        return
+    if may_be and (a.data_ptr(), a.shape, x.border) == (b.data_ptr(), b.shape, out.border):
+        return
     pieces = sorted((t.storage_offset() + i * t.stride(0), t[0].numel()) for t in (a, b) for i in range(len(t)))
-    return any(start + size > following for (start, size), (following, _) in pairwise(pieces))
+    if any(start + size > following for (start, size), (following, _) in pairwise(pieces)):
+        raise ValueError(f"out must not overlap {name}")
 
 
 def input_strides(x: Blocks) -> tuple[int, ...]:
@@ -222,13 +225,17 @@ def pack_filters(
     check_floats("weight", weight, convolution.weight_shape)
     weight, scale = weight.contiguous(), per_channel("scale", scale, convolution.filters)
     threads = torch.get_num_threads()
+
+    def starts(channels_per_block: int) -> Tensor:
+        blocks = -(-convolution.channels // channels_per_block)
+        start = torch.empty(blocks * convolution.filters + 1, dtype=torch.int64)
+        _core.count_filters(start.data_ptr(), weight.data_ptr(), convolution.handle, channels_per_block, threads)
+        return start
+
     if channels_per_block is None:
-        channels_per_block = _core.best_channels_per_block(
-            convolution.handle, out.handle, int(torch.count_nonzero(weight))
-        )
-    blocks = -(-convolution.channels // channels_per_block)
-    start = torch.empty(blocks * convolution.filters + 1, dtype=torch.int64)
-    _core.count_filters(start.data_ptr(), weight.data_ptr(), convolution.handle, channels_per_block, threads)
+        nonzeros = int(starts(convolution.channels)[-1])
+        channels_per_block = _core.best_channels_per_block(convolution.handle, out.handle, nonzeros)
+    start = starts(channels_per_block)
     entries = torch.empty(int(start[-1]), 2)
     _core.pack_filters(
         entries.data_ptr(), start.data_ptr(), weight.data_ptr(), address(scale), convolution.handle, x.handle,
@@ -266,6 +273,7 @@ def convolution(
     bias = per_channel("bias", bias, filters.convolution.filters)
     if residual is not None:
         check_same("residual", residual, out.shape)
+        check_apart("residual", residual, out, may_be=True)
     epilogue = (address(bias), None if residual is None else residual.handle, ACTIVATIONS[activation])
     common = (out.handle, x.handle, filters.convolution.handle)
     if isinstance(filters, SparseFilters):
@@ -298,8 +306,10 @@ def scale_shift(
 ) -> Blocks:
     """out = activation(x · scale of the channel + shift of the channel + residual). out may be x or the residual."""
     check_same("out", out, x.shape)
+    check_apart("x", x, out, may_be=True)
     if residual is not None:
         check_same("residual", residual, x.shape)
+        check_apart("residual", residual, out, may_be=True)
     scale, shift = per_channel("scale", scale, x.shape[1]), per_channel("shift", shift, x.shape[1])
     _core.scale_shift(
         out.handle, x.handle, address(scale), address(shift), None if residual is None else residual.handle,
@@ -326,6 +336,7 @@ def check_pool(x: Blocks, out: Blocks, kernel: Pair, stride: Pair, padding: Pair
             raise ValueError(f"windows of {k} at a stride of {s} over {n} pixels make {fits} outputs, not {m}")
     if x.shape[:2] != out.shape[:2]:
         raise ValueError(f"out must have {x.shape[:2]} images and channels, not {out.shape[:2]}")
+    check_apart("x", x, out)
 
 
 def max_pool(
@@ -347,5 +358,6 @@ def average_pool(
 
 def global_average_pool(x: Blocks, out: Blocks) -> Blocks:
     check_same("out", out, (*x.shape[:2], 1, 1))
+    check_apart("x", x, out)
     _core.global_average_pool(out.handle, x.handle, torch.get_num_threads())
     return out

@@ -15,10 +15,11 @@ void dense_convolution(const Activations& out, const Activations& in, const Conv
                        convolution.stride_x * kImages,
                        finish_of(epilogue, out)};
   const int64_t ranges = filter_ranges(tiling.count(), fours, threads);
+  const auto loop_of = loops().dense;
   parallel_for(tiling.count() * ranges, threads, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
       const PlacedTile tile(tiling, i / ranges, out, in, convolution, epilogue.residual);
-      const DenseLoop loop = loops().dense(tiling.rows, tile.columns, convolution.stride_x);
+      const DenseLoop loop = loop_of(tiling.rows, tile.columns, convolution.stride_x);
       loop(task, tile, part(fours, int(ranges), int(i % ranges)), part(fours, int(ranges), int(i % ranges) + 1));
     }
   });

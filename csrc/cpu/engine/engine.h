@@ -1,7 +1,7 @@
 // The inference engine's operations. Activations are stored in blocks of 16 images, the batch innermost:
-// [blocks][channels][height + 2 border][width + 2 border][16], so that one pixel of 16 images is one cache line. The last
-// block is filled up with images of zeros. The border is zero and no operation writes into it: a convolution reads its
-// padding there, and its inner loop has no special cases.
+// [blocks][channels][height + 2 border][width + 2 border][16], so that one pixel of 16 images is one cache line. The
+// last block is filled up with images of zeros. The border is zero and no operation writes into it: a convolution reads
+// its padding there, and its inner loop has no special cases.
 //
 // Every output is computed by one thread in one fixed order: the bits do not depend on the number of threads.
 // Addresses are multiples of 64; sizes were checked by the caller (lpk/sparse/kernels.py).

@@ -52,6 +52,13 @@ using SparseLoop = void (*)(const SparseTask& task, const Tile& tile, int64_t fi
 // The same for fours of filters.
 using DenseLoop = void (*)(const DenseTask& task, const Tile& tile, int64_t first, int64_t last);
 
+// The pixels of a window that lie in the image; floats from one to the next.
+struct Region {
+  const float* first;
+  int64_t height, width;
+  int64_t step_y, step_x;
+};
+
 struct Loops {
   // How many pixels' sums the registers hold.
   int sparse_pixels;
@@ -65,6 +72,10 @@ struct Loops {
                       float low, float high);
   // sums[image] = the sum over `width` pixels of in - centre, or of its square.
   void (*row_sums)(float* sums, const float* in, int64_t width, float centre, bool squared);
+
+  // One pixel: the largest of a region, or NaN; and the sum of a region, divided.
+  void (*largest)(float* out, const Region& region);
+  void (*average)(float* out, const Region& region, float divisor);
 };
 
 extern const Loops loops_portable;

@@ -1,3 +1,4 @@
+#include <cstring>
 #include <vector>
 
 #include "tiling.h"
@@ -17,6 +18,15 @@ Range weights_in_block(const Convolution& convolution, int64_t filter, int64_t b
   const int64_t first = block * channels_per_block - group * channels;
   return {std::clamp<int64_t>(first, 0, channels) * convolution.window(),
           std::clamp<int64_t>(first + channels_per_block, 0, channels) * convolution.window()};
+}
+
+constexpr int64_t kTogether = 16;  // weights: where most are zero, many such groups are, and are skipped
+
+bool all_zero(const float* weights) {
+  uint32_t bits[kTogether], any = 0;
+  std::memcpy(bits, weights, sizeof bits);
+  for (uint32_t b : bits) any |= b & 0x7fffffff;
+  return any == 0;
 }
 
 int64_t blocks_of(const Convolution& convolution, int64_t channels_per_block) {
@@ -58,9 +68,13 @@ void pack_filters(NonZero* entries, const int64_t* start, const float* weights, 
         const Range range = weights_in_block(convolution, k, block, channels_per_block);
         NonZero* entry = entries + start[block * filters + k];
         NonZero* const last = entries + start[block * filters + k + 1];
-        for (int64_t i = range.first; entry != last; ++i) {  // writes every weight, and moves on behind those that count
-          *entry = {filter[i] * factor, group_offset + offsets[i]};
-          entry += filter[i] != 0.0f;
+        for (int64_t i = range.first; entry != last; i += kTogether) {
+          const int64_t end = std::min(i + kTogether, range.last);
+          if (end - i == kTogether && all_zero(filter + i)) continue;
+          for (int64_t j = i; j < end && entry != last; ++j) {
+            *entry = {filter[j] * factor, group_offset + offsets[j]};  // overwritten where the weight is zero
+            entry += filter[j] != 0.0f;
+          }
         }
       }
     }

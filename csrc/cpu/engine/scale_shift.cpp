@@ -5,6 +5,7 @@ namespace lpk::engine {
 void scale_shift(const Activations& out, const Activations& in, const float* scale, const float* shift,
                  const Activations* residual, Activation activation, int threads) {
   const Finish finish = finish_of({nullptr, residual, activation}, out);
+  const auto scale_and_shift = loops().scale_shift;
   parallel_for(in.blocks * in.channels, threads, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t block = i / in.channels, channel = i % in.channels;
@@ -14,7 +15,7 @@ void scale_shift(const Activations& out, const Activations& in, const float* sca
         const float* added = residual == nullptr ? nullptr
                                                  : residual->pixel(block, y, 0) + channel * finish.residual_channel;
         float* to = out.pixel(block, y, 0) + channel * finish.out_channel;
-        loops().scale_shift(to, from, added, in.width * kImages, factor, term, finish.low, finish.high);
+        scale_and_shift(to, from, added, in.width * kImages, factor, term, finish.low, finish.high);
       }
     }
   });

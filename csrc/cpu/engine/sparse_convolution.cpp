@@ -46,8 +46,8 @@ Tiling tiling_of(const Activations& out, const Convolution& convolution) {
 }  // namespace
 
 // With few channels in a block, the input of a tile stays in the first-level cache for all filters; with many, the sums
-// are loaded and stored less often. Measured, the best number falls with the root of both the entries that a channel has
-// for a filter and the pixels that a channel has in a tile.
+// are loaded and stored less often. Measured, the best number falls with the root of both the entries that a channel
+// has for a filter and the pixels that a channel has in a tile.
 int64_t best_channels_per_block(const Convolution& convolution, const Activations& out, int64_t nonzeros) {
   constexpr double kBest = 108.0;
   if (convolution.groups > 1 || nonzeros == 0) return convolution.channels;
@@ -67,11 +67,12 @@ void sparse_convolution(const Activations& out, const Activations& in, const Con
                         finish_of(epilogue, out)};
   const int64_t ranges = filter_ranges(tiling.count(), convolution.filters, threads);
   const std::vector<int64_t> borders = balanced(filters, convolution.filters, channel_blocks, ranges);
+  const auto loop_of = loops().sparse;
   parallel_for(tiling.count() * ranges, threads, [&](int64_t begin, int64_t end, int) {
     const Sums sums(channel_blocks == 1 ? 0 : convolution.filters * tiling.rows * tiling.columns);
     for (int64_t i = begin; i < end; ++i) {
       const PlacedTile tile(tiling, i / ranges, out, in, convolution, epilogue.residual);
-      const SparseLoop loop = loops().sparse(tiling.rows, tile.columns, convolution.stride_x);
+      const SparseLoop loop = loop_of(tiling.rows, tile.columns, convolution.stride_x);
       loop(task, tile, borders[i % ranges], borders[i % ranges + 1], sums.data());
     }
   });

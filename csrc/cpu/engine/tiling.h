@@ -28,8 +28,8 @@ inline int64_t covered_pixels(const Convolution& convolution, int rows, int colu
          std::min<int64_t>(width, columns * convolution.kernel_width);
 }
 
-// The tiles that take the least time. A tile costs its sums, for walking the weights about three sums more, and a little
-// for each input pixel that has to come from the second-level cache.
+// The tiles that take the least time. A tile costs its sums, for walking the weights about three sums more, and a
+// little for each input pixel that has to come from the second-level cache.
 template <class HasLoop>
 Tiling best_tiling(const Activations& out, const Convolution& convolution, int pixels, HasLoop&& has_loop) {
   constexpr int64_t kSum = 10, kWalk = 30, kInput = 1;
