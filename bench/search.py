@@ -9,9 +9,11 @@ reference   tests/reference_search.py: torch.topk, update_bn over the whole trai
             (a TensorDataset in memory: the cheapest there is), validation in batches of 128
 lpk         lpk.pool as a user calls it
 exhaustive  lpk.pool(search="exhaustive"): what `lpk` must agree with, and the samples it saves
+torch       lpk.pool(backend="torch"): what the engine is worth
 eager       the reference on lpk's calibration samples, keeping exactly `keep` weights, beside lpk's exhaustive search
 
-Then all targets in one call, and the peak memory of a pool beside that of evaluating a single network.
+Then all targets in one call, and the peak memory of a pool beside that of evaluating a single network. The results file is
+written after every row: rows of an earlier run of the same preset stay until they are measured again.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from tests import reference_search
 
 PRESET = Path(__file__).with_name("search.toml")
 BATCH_SIZE = 128  # the reference's
+PARTS = ("rows", "all_targets", "peak_memory")
 REPETITIONS = 3  # of lpk's pool, whose median counts; the reference takes minutes and runs once
 
 
@@ -50,6 +53,7 @@ def main() -> None:
     parser.add_argument("--preset", default=str(PRESET), help="a preset's name or a TOML file")
     parser.add_argument("--runs", type=Path, default=Path("build/search"), help="where the tickets are kept")
     parser.add_argument("--targets", type=int, nargs="+", help="rounds; default: the first, a middle and the last one")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; default: everything")
     parser.add_argument("--candidates", type=int, help="how many of the nearest; default: all")
     parser.add_argument("--results", type=Path, help="the directory that search-<machine>.json is written to")
     parser.add_argument("--peak", choices=("single", "pool"), help=argparse.SUPPRESS)
@@ -58,29 +62,45 @@ def main() -> None:
         print(json.dumps(peak(given.runs, given.peak, given.targets[0])))
         return
     preset = presets.load(given.preset)
-    rows, alls, peaks = [], [], []
+    here = machine()
+    path = given.results / f"search-{slug(here)}.json" if given.results else None
+    result = earlier(path, preset.to_dict()) | {"machine": here, "preset": preset.to_dict()}
+
+    def keep(part: str, measured: dict[str, Any]) -> None:
+        """Puts what was measured in the place of what it measures again."""
+        measured["date"] = datetime.date.today().isoformat()
+        rows = {identity(row): row for row in result[part]} | {identity(measured): measured}
+        result[part] = [rows[key] for key in sorted(rows)]
+        if path:
+            files.write_bytes(path, (json.dumps(result, indent=1) + "\n").encode())
+
     for seed in given.seeds:
         with Run.create(given.runs / f"{preset.name}-{seed}", preset, seed=seed) as run:
             run.imp()
             targets = given.targets or [0, preset.imp.rounds // 2, preset.imp.rounds]
-            for target in targets:
-                rows.append(compare(run, target, given.candidates))
-                print(line(rows[-1]), flush=True)
-            alls.append(all_targets(run, given.candidates))
-        peaks.append(peaks_of(run.path, targets[-1]))
-    result = {
-        "machine": machine(),
-        "date": datetime.date.today().isoformat(),
-        "preset": preset.to_dict(),
-        "rows": rows,
-        "all_targets": alls,
-        "peak_memory": peaks,
-    }
+            for target in targets if "rows" in given.parts else []:
+                row = compare(run, target, given.candidates)
+                print(line(row), flush=True)
+                keep("rows", row)
+            if "all_targets" in given.parts:
+                keep("all_targets", all_targets(run, given.candidates))
+        if "peak_memory" in given.parts:
+            keep("peak_memory", {"seed": seed, **peaks_of(run.path, preset.imp.rounds)})
     print("\n" + table(result))
-    if given.results:
-        path = given.results / f"search-{slug(result['machine'])}.json"
-        files.write_bytes(path, (json.dumps(result, indent=1) + "\n").encode())
+    if path:
         print(f"written: {path}")
+
+
+def earlier(path: Path | None, preset: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier run measured with the same preset."""
+    if path and path.is_file() and (found := files.read_json(path))["preset"] == preset:
+        return found
+    return {part: [] for part in PARTS}
+
+
+def identity(row: dict[str, Any]) -> tuple[int, int]:
+    """Of which seed and target a row is."""
+    return row["seed"], row.get("target", 0)
 
 
 def compare(run: Run, target: int, candidates: int | None) -> dict[str, Any]:
@@ -94,16 +114,24 @@ def compare(run: Run, target: int, candidates: int | None) -> dict[str, Any]:
         began = time.perf_counter()
         return call(), time.perf_counter() - began
 
-    def pool(search: str) -> tuple[lpk.Pooled, float]:
+    def pool(search: str, backend: str = "auto") -> tuple[lpk.Pooled, float]:
         options = {"validation": run.data.validation.loader(256), "calibration": calibration.loader(256)}
         return timed(
             lambda: lpk.pool(
-                tickets, target, model=run.model(), search=search, candidates=candidates, progress=False, **options
+                tickets,
+                target,
+                model=run.model(),
+                search=search,
+                backend=backend,
+                candidates=candidates,
+                progress=False,
+                **options,
             )
         )
 
     several = [pool("bounded") for _ in range(REPETITIONS)]
     bounded, lpk_seconds = several[0][0], statistics.median(seconds for _, seconds in several)
+    torch_seconds = statistics.median(pool("bounded", "torch")[1] for _ in range(REPETITIONS))
     slow, reference_seconds = timed(
         lambda: reference_search.pool(tickets, target, model, *loaders, lpk.COEFFICIENTS, candidates=candidates)
     )
@@ -127,6 +155,7 @@ def compare(run: Run, target: int, candidates: int | None) -> dict[str, Any]:
             "validation_samples": bounded.validation_samples,
             "settings": dict(bounded.settings),
         },
+        "torch": {"seconds": torch_seconds},
         "ticket": {"test": test_accuracy(run, tickets[target].state_dict())},
         "exhaustive": {
             "seconds": exhaustive_seconds,
@@ -264,12 +293,14 @@ def table(result: dict[str, Any]) -> str:
             f"{theirs['test']:.2%} | {ours['test']:.2%} | {share:.0%} |"
         )
     difference = statistics.mean(row["lpk"]["test"] - row["reference"]["test"] for row in rows)
+    slower = [f"{row['torch']['seconds'] / row['lpk']['seconds']:.1f}" for row in rows]
     agreeing = sum(row["exhaustive"]["same_as_lpk"] for row in rows)
     steps = sum(row["eager"]["steps"] for row in rows)
     differing = [step for row in rows for step in row["eager"]["differing"]]
     text += [
         "",
         f"Mean test accuracy of lpk's pools minus the reference's: {100 * difference:+.3f} points.",
+        f'The same search on PyTorch\'s convolutions (backend="torch") takes, row by row, {", ".join(slower)} times as long.',
         f"Bounded and exhaustive search: the same accepted steps, counts and network in {agreeing} of {len(rows)}.",
         f"Exhaustive search and eager PyTorch on the same calibration samples: {steps - len(differing)} of {steps} "
         "steps alike in coefficient, count and acceptance"

@@ -78,7 +78,8 @@ def table(result: Row, device: str) -> str | None:
 def tables_of(result: Row) -> list[str]:
     """The tables of one file: of the kernels on each device, or of the search."""
     if "preset" in result:
-        measured = f"Measured by `python -m bench.search` on {describe(result['machine'], 'cpu')}, {result['date']}."
+        date = max(row["date"] for row in result["rows"])
+        measured = f"Measured by `python -m bench.search` on {describe(result['machine'], 'cpu')}, {date}."
         return [f"{search.table(result)}\n\n{measured}\n"]
     return [text for device in ("cpu", "cuda") if (text := table(result, device))]
 
