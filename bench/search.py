@@ -12,8 +12,8 @@ exhaustive  lpk.pool(search="exhaustive"): what `lpk` must agree with, and the s
 torch       lpk.pool(backend="torch"): what the engine is worth
 eager       the reference on lpk's calibration samples, keeping exactly `keep` weights, beside lpk's exhaustive search
 
-Then all targets in one call, and the peak memory of a pool beside that of evaluating a single network. The results file is
-written after every row: rows of an earlier run of the same preset stay until they are measured again.
+Then all targets in one call, and the peak memory of a pool beside that of evaluating a single network. The results file
+is written after every row: rows of an earlier run of the same preset stay until they are measured again.
 """
 
 from __future__ import annotations
@@ -300,7 +300,8 @@ def table(result: dict[str, Any]) -> str:
     text += [
         "",
         f"Mean test accuracy of lpk's pools minus the reference's: {100 * difference:+.3f} points.",
-        f'The same search on PyTorch\'s convolutions (backend="torch") takes, row by row, {", ".join(slower)} times as long.',
+        'The same search on PyTorch\'s convolutions (`backend="torch"`) takes, row by row, '
+        f"{', '.join(slower)} times as long.",
         f"Bounded and exhaustive search: the same accepted steps, counts and network in {agreeing} of {len(rows)}.",
         f"Exhaustive search and eager PyTorch on the same calibration samples: {steps - len(differing)} of {steps} "
         "steps alike in coefficient, count and acceptance"
