@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -240,10 +240,11 @@ def peaks_of(run: Path, target: int) -> dict[str, Any]:
 
 def peak(path: Path, kind: str, target: int) -> dict[str, float]:
     """What this process needs at most to evaluate one network, or to make a pool, the tickets being held by both."""
-    imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with Run.open(path) as run:
         tickets, model = run.tickets(), run.model()
         validation, calibration = run.data.validation.tensors(), run.calibration().tensors()
+        Path("/proc/self/clear_refs").write_text("5")  # importing PyTorch took more for a moment: begin anew
+        before = resident("VmRSS")
         if kind == "single":
             plain_model = plain(model)
             plain_model.load_state_dict(tickets[target].state_dict())
@@ -251,10 +252,14 @@ def peak(path: Path, kind: str, target: int) -> dict[str, float]:
             correct_predictions(plain_model, validation, batch_size=BATCH_SIZE)
         else:
             lpk.pool(tickets, target, model=model, validation=validation, calibration=calibration, progress=False)
-    return {
-        "imports": imports / 1024,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
+        return {"before": before, "peak": resident("VmHWM")}
+
+
+def resident(which: str) -> float:
+    """Resident memory in MiB, now or at most: Linux's VmRSS or VmHWM."""
+    found = re.search(rf"^{which}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) / 1024
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -321,9 +326,9 @@ def table(result: dict[str, Any]) -> str:
     for found in result["peak_memory"]:
         single, pool = found["single"], found["pool"]
         text.append(
-            f"Peak memory of a pool: {pool['peak']:.0f} MiB, of evaluating one network with the tickets held "
-            f"{single['peak']:.0f} MiB ({pool['peak'] / single['peak']:.2f} times; "
-            f"{single['imports']:.0f} MiB of each are imports)."
+            f"Peak memory of a pool, seed {found['seed']}: {pool['peak']:.0f} MiB; of evaluating one network, the "
+            f"tickets held: {single['peak']:.0f} MiB ({pool['peak'] / single['peak']:.2f} times). Before either: "
+            f"{single['before']:.0f} MiB."
         )
     return "\n".join(text)
 
