@@ -22,17 +22,24 @@ from lpk.samples import Calibration, Samples, Validation
 STATISTICS = ("recalibrate", "interpolate", "leave")
 BATCH_SIZE = 128
 TOLERANCE = 0.02
+CRITERIA = ("accuracy", "loss")
+
+# Losses are summed as integers, in units of 2^-20: the sum does not depend on the order of the samples.
+LOSS_UNITS = 2.0**20
+LARGEST_LOSS = 1000.0  # what a NaN counts as, too
 
 
 class Score(NamedTuple):
     """How a network did on all validation samples.
 
     Attributes:
-        value: higher is better: the number of correct predictions, or what `evaluate` returned.
+        value: higher is better: the number of correct predictions, minus the loss in units, or what `evaluate` said.
+        accuracy: the share of correct predictions, or what `evaluate` returned.
         margins: for each sample the logit of its label minus the largest other one, in the current order.
     """
 
     value: float
+    accuracy: float
     margins: Tensor | None
 
 
@@ -57,7 +64,8 @@ class Evaluator:
         model: copied, never changed.
         validation: samples that accuracy is counted on; needed unless `evaluate` is given.
         calibration: samples that renew BatchNorm's statistics.
-        evaluate: model -> float, higher is better, instead of accuracy.
+        evaluate: model -> float, higher is better, instead of the criterion.
+        criterion: what counts against a network: "accuracy", its errors, or "loss", its cross-entropy.
         statistics: "recalibrate", "interpolate" (like the other parameters) or "leave" (the target's stay).
         tolerance: the standard error at which calibration stops, see `calibrate`; 0: it uses all samples.
         batch_size: of calibration and validation.
@@ -78,6 +86,7 @@ class Evaluator:
         validation: Samples | None = None,
         calibration: Samples | None = None,
         evaluate: Callable[[nn.Module], float] | None = None,
+        criterion: str = "accuracy",
         statistics: str = "recalibrate",
         tolerance: float = TOLERANCE,
         batch_size: int = BATCH_SIZE,
@@ -87,6 +96,8 @@ class Evaluator:
     ) -> None:
         if statistics not in STATISTICS:
             raise ValueError(f"statistics is {statistics!r}; one of {', '.join(STATISTICS)} is possible")
+        if criterion not in CRITERIA:
+            raise ValueError(f"criterion is {criterion!r}; one of {', '.join(CRITERIA)} is possible")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; at least 1 is needed")
         if not 0.0 <= tolerance < math.inf:
@@ -102,6 +113,7 @@ class Evaluator:
         self.tolerance = tolerance
         self.autocast = autocast
         self.evaluate = evaluate
+        self.criterion = criterion
         self.forward_samples = self.validated = self.scored = 0
         self.validation = None if validation is None else Validation(validation, batch_size, device)
         self.calibration = None if calibration is None else Calibration(calibration, batch_size, device)
@@ -131,6 +143,11 @@ class Evaluator:
     def total(self) -> int | None:
         """The number of validation samples; None where `evaluate` scores."""
         return None if self.validation is None else self.validation.count
+
+    @property
+    def highest(self) -> float:
+        """The value of a network without errors, or without loss."""
+        return float(self.total or 0) if self.criterion == "accuracy" else 0.0
 
     def written(self) -> None:
         """To be called after `flat` was written to."""
@@ -171,14 +188,15 @@ class Evaluator:
         relative = squares / (count * (count - 1)) / scale
         return math.sqrt(float(torch.where(scale > 0, relative, 0.0).mean()))  # a dead channel has settled
 
-    def score(self, errors_allowed: float = math.inf) -> Score | None:
-        """Scores the network in `flat`; None as soon as it makes more errors than allowed."""
+    def score(self, most: float = math.inf) -> Score | None:
+        """Scores the network in `flat`; None as soon as it makes more than `most` errors, or units of loss."""
         self.scored += 1
         if self.evaluate is not None:
             with torch.no_grad():
-                return Score(float(self.evaluate(self.flat.model)), None)
+                value = float(self.evaluate(self.flat.model))
+            return Score(value, value, None)
         assert self.validation is not None
-        errors = 0
+        errors = cost = 0
         logits, labels = [], []
         with torch.inference_mode():
             for inputs, batch_labels in self.validation.batches():
@@ -186,9 +204,11 @@ class Evaluator:
                 logits.append(self._logits(self._network(inputs), inputs))
                 labels.append(batch_labels)
                 errors += int((logits[-1].argmax(1) != batch_labels).sum())
-                if errors > errors_allowed or (len(logits) == 1 and self._loses(errors, errors_allowed)):
+                cost = errors if self.criterion == "accuracy" else cost + _loss_units(logits[-1], batch_labels)
+                if cost > most or (len(logits) == 1 and self._loses(errors, most)):
                     return None
-            return Score(self.validation.count - errors, _margins(torch.cat(logits), torch.cat(labels)))
+            accuracy = (self.validation.count - errors) / self.validation.count
+            return Score(self.highest - cost, accuracy, _margins(torch.cat(logits), torch.cat(labels)))
 
     def hardest_first(self, score: Score) -> None:
         """Orders the validation samples by the margins of a network scored in full: its errors, and what it is least
@@ -275,6 +295,11 @@ def hypergeometric_tail(least: int, population: int, marked: int, drawn: int) ->
     return sum(math.comb(marked, k) * math.comb(population - marked, drawn - k) for k in ways) / math.comb(
         population, drawn
     )
+
+
+def _loss_units(logits: Tensor, labels: Tensor) -> int:
+    loss = nn.functional.cross_entropy(logits.float(), labels, reduction="none").double()
+    return int((loss.nan_to_num(nan=LARGEST_LOSS).clamp(max=LARGEST_LOSS) * LOSS_UNITS).round().sum())
 
 
 def _margins(logits: Tensor, labels: Tensor) -> Tensor:

@@ -61,6 +61,7 @@ def pool(
     validation: Samples | None = None,
     calibration: Samples | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
+    criterion: str = "accuracy",
     coefficients: Sequence[float] = COEFFICIENTS,
     method: str = "interpolation",
     prune: str = "during",
@@ -83,7 +84,9 @@ def pool(
         model: the network the tickets belong to; its weights are not used and it is not changed.
         validation: held-out samples that pick: (inputs, integer labels) or a DataLoader of such batches.
         calibration: training samples that renew BatchNorm's statistics for every interpolated network, same forms.
-        evaluate: model -> float, higher is better, in place of accuracy on `validation`.
+        evaluate: model -> float, higher is better, in place of the criterion on `validation`.
+        criterion: what picks: "accuracy", as in the paper, or "loss", the mean cross-entropy, which tells more of each
+            sample: pools were better with it (docs/performance.md).
         coefficients: the α to try, in [0, 1]; α weighs the best network so far. The first of equally good ones wins.
         method: "interpolation" (Algorithm 2), "average" (Algorithm 3), or the paper's baselines "swa" and "ema".
         prune: "during": every interpolation is pruned to the target's density; "after": only the final one.
@@ -118,8 +121,9 @@ def pool(
         method=(method, METHODS), prune=(prune, PRUNE), search=(search, SEARCHES), backend=(backend, BACKENDS)
     )
     _check_numbers(coefficients, candidates, error)
-    if search == "racing" and evaluate is not None:
-        raise ValueError("search is 'racing', which counts errors; with `evaluate` only exhaustive search is possible")
+    if search == "racing" and (evaluate is not None or criterion != "accuracy"):
+        given = "`evaluate`" if evaluate is not None else f"criterion={criterion!r}"
+        raise ValueError(f"search is 'racing', which counts errors; with {given} it is not possible")
     if target is not None and not 0 <= target < len(tickets):
         raise ValueError(f"target is round {target}; there are tickets of rounds 0 to {len(tickets) - 1}")
     evaluator = Evaluator(
@@ -128,6 +132,7 @@ def pool(
         validation=validation,
         calibration=calibration,
         evaluate=evaluate,
+        criterion=criterion,
         statistics=statistics,
         tolerance=tolerance,
         batch_size=batch_size,
@@ -173,7 +178,7 @@ class _Pool:
         self.method = METHODS[plan.method]
         self.bounded = plan.search != "exhaustive" and evaluator.evaluate is None
         self.own = self.best = target.flat.to(evaluator.device)
-        self.score = Score(-math.inf, None)  # of `best`
+        self.score = Score(-math.inf, math.nan, None)  # of `best`
         self.favourite = 0.5  # the coefficient accepted last: the next best one is probably near it
         self.steps: list[Step] = []
 
@@ -194,14 +199,13 @@ class _Pool:
         if self.best is not self.own:
             flat = self.best.to("cpu")
             mask = ops.magnitude_mask(flat.weights, target.keep)
-        total = evaluator.total or 1
         return Pooled(
             round=target.round,
             layout=target.layout,
             flat=flat,
             mask=mask,
-            accuracy=self.score.value / total,
-            baseline_accuracy=baseline.value / total,
+            accuracy=self.score.accuracy,
+            baseline_accuracy=baseline.accuracy,
             steps=tuple(self.steps),
             forward_samples=evaluator.forward_samples - before[0],
             validation_samples=evaluator.validated - before[1],
@@ -210,6 +214,7 @@ class _Pool:
                 "method": plan.method,
                 "prune": plan.prune,
                 "search": plan.search if evaluator.evaluate is None else "exhaustive",
+                "criterion": evaluator.criterion if evaluator.evaluate is None else None,
                 "error": plan.error if plan.search == "racing" else None,
                 "statistics": evaluator.statistics,
                 "tolerance": evaluator.tolerance,
@@ -236,38 +241,38 @@ class _Pool:
         Bounded: a coefficient may make as many errors as θ_best (more are not accepted), and no more than the best one
         scored in full so far; as many as that one only if it stands before it in the list, since the first of equally
         good ones wins. A coefficient dropped for making more can therefore neither be the winner nor, being the winner,
-        be accepted, whatever the order in which they are scored; each that is not dropped is scored in full.
+        be accepted, whatever the order in which they are scored; each that is not dropped is scored in full. The same
+        holds for losses, which are not negative either.
 
         Racing: see Evaluator.draw_heat. The step differs from the bounded one only if the heat drops the coefficient
         that wins it; that one never makes more errors than are allowed, whatever the others did.
         """
         other = candidate.flat.to(self.evaluator.device)
         interpolations = self._interpolations(other, coefficients)
-        total = self.evaluator.total or 0
+        highest = self.evaluator.highest
         if self.plan.search == "racing":
-            self.evaluator.draw_heat(total - int(self.score.value), self.plan.error)
-        winner, won, network = -1, Score(-math.inf, None), self.best
+            self.evaluator.draw_heat(int(highest - self.score.value), self.plan.error)
+        winner, won, network = -1, Score(-math.inf, math.nan, None), self.best
         for k in sorted(range(len(coefficients)), key=lambda k: abs(coefficients[k] - self.favourite)):
-            errors_allowed = math.inf
+            most = math.inf
             if self.bounded:
-                errors_allowed = total - self.score.value
+                most = highest - self.score.value
                 if winner >= 0:
-                    errors_allowed = min(errors_allowed, total - won.value - (0 if k < winner else 1))
-                if errors_allowed < 0:
+                    most = min(most, highest - won.value - (0 if k < winner else 1))
+                if most < 0:
                     continue
             self._write(interpolations, k)
             self.evaluator.calibrate()
-            score = self.evaluator.score(errors_allowed)
+            score = self.evaluator.score(most)
             if score is not None and (score.value > won.value or (score.value == won.value and k < winner)):
                 winner, won, network = k, score, self._network()
         if winner < 0:
             return Step(candidate.round, None, None, False)
-        accuracy = won.value / (total or 1)
         if won.value < self.score.value:
-            return Step(candidate.round, coefficients[winner], accuracy, False)
+            return Step(candidate.round, coefficients[winner], won.accuracy, False)
         self.best, self.favourite = network, coefficients[winner]
         self.score = self._scored(won)
-        return Step(candidate.round, coefficients[winner], accuracy, True)
+        return Step(candidate.round, coefficients[winner], won.accuracy, True)
 
     def _step(self, candidate: Ticket, coefficients: tuple[float, ...]) -> Step:
         """A baseline's step: the candidate is taken without being scored."""

@@ -32,6 +32,18 @@ def test_score_is_the_number_of_correct_predictions(network, validation, batch_s
     assert score.score().value == count(network, *validation)
 
 
+@pytest.mark.parametrize("batch_size", [7, 203])
+def test_the_criterion_may_be_the_loss(network, validation, batch_size):
+    made = make_evaluator(network, validation=validation, statistics="leave", batch_size=batch_size, criterion="loss")
+    score = made.score()
+    with torch.no_grad():
+        loss = nn.functional.cross_entropy(network.eval()(validation[0]).double(), validation[1], reduction="sum")
+    assert score.value == pytest.approx(-float(loss) * 2**20, rel=1e-5)
+    assert score.accuracy == count(network, *validation) / len(validation[1])
+    made.hardest_first(score)
+    assert made.score(-score.value) is not None and made.score(-score.value - 1000) is None
+
+
 def test_score_from_a_loader(network, validation):
     loader = DataLoader(TensorDataset(*validation), batch_size=13)
     assert make_evaluator(network, validation=loader, statistics="leave").score().value == count(network, *validation)

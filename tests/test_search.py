@@ -55,14 +55,13 @@ def test_exhaustive_search_is_the_papers_procedure(tickets, network, validation,
         torch.testing.assert_close(tensor, expected.state_dict[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("criterion", ["accuracy", "loss"])
 @pytest.mark.parametrize("target", range(5))
-def test_bounded_search_returns_what_exhaustive_search_returns(tickets, network, validation, calibration, target):
-    made = {
-        kind: pool(
-            tickets, target, model=network, validation=validation, calibration=calibration, search=kind, **CHOICES
-        )
-        for kind in ("exhaustive", "bounded")
-    }
+def test_bounded_search_returns_what_exhaustive_search_returns(
+    tickets, network, validation, calibration, target, criterion
+):
+    options = {"validation": validation, "calibration": calibration, "criterion": criterion, **CHOICES}
+    made = {kind: pool(tickets, target, model=network, search=kind, **options) for kind in ("exhaustive", "bounded")}
     exhaustive, bounded = made["exhaustive"], made["bounded"]
     assert same_network(exhaustive, bounded) and exhaustive.accuracy == bounded.accuracy
     for a, b in zip(exhaustive.steps, bounded.steps, strict=True):
@@ -80,6 +79,7 @@ class TableEvaluator:
         self.weights = torch.zeros(tickets.layout.n)
         self.rest = torch.zeros(len(tickets[0].flat.rest))
         self.seed, self.values, self.total = seed, values, total
+        self.highest, self.criterion = total, "accuracy"
         self.evaluate, self.statistics, self.device, self.batch_size = None, "interpolate", "cpu", 1
         self.tolerance, self.autocast, self.backend = 0.0, None, "torch"
         self.forward_samples = self.validated = self.scored = 0
@@ -92,11 +92,11 @@ class TableEvaluator:
     def calibrate(self) -> None: ...
     def hardest_first(self, score: Score) -> None: ...
 
-    def score(self, errors_allowed: float = math.inf) -> Score | None:
+    def score(self, most: float = math.inf) -> Score | None:
         self.scored += 1
         errors = zlib.crc32(self.weights.numpy().tobytes(), self.seed) % self.values
-        self.forward_samples += min(errors, errors_allowed)
-        return None if errors > errors_allowed else Score(self.total - errors, None)
+        self.forward_samples += min(errors, most)
+        return None if errors > most else Score(self.total - errors, 1 - errors / self.total, None)
 
 
 @settings(max_examples=150, deadline=None)
@@ -115,6 +115,23 @@ def test_bounded_is_exact_on_every_table_of_accuracies(seed, values, rounds, k):
     assert exhaustive.accuracy == bounded.accuracy
     for a, b in zip(exhaustive.steps, bounded.steps, strict=True):
         assert a.accepted == b.accepted and (a == b or not a.accepted)
+
+
+def test_the_loss_as_criterion_never_rises(tickets, network, validation, calibration):
+    options = {"model": network, "validation": validation, "calibration": calibration, **CHOICES}
+
+    def loss(pooled):
+        network.load_state_dict(pooled.state_dict)
+        with torch.no_grad():
+            return float(nn.functional.cross_entropy(network.eval()(validation[0]), validation[1]))
+
+    by_loss, by_accuracy = (pool(tickets, 3, criterion=kind, **options) for kind in ("loss", "accuracy"))
+    assert any(step.accepted for step in by_loss.steps) and by_loss.settings["criterion"] == "loss"
+    assert loss(by_loss) <= min(loss(by_accuracy), loss(pool(tickets, 3, candidates=0, **options)))
+    with torch.no_grad():
+        network.load_state_dict(by_loss.state_dict)
+        correct = (network(validation[0]).argmax(1) == validation[1]).double().mean()
+    assert by_loss.accuracy == pytest.approx(float(correct))
 
 
 # --- racing -----------------------------------------------------------------------------------------------------------
@@ -310,6 +327,8 @@ def test_bad_arguments_are_named(tickets, network, validation, calibration):
         ({"error": 0.0}, "error is 0.0"),
         ({"tolerance": -1.0}, "tolerance is -1.0"),
         ({"search": "racing", "evaluate": lambda model: 0.0, "validation": None}, "search is 'racing', which counts"),
+        ({"search": "racing", "criterion": "loss"}, "with criterion='loss' it is not possible"),
+        ({"criterion": "error"}, "criterion is 'error'; one of accuracy, loss"),
         ({"model": nn.Linear(3, 3)}, "another network than the model: '0.weight' is missing"),
     ):
         with pytest.raises(ValueError, match=message.replace("(", r"\(")):
