@@ -21,6 +21,7 @@ import torch
 
 from lpk import _core
 from lpk.sparse import kernels
+from lpk.sparse.patches import best_cut, lanes_of
 
 # name: channels, filters, input size, kernel, stride
 LAYERS = {
@@ -110,9 +111,11 @@ def layer(name: str, densities: list[float], options: argparse.Namespace, most: 
     convolution = kernels.Convolution(filters, channels, (kernel, kernel), (stride, stride), (kernel // 2, kernel // 2))
     border = int(size > 1)
     x = torch.randn(options.batch, channels, size, size)
-    blocks = kernels.pack_input(x, kernels.empty_blocks(*x.shape, border))
     height, width = convolution.output_size(size, size)
-    out = kernels.empty_blocks(options.batch, filters, height, width, border)
+    patches, patch = best_cut(height, width, lanes_of(options.batch))
+    larger = (patch[0] * stride, patch[1] * stride)
+    blocks = kernels.pack_input(x, kernels.empty_blocks(*x.shape, border, patches=patches, patch=larger))
+    out = kernels.empty_blocks(options.batch, filters, height, width, border, patches=patches, patch=patch)
     weight, bias = torch.randn(convolution.weight_shape), torch.randn(filters)
 
     def row(what: str, multiplications: int, call: Callable[[], object]) -> None:

@@ -3,8 +3,9 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <optional>
 
-#include "cpu/engine/engine.h"
+#include "cpu/engine/operation.h"
 
 namespace py = pybind11;
 
@@ -17,14 +18,16 @@ float* floats(uintptr_t address) { return reinterpret_cast<float*>(address); }
 int64_t* integers(uintptr_t address) { return reinterpret_cast<int64_t*>(address); }
 
 void define_shapes(py::module_& m) {
+  using Pair = std::array<int64_t, 2>;
   py::class_<Activations>(m, "Activations")
       .def(py::init([](uintptr_t data, int64_t blocks, int64_t channels, int64_t height, int64_t width, int64_t border,
-                       int64_t block_stride) {
-             return Activations{floats(data), blocks, channels, height, width, border, block_stride};
+                       int64_t block_stride, Pair patches, Pair image) {
+             return Activations{floats(data), blocks,       channels,
+                                height,       width,        border,
+                                block_stride, {patches[0], patches[1], image[0], image[1]}};
            }),
            py::arg("data"), py::arg("blocks"), py::arg("channels"), py::arg("height"), py::arg("width"),
-           py::arg("border"), py::arg("block_stride"));
-  using Pair = std::array<int64_t, 2>;
+           py::arg("border"), py::arg("block_stride"), py::arg("patches"), py::arg("image"));
   py::class_<Convolution>(m, "Convolution")
       .def(py::init([](int64_t filters, int64_t channels, int64_t groups, Pair kernel, Pair stride, Pair padding,
                        Pair dilation) {
@@ -41,10 +44,123 @@ void define_shapes(py::module_& m) {
            py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"));
 }
 
+void define_filters(py::module_& m) {
+  m.def(
+      "count_filters",
+      [](uintptr_t start, uintptr_t weights, const Convolution& convolution, int64_t channels_per_block, int threads) {
+        count_filters(integers(start), floats(weights), convolution, channels_per_block, threads);
+      },
+      Release());
+  m.def(
+      "pack_filters",
+      [](uintptr_t entries, uintptr_t start, uintptr_t weights, const Convolution& convolution, const Activations& in,
+         int64_t channels_per_block, int threads) {
+        pack_filters(reinterpret_cast<NonZero*>(entries), integers(start), floats(weights), convolution, in,
+                     channels_per_block, threads);
+      },
+      Release());
+  m.def("dense_from", &dense_from);
+  m.def("best_channels_per_block", &best_channels_per_block);
+  m.def("dense_filters_size", &dense_filters_size);
+  m.def(
+      "pack_dense_filters",
+      [](uintptr_t packed, uintptr_t offsets, uintptr_t weights, const Convolution& convolution, const Activations& in,
+         int threads) {
+        pack_dense_filters(floats(packed), reinterpret_cast<int32_t*>(offsets), floats(weights), convolution, in,
+                           threads);
+      },
+      Release());
+}
+
+// What follows a sum, as Python hands it over.
+struct Ending {
+  uintptr_t scale;
+  uintptr_t bias;
+  std::optional<Activations> residual;
+  Activation activation;
+
+  // The function's argument for a part of the blocks.
+  template <class Function>
+  void with_part(int64_t first, int64_t count, Function&& function) const {
+    if (!residual) return function(Epilogue{floats(scale), floats(bias), nullptr, activation});
+    const Activations some = residual->part(first, count);
+    function(Epilogue{floats(scale), floats(bias), &some, activation});
+  }
+};
+
+// An operation from `body(out, in, threads)`, which is called with a part of the blocks of both.
+template <class Body>
+Operation operation(const Activations& out, const Activations& in, Body body) {
+  return {out.blocks, [=](int64_t first, int64_t count, int threads) {
+            body(out.part(first, count), in.part(first, count), threads);
+          }};
+}
+
+// The same, with the epilogue as a further argument.
+template <class Body>
+Operation operation(const Activations& out, const Activations& in, const Ending& ending, Body body) {
+  return {out.blocks, [=](int64_t first, int64_t count, int threads) {
+            ending.with_part(first, count, [&](const Epilogue& epilogue) {
+              body(out.part(first, count), in.part(first, count), epilogue, threads);
+            });
+          }};
+}
+
+void define_operations(py::module_& m) {
+  py::class_<Operation>(m, "Operation");
+  m.def("run", &run, Release());
+  py::class_<Ending>(m, "Ending")
+      .def(py::init([](uintptr_t scale, uintptr_t bias, const Activations* residual, int activation) {
+             std::optional<Activations> added;
+             if (residual != nullptr) added = *residual;
+             return Ending{scale, bias, added, Activation(activation)};
+           }),
+           py::arg("scale"), py::arg("bias"), py::arg("residual"), py::arg("activation"));
+  m.def("exchange_borders", [](const Activations& x) {
+    return operation(x, x, [](const Activations& some, const Activations&, int threads) {
+      exchange_borders(some, threads);
+    });
+  });
+  m.def("sparse_convolution", [](const Activations& out, const Activations& in, const Convolution& convolution,
+                                 uintptr_t entries, uintptr_t start, int64_t channels_per_block, const Ending& ending) {
+    const SparseFilters filters{reinterpret_cast<const NonZero*>(entries), integers(start), channels_per_block};
+    return operation(out, in, ending, [=](const Activations& to, const Activations& from, const Epilogue& epilogue,
+                                          int threads) {
+      sparse_convolution(to, from, convolution, filters, epilogue, threads);
+    });
+  });
+  m.def("dense_convolution", [](const Activations& out, const Activations& in, const Convolution& convolution,
+                                uintptr_t weights, uintptr_t offsets, const Ending& ending) {
+    const DenseFilters filters{floats(weights), reinterpret_cast<const int32_t*>(offsets)};
+    return operation(out, in, ending, [=](const Activations& to, const Activations& from, const Epilogue& epilogue,
+                                          int threads) {
+      dense_convolution(to, from, convolution, filters, epilogue, threads);
+    });
+  });
+  m.def("scale_shift", [](const Activations& out, const Activations& in, const Ending& ending) {
+    return operation(out, in, ending, scale_shift);
+  });
+  m.def("max_pool", [](const Activations& out, const Activations& in, const Window& window) {
+    return operation(out, in, [=](const Activations& to, const Activations& from, int threads) {
+      max_pool(to, from, window, threads);
+    });
+  });
+  m.def("average_pool", [](const Activations& out, const Activations& in, const Window& window, bool count_padding) {
+    return operation(out, in, [=](const Activations& to, const Activations& from, int threads) {
+      average_pool(to, from, window, count_padding, threads);
+    });
+  });
+  m.def("global_average_pool", [](const Activations& out, const Activations& in) {
+    return operation(out, in, global_average_pool);
+  });
+}
+
 }  // namespace
 
 void define_engine(py::module_& m) {
   define_shapes(m);
+  define_filters(m);
+  define_operations(m);
   m.def(
       "pack_input",
       [](const Activations& out, uintptr_t in, int64_t batch, const std::array<int64_t, 4>& strides, int threads) {
@@ -58,61 +174,9 @@ void define_engine(py::module_& m) {
       },
       Release());
   m.def(
-      "count_filters",
-      [](uintptr_t start, uintptr_t weights, const Convolution& convolution, int64_t channels_per_block, int threads) {
-        count_filters(integers(start), floats(weights), convolution, channels_per_block, threads);
-      },
-      Release());
-  m.def(
-      "pack_filters",
-      [](uintptr_t entries, uintptr_t start, uintptr_t weights, uintptr_t scale, const Convolution& convolution,
-         const Activations& in, int64_t channels_per_block, int threads) {
-        pack_filters(reinterpret_cast<NonZero*>(entries), integers(start), floats(weights), floats(scale), convolution,
-                     in, channels_per_block, threads);
-      },
-      Release());
-  m.def("best_channels_per_block", &best_channels_per_block);
-  m.def(
-      "sparse_convolution",
-      [](const Activations& out, const Activations& in, const Convolution& convolution, uintptr_t entries,
-         uintptr_t start, int64_t channels_per_block, uintptr_t bias, const Activations* residual, int activation,
-         int threads) {
-        sparse_convolution(out, in, convolution,
-                           {reinterpret_cast<const NonZero*>(entries), integers(start), channels_per_block},
-                           {floats(bias), residual, Activation(activation)}, threads);
-      },
-      Release());
-  m.def("dense_filters_size", &dense_filters_size);
-  m.def(
-      "pack_dense_filters",
-      [](uintptr_t packed, uintptr_t offsets, uintptr_t weights, uintptr_t scale, const Convolution& convolution,
-         const Activations& in, int threads) {
-        pack_dense_filters(floats(packed), reinterpret_cast<int32_t*>(offsets), floats(weights), floats(scale),
-                           convolution, in, threads);
-      },
-      Release());
-  m.def(
-      "dense_convolution",
-      [](const Activations& out, const Activations& in, const Convolution& convolution, uintptr_t weights,
-         uintptr_t offsets, uintptr_t bias, const Activations* residual, int activation, int threads) {
-        dense_convolution(out, in, convolution, {floats(weights), reinterpret_cast<const int32_t*>(offsets)},
-                          {floats(bias), residual, Activation(activation)}, threads);
-      },
-      Release());
-  m.def(
       "channel_statistics",
       [](uintptr_t mean, uintptr_t variance, const Activations& in, int64_t batch, int threads) {
         channel_statistics(reinterpret_cast<double*>(mean), reinterpret_cast<double*>(variance), in, batch, threads);
       },
       Release());
-  m.def(
-      "scale_shift",
-      [](const Activations& out, const Activations& in, uintptr_t scale, uintptr_t shift, const Activations* residual,
-         int activation, int threads) {
-        scale_shift(out, in, floats(scale), floats(shift), residual, Activation(activation), threads);
-      },
-      Release());
-  m.def("max_pool", &max_pool, Release());
-  m.def("average_pool", &average_pool, Release());
-  m.def("global_average_pool", &global_average_pool, Release());
 }

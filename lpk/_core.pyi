@@ -78,7 +78,17 @@ def cuda_magnitude_mask(
 
 class Activations:
     def __init__(
-        self, *, data: int, blocks: int, channels: int, height: int, width: int, border: int, block_stride: int
+        self,
+        *,
+        data: int,
+        blocks: int,
+        channels: int,
+        height: int,
+        width: int,
+        border: int,
+        block_stride: int,
+        patches: tuple[int, int],
+        image: tuple[int, int],
     ) -> None: ...
 
 class Convolution:
@@ -101,7 +111,7 @@ class Window:
 
 def pack_input(out: Activations, x: int, batch: int, strides: Sequence[int], threads: int) -> None: ...
 def unpack_output(out: int, x: Activations, batch: int, threads: int) -> None: ...
-def best_channels_per_block(convolution: Convolution, x: Activations, nonzeros: int) -> int: ...
+def channel_statistics(mean: int, variance: int, x: Activations, batch: int, threads: int) -> None: ...
 def count_filters(
     start: int, weights: int, convolution: Convolution, channels_per_block: int, threads: int
 ) -> None: ...
@@ -109,12 +119,25 @@ def pack_filters(
     entries: int,
     start: int,
     weights: int,
-    scale: int,
     convolution: Convolution,
     x: Activations,
     channels_per_block: int,
     threads: int,
 ) -> None: ...
+def dense_from(convolution: Convolution, out: Activations) -> float: ...
+def best_channels_per_block(convolution: Convolution, x: Activations, nonzeros: int) -> int: ...
+def dense_filters_size(convolution: Convolution) -> int: ...
+def pack_dense_filters(
+    packed: int, offsets: int, weights: int, convolution: Convolution, x: Activations, threads: int
+) -> None: ...
+
+class Operation: ...
+
+class Ending:
+    def __init__(self, *, scale: int, bias: int, residual: Activations | None, activation: int) -> None: ...
+
+def run(operations: Sequence[Operation], threads: int) -> None: ...
+def exchange_borders(x: Activations) -> Operation: ...
 def sparse_convolution(
     out: Activations,
     x: Activations,
@@ -122,36 +145,12 @@ def sparse_convolution(
     entries: int,
     start: int,
     channels_per_block: int,
-    bias: int,
-    residual: Activations | None,
-    activation: int,
-    threads: int,
-) -> None: ...
-def dense_filters_size(convolution: Convolution) -> int: ...
-def pack_dense_filters(
-    packed: int, offsets: int, weights: int, scale: int, convolution: Convolution, x: Activations, threads: int
-) -> None: ...
+    ending: Ending,
+) -> Operation: ...
 def dense_convolution(
-    out: Activations,
-    x: Activations,
-    convolution: Convolution,
-    weights: int,
-    offsets: int,
-    bias: int,
-    residual: Activations | None,
-    activation: int,
-    threads: int,
-) -> None: ...
-def channel_statistics(mean: int, variance: int, x: Activations, batch: int, threads: int) -> None: ...
-def scale_shift(
-    out: Activations,
-    x: Activations,
-    scale: int,
-    shift: int,
-    residual: Activations | None,
-    activation: int,
-    threads: int,
-) -> None: ...
-def max_pool(out: Activations, x: Activations, window: Window, threads: int) -> None: ...
-def average_pool(out: Activations, x: Activations, window: Window, count_padding: bool, threads: int) -> None: ...
-def global_average_pool(out: Activations, x: Activations, threads: int) -> None: ...
+    out: Activations, x: Activations, convolution: Convolution, weights: int, offsets: int, ending: Ending
+) -> Operation: ...
+def scale_shift(out: Activations, x: Activations, ending: Ending) -> Operation: ...
+def max_pool(out: Activations, x: Activations, window: Window) -> Operation: ...
+def average_pool(out: Activations, x: Activations, window: Window, count_padding: bool) -> Operation: ...
+def global_average_pool(out: Activations, x: Activations) -> Operation: ...

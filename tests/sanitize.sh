@@ -19,7 +19,9 @@ runtimes() { for name in "$@"; do "$CXX" -print-file-name="$name"; done | paste 
 # several threads, so ThreadSanitizer sees only those tests.
 KERNELS='not more_entries_than_float32 and not opcheck and not torch_compile'
 THREADED='(several_chunks and float32 and 3]) or around_chunks or (misleads and float16 and 3]) or cache'
-THREADED+=' or from_several or errors_of_values'
+THREADED+=' or from_several or errors_of_values or test_linear or residual_may_be or same_bits'
+FILES='tests/test_ops.py tests/test_pack.py tests/test_sparse_kernels.py'
+FILES+=' tests/test_sparse.py::test_the_same_bits_for_any_number_of_threads tests/test_sparse.py::test_few_images'
 
 sanitize() {
   local name=$1 copy=build/sanitize-${1//,/-} tests=$KERNELS
@@ -49,7 +51,7 @@ sanitize() {
     esac
     "$PYTHON" -c 'import os, torch, lpk._core; assert lpk._core.__file__.startswith(os.getcwd())'
     # A sanitizer ends the process with its report on file descriptor 2, which pytest must leave alone.
-    "$PYTHON" -m pytest -q -p no:cacheprovider --capture=sys tests/test_ops.py tests/test_pack.py -k "$tests" \
+    "$PYTHON" -m pytest -q -p no:cacheprovider --capture=sys $FILES -k "$tests" \
       ${PYTEST_ARGS:-}
   )
 }

@@ -2,6 +2,8 @@
 
 import copy
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 import torch
 import torchvision
@@ -31,25 +33,26 @@ def same(network, inputs, relative=1e-4):
         expected = copy.deepcopy(network).double()(inputs.double())
         got = sparse.sparsify(network)(inputs)
     assert got.shape == expected.shape
-    assert float((got - expected).abs().max()) <= relative * float(expected.abs().max())
+    assert not len(got) or float((got - expected).abs().max()) <= relative * float(expected.abs().max())
 
 
-@pytest.mark.parametrize("density", [1.0, 0.2, 0.02])
+@pytest.mark.parametrize(("density", "batch"), [(1.0, 16), (0.2, 5), (0.2, 1), (0.02, 20)])
 @pytest.mark.parametrize("name", ["resnet18", "vgg16", "small-resnet", "imagenet-resnet18", "mlp"])
-def test_networks_by_name(name, density):
+def test_networks_by_name(name, density, batch):
     torch.manual_seed(0)
     shape = (3, 64, 64) if name.startswith("imagenet") else (3, 32, 32)
-    same(pruned(models.build(name, classes=10, shape=shape), density), torch.randn(5, *shape))
+    same(pruned(models.build(name, classes=10, shape=shape), density), torch.randn(batch, *shape))
 
 
+@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet50", "squeezenet1_1"])
-def test_networks_of_torchvision(name):
+def test_networks_of_torchvision(name, batch):
     torch.manual_seed(0)
     network = pruned(getattr(torchvision.models, name)(num_classes=10), 0.3)
-    same(network, torch.randn(3, 3, 64, 64))
+    same(network, torch.randn(batch, 3, 75, 56))
 
 
-@pytest.mark.parametrize("batch", [1, 2, 15, 16, 17, 40, 100])
+@pytest.mark.parametrize("batch", [0, 1, 2, 3, 8, 9, 15, 16, 17, 40, 100])
 def test_batch_sizes(batch):
     torch.manual_seed(0)
     network = pruned(models.build("small-resnet", classes=10, shape=(1, 12, 10)), 0.3)
@@ -148,6 +151,11 @@ def concatenated(m, x):
     return torch.cat((F.max_pool2d(x, 2), F.avg_pool2d(x, 2)), 1)
 
 
+def pooled_by_functions(m, x):
+    x = F.max_pool2d(m.conv(x), (3, 2), stride=2, padding=1, ceil_mode=True)
+    return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False) + F.avg_pool2d(x, 3, padding=1, stride=1)
+
+
 def flattened(m, x):
     return torch.flatten(F.adaptive_avg_pool2d(m.conv(x), (4, 2)), 1)
 
@@ -161,6 +169,7 @@ def broadcast(m, x):
     return x + F.adaptive_avg_pool2d(x, 1)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 20])
 @pytest.mark.parametrize(
     "forward",
     [
@@ -173,14 +182,54 @@ def broadcast(m, x):
         batchnorm_first,
         foreign_in_the_middle,
         concatenated,
+        pooled_by_functions,
         flattened,
         sliced,
         broadcast,
     ],
 )
-def test_what_forward_functions_do(forward):
+def test_what_forward_functions_do(forward, batch):
     torch.manual_seed(0)
-    same(with_random_statistics(Zoo(forward)), torch.randn(5, 3, 8, 8))
+    same(with_random_statistics(Zoo(forward)), torch.randn(batch, 3, 8, 8))
+
+
+@hypothesis.settings(deadline=None, max_examples=150, derandomize=True)
+@hypothesis.given(
+    size=st.tuples(st.integers(5, 21), st.integers(5, 21)),
+    layers=st.lists(
+        st.tuples(
+            st.sampled_from(["conv", "max", "average"]),
+            st.integers(1, 4),  # kernel
+            st.integers(1, 3),  # stride
+            st.integers(0, 2),  # padding
+            st.integers(1, 2),  # dilation
+            st.booleans(),  # ReLU
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    batch=st.integers(1, 8),
+)
+def test_few_images(size, layers, batch):
+    """Images are cut into patches wherever that comes out even, and put together again where not."""
+    network, shape = nn.Sequential(), torch.Size([1, 3, *size])
+    for kind, kernel, stride, padding, dilation, relu in layers:
+        if kind == "conv":
+            layer = nn.Conv2d(3, 3, kernel, stride, padding, dilation)
+        elif kind == "max":
+            layer = nn.MaxPool2d(kernel, stride, min(padding, kernel // 2), dilation)
+        else:
+            layer = nn.AvgPool2d(kernel, stride, min(padding, kernel // 2))
+        try:
+            shape = layer(torch.zeros(shape)).shape
+        except RuntimeError:  # nothing is left of the image
+            break
+        network.append(layer)
+        if relu:
+            network.append(nn.ReLU())
+    hypothesis.assume(len(network))
+    torch.manual_seed(0)
+    same(network.eval(), torch.randn(batch, 3, *size))
 
 
 def test_a_ticket_a_pooled_network_and_a_state_dict(tickets, network, validation):

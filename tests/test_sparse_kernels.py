@@ -1,6 +1,7 @@
 """The inference engine's operations against PyTorch's in float64, and the same bits for every number of threads."""
 
 import contextlib
+import itertools
 import re
 
 import hypothesis
@@ -158,7 +159,7 @@ def test_convolution(problem, batch, density, borders, has, activation, channels
 
     def apply(x, weight, scale, bias, residual):
         """In float64: what PyTorch computes from these."""
-        weight = weight.double() if scale is None else weight.double() * scale.double()[:, None, None, None]
+        weight = weight.double() * (1.0 if scale is None else scale.double()[:, None, None, None])
         bias = None if bias is None else bias.double()
         y = F.conv2d(
             x.double(), weight, bias, convolution.stride, convolution.padding, convolution.dilation, convolution.groups
@@ -172,13 +173,11 @@ def test_convolution(problem, batch, density, borders, has, activation, channels
     residual_blocks = None if residual is None else in_blocks(residual, borders[2])
     like = empty_blocks(**size)
     for pack in (
-        lambda: kernels.pack_filters(
-            weight, convolution, blocks, like, scale=scale, channels_per_block=channels_per_block
-        ),
-        lambda: kernels.pack_dense_filters(weight, convolution, blocks, scale=scale),
+        lambda: kernels.pack_filters(weight, convolution, blocks, like, channels_per_block=channels_per_block),
+        lambda: kernels.pack_dense_filters(weight, convolution, blocks),
     ):
         call = lambda out, pack=pack: kernels.convolution(  # noqa: E731
-            pack(), blocks, out, bias=bias, residual=residual_blocks, activation=activation
+            pack(), blocks, out, scale=scale, bias=bias, residual=residual_blocks, activation=activation
         )
         for out in same_for_all_threads(call, **size):
             check_close(out, expected, magnitude)
@@ -244,6 +243,58 @@ def test_nan_is_not_hidden():
             ):
                 out = kernels.convolution(filters, blocks, empty_blocks(3, 3, 5, 5), activation="relu")
                 assert torch.equal(kernels.unpack_output(out).isnan(), expected)
+
+
+# --- Patches ---
+
+
+@arbitrary
+@hypothesis.given(
+    batch=st.integers(1, 9),
+    image=st.tuples(st.integers(1, 11), st.integers(1, 11)),
+    patches=st.sampled_from([(1, 2), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (16, 1), (1, 16)]),
+    border=st.integers(0, 4),
+    larger=st.integers(0, 2),
+)
+def test_patches(batch, image, patches, border, larger):
+    """The border holds the neighbours' pixels, what lies outside the image is zero, and nothing is lost."""
+    x = random(batch, 3, *image)
+    patch = tuple(-(-n // m) + larger for n, m in zip(image, patches, strict=True))
+    around = [border, border + patches[1] * patch[1] - image[1], border, border + patches[0] * patch[0] - image[0]]
+    padded = F.pad(x, around)
+    for instruction_set in INSTRUCTION_SETS:
+        with configured(instruction_set):
+            blocks = empty_blocks(batch, 3, *image, border, patches=patches, patch=patch)
+            blocks.data[:] = float("nan")
+            kernels.pack_input(x, blocks)
+            assert blocks.shape == x.shape and torch.equal(kernels.unpack_output(blocks), x)
+            for image_index, row, column in itertools.product(range(batch), range(patches[0]), range(patches[1])):
+                lane = (image_index * patches[0] + row) * patches[1] + column
+                top, left = row * patch[0], column * patch[1]
+                window = padded[image_index, :, top : top + patch[0] + 2 * border, left : left + patch[1] + 2 * border]
+                assert torch.equal(blocks.data[lane // 16, :, :, :, lane % 16], window)
+
+
+def test_errors_of_patches():
+    x = empty_blocks(2, 2, 8, 8, 1, patches=(4, 2))
+    convolution = Convolution(2, 2, (3, 3), padding=(1, 1))
+    filters = kernels.pack_filters(random(2, 2, 3, 3), convolution, x, x)
+    with fails(ValueError, "(4, 2) patches", "(2, 4)"):
+        kernels.convolution(filters, x, empty_blocks(2, 2, 8, 8, patches=(2, 4)))
+    wide = Convolution(2, 2, (5, 5))
+    with fails(ValueError, "border of x is 1", "(4, 4)"):
+        filters = kernels.pack_filters(random(2, 2, 5, 5), wide, x, x)
+        kernels.convolution(filters, x, empty_blocks(2, 2, 4, 4, patches=(4, 2), patch=(2, 4)))
+    with fails(ValueError, "3 x 1 patches"):
+        empty_blocks(2, 2, 8, 8, patches=(3, 1))
+    with fails(ValueError, "cover"):
+        empty_blocks(2, 2, 8, 8, patches=(2, 2), patch=(3, 4))
+    with fails(ValueError, "must not be cut"):
+        kernels.channel_statistics(x)
+    with fails(ValueError, "overlap"):
+        kernels.average_pool(x, x, (3, 3), (1, 1), (1, 1))
+    with fails(ValueError, "must be cut into"):
+        kernels.scale_shift(x, empty_blocks(2, 2, 8, 8))
 
 
 # --- The other operations ---
@@ -363,9 +414,9 @@ def test_errors_of_convolutions():
     x, out = empty_blocks(5, 2, 6, 6, 1), empty_blocks(5, 3, 6, 6)
     with fails(ValueError, "weight", "[3, 2, 3, 3]"):
         kernels.pack_filters(random(3, 2, 3, 4), convolution, x, out)
-    with fails(ValueError, "scale", "[3]"):
-        kernels.pack_filters(random(3, 2, 3, 3), convolution, x, out, scale=random(2))
     filters = kernels.pack_filters(random(3, 2, 3, 3), convolution, x, out)
+    with fails(ValueError, "scale", "[3]"):
+        kernels.convolution(filters, x, out, scale=random(2))
     with fails(ValueError, "2 input channels", "3"):
         kernels.convolution(filters, empty_blocks(5, 3, 6, 6, 1), out)
     with fails(ValueError, "border of x is 0"):

@@ -48,7 +48,7 @@ class Sparse(nn.Module):
 
     def _network(self, shape: Shape) -> Network | None:
         try:
-            return Network(self._model[0], shape)
+            return Network(self._model[0], shape, dead=False)
         except NotSupported:
             if self.fallback == "torch":
                 return None

@@ -6,9 +6,11 @@ Outputs are given, and only their interior is written: a plan allocates each of 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from itertools import pairwise
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
@@ -27,11 +29,17 @@ class Blocks:
     A slice of the channels of larger blocks is one, too: `Blocks(whole.data[:, 3:7], whole.batch, whole.border)`.
     The border must be zero. One of at least 1 also keeps the channels of images of 2ⁿ pixels out of each other's cache
     sets.
+
+    With patches (rows, columns), an image of size `image` is cut into that many equal patches, and each lane of a
+    block is a patch of height x width: lane (i · rows + r) · columns + c is patch (r, c) of the block's image i. The
+    last patches may reach beyond the image. `exchange_borders` fills the border.
     """
 
     data: Tensor
     batch: int
     border: int
+    patches: Pair = (1, 1)
+    image: Pair | None = None  # height and width; None: that of all patches
 
     def __post_init__(self) -> None:
         data, border = self.data, self.border
@@ -41,7 +49,11 @@ class Blocks:
         height, width = data.shape[2:4]
         if border < 0 or height <= 2 * border or width <= 2 * border:
             raise ValueError(f"a border of {border} leaves no pixels of {height} x {width}")
-        if not 0 < self.batch <= data.shape[0] * IMAGES or data.shape[0] != block_count(self.batch):
+        if min(self.patches) < 1 or IMAGES % (self.patches[0] * self.patches[1]):
+            raise ValueError(f"{IMAGES} lanes can't hold whole images of {self.patches[0]} x {self.patches[1]} patches")
+        if any(n > m for n, m in zip(self.shape[2:], self.covered, strict=True)):
+            raise ValueError(f"the patches cover {self.covered} pixels, fewer than the image {self.image}")
+        if self.batch < 1 or data.shape[0] != block_count(self.batch, self.patches):
             raise ValueError(f"{self.batch} images are not stored in {data.shape[0]} blocks")
         inner = [height * width * IMAGES, width * IMAGES, IMAGES, 1]
         if any(s != e and n > 1 for s, e, n in zip(data.stride()[1:], inner, data.shape[1:], strict=True)):
@@ -52,17 +64,36 @@ class Blocks:
             raise ValueError("one block of images must have less than 2^31 elements")
 
     @property
+    def patch(self) -> Pair:
+        """Height and width of a patch; of the image, where it is not cut."""
+        return self.data.shape[2] - 2 * self.border, self.data.shape[3] - 2 * self.border
+
+    @property
+    def covered(self) -> Pair:
+        """Height and width of all patches together."""
+        return self.patches[0] * self.patch[0], self.patches[1] * self.patch[1]
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         """Images, channels, height and width, as of an ordinary tensor."""
-        _, channels, height, width, _ = self.data.shape
-        return self.batch, channels, height - 2 * self.border, width - 2 * self.border
+        return self.batch, self.data.shape[1], *(self.image or self.covered)
 
     @cached_property
     def handle(self) -> _core.Activations:
-        _, channels, height, width = self.shape
+        return self._handle(self.border)
+
+    @cached_property
+    def with_border(self) -> _core.Activations:
+        """The border as part of what is seen."""
+        return self._handle(0)
+
+    def _handle(self, border: int) -> _core.Activations:
+        blocks, channels, height, width, _ = self.data.shape
         return _core.Activations(
-            data=self.data.data_ptr(), blocks=self.data.shape[0], channels=channels, height=height, width=width,
-            border=self.border, block_stride=self.data.stride(0) if self.data.shape[0] > 1 else self.data[0].numel(),
+            data=self.data.data_ptr(), blocks=blocks, channels=channels, height=height - 2 * border,
+            width=width - 2 * border, border=border,
+            block_stride=self.data.stride(0) if blocks > 1 else self.data[0].numel(),
+            patches=self.patches, image=self.shape[2:],
         )  # fmt: skip
 
 
@@ -94,6 +125,11 @@ class Convolution:
         high, wide = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
         return high, wide
 
+    @property
+    def reach(self) -> Pair:
+        """How far the windows of a patch reach behind its end, in pixels."""
+        return reach(self.kernel, self.stride, self.padding, self.dilation)
+
     @cached_property
     def handle(self) -> _core.Convolution:
         return _core.Convolution(
@@ -123,6 +159,20 @@ class DenseFilters:
     strides: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Operation:
+    """An operation whose arguments were checked; `run` runs it, any number of times."""
+
+    handle: _core.Operation
+    out: Blocks
+    alive: tuple[Any, ...]  # what the addresses in it belong to
+
+
+def run(operations: Sequence[Operation]) -> None:
+    """One after the other, for all blocks."""
+    _core.run([operation.handle for operation in operations], torch.get_num_threads())
+
+
 # --- Checks ---
 
 
@@ -135,9 +185,27 @@ def check_floats(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> 
         raise ValueError(f"{name} must have the shape {list(shape)}, not {list(x.shape)}")
 
 
+def reach(kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
+    rows, columns = (d * (k - 1) - p - s + 1 for k, s, p, d in zip(kernel, stride, padding, dilation, strict=True))
+    return rows, columns
+
+
 def check_same(name: str, x: Blocks, shape: tuple[int, ...]) -> None:
     if x.shape != shape:
         raise ValueError(f"{name} must have the shape {list(shape)}, not {list(x.shape)}")
+
+
+def check_like(name: str, x: Blocks, other: Blocks) -> None:
+    check_same(name, x, other.shape)
+    if (x.patches, x.patch) != (other.patches, other.patch):
+        raise ValueError(
+            f"{name} must be cut into {other.patches} patches of {other.patch}, not {x.patches} of {x.patch}"
+        )
+
+
+def check_whole(x: Blocks) -> None:
+    if x.patches != (1, 1):
+        raise ValueError("the images must not be cut into patches")
 
 
 def per_channel(name: str, x: Tensor | None, channels: int) -> Tensor | None:
@@ -152,6 +220,11 @@ def address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
+def ending(scale: Tensor | None, shift: Tensor | None, residual: Blocks | None, activation: str) -> _core.Ending:
+    added = None if residual is None else residual.handle
+    return _core.Ending(scale=address(scale), bias=address(shift), residual=added, activation=ACTIVATIONS[activation])
+
+
 def check_convolution(convolution: Convolution, x: Blocks, strides: tuple[int, ...], out: Blocks) -> None:
     batch, channels, height, width = x.shape
     if channels != convolution.channels:
@@ -162,6 +235,20 @@ def check_convolution(convolution: Convolution, x: Blocks, strides: tuple[int, .
         raise ValueError("the filters were packed for inputs of another height, width or border")
     check_apart("x", x, out)
     check_same("out", out, (batch, convolution.filters, *convolution.output_size(height, width)))
+    check_patches(x, out, convolution.stride)
+    if x.patches != (1, 1) and x.border < max(convolution.reach):
+        raise ValueError(f"the border of x is {x.border}, but windows reach {convolution.reach} beyond a patch")
+
+
+def check_patches(x: Blocks, out: Blocks, stride: Pair) -> None:
+    """Every patch of out must come from the same patch of x."""
+    if x.patches == out.patches == (1, 1):
+        return
+    wanted = tuple(s * n for s, n in zip(stride, out.patch, strict=True))
+    if x.patches != out.patches or x.patch != wanted:
+        raise ValueError(
+            f"{x.patches} patches of {x.patch} do not make {out.patches} of {out.patch} with stride {stride}"
+        )
 
 
 def check_apart(name: str, x: Blocks, out: Blocks, *, may_be: bool = False) -> None:
@@ -180,18 +267,27 @@ def input_strides(x: Blocks) -> tuple[int, ...]:
     return tuple(x.data.shape[2:4])
 
 
-def block_count(batch: int) -> int:
-    return -(-batch // IMAGES)
+def block_count(batch: int, patches: Pair = (1, 1)) -> int:
+    return -(-batch * patches[0] * patches[1] // IMAGES)
 
 
 # --- Operations ---
 
 
-def empty_blocks(batch: int, channels: int, height: int, width: int, border: int = 0) -> Blocks:
-    """Blocks of zeros."""
-    return Blocks(
-        torch.zeros(block_count(batch), channels, height + 2 * border, width + 2 * border, IMAGES), batch, border
-    )
+def empty_blocks(
+    batch: int,
+    channels: int,
+    height: int,
+    width: int,
+    border: int = 0,
+    *,
+    patches: Pair = (1, 1),
+    patch: Pair | None = None,
+) -> Blocks:
+    """Blocks of zeros. `patch`: the size of a patch; None: the smallest that is possible."""
+    high, wide = patch or (-(-height // patches[0]), -(-width // patches[1]))
+    data = torch.zeros(block_count(batch, patches), channels, high + 2 * border, wide + 2 * border, IMAGES)
+    return Blocks(data, batch, border, patches, (height, width))
 
 
 def pack_input(x: Tensor, out: Blocks) -> Blocks:
@@ -199,6 +295,8 @@ def pack_input(x: Tensor, out: Blocks) -> Blocks:
     check_floats("x", x)
     check_same("out", out, tuple(x.shape))
     _core.pack_input(out.handle, x.data_ptr(), out.batch, x.stride(), torch.get_num_threads())
+    if out.patches != (1, 1):
+        exchange_borders(out)
     return out
 
 
@@ -215,15 +313,14 @@ def pack_filters(
     x: Blocks,
     out: Blocks,
     *,
-    scale: Tensor | None = None,
     channels_per_block: int | None = None,
 ) -> SparseFilters:
-    """The weights that are not zero, times the scale of their filter, for inputs with the strides of x.
+    """The weights that are not zero, for inputs with the strides of x.
 
     They work for every batch; `channels_per_block`, a matter of speed alone, is chosen for that of out.
     """
     check_floats("weight", weight, convolution.weight_shape)
-    weight, scale = weight.contiguous(), per_channel("scale", scale, convolution.filters)
+    weight = weight.contiguous()
     threads = torch.get_num_threads()
 
     def starts(channels_per_block: int) -> Tensor:
@@ -238,64 +335,82 @@ def pack_filters(
     start = starts(channels_per_block)
     entries = torch.empty(int(start[-1]), 2)
     _core.pack_filters(
-        entries.data_ptr(), start.data_ptr(), weight.data_ptr(), address(scale), convolution.handle, x.handle,
+        entries.data_ptr(), start.data_ptr(), weight.data_ptr(), convolution.handle, x.handle,
         channels_per_block, threads,
     )  # fmt: skip
     return SparseFilters(convolution, entries, start, channels_per_block, input_strides(x))
 
 
-def pack_dense_filters(
-    weight: Tensor, convolution: Convolution, x: Blocks, *, scale: Tensor | None = None
-) -> DenseFilters:
-    """All weights, times the scale of their filter, for inputs with the strides of x."""
+def pack(weight: Tensor, convolution: Convolution, x: Blocks, out: Blocks) -> SparseFilters | DenseFilters:
+    """The filters that take less time, by a model that was fitted to measurements (docs/performance.md).
+
+    It knows the convolution, the size of the output, the instruction set and the share of weights that are not zero.
+    """
+    remaining = int(weight.count_nonzero()) / weight.numel()
+    depthwise = convolution.groups == convolution.channels > 1
+    if depthwise or remaining <= _core.dense_from(convolution.handle, out.handle):
+        return pack_filters(weight, convolution, x, out)
+    return pack_dense_filters(weight, convolution, x)
+
+
+def pack_dense_filters(weight: Tensor, convolution: Convolution, x: Blocks) -> DenseFilters:
+    """All weights, for inputs with the strides of x."""
     check_floats("weight", weight, convolution.weight_shape)
-    weight, scale = weight.contiguous(), per_channel("scale", scale, convolution.filters)
+    weight = weight.contiguous()
     packed = torch.empty(_core.dense_filters_size(convolution.handle))
     offsets = torch.empty(weight[0].numel(), dtype=torch.int32)
     _core.pack_dense_filters(
-        packed.data_ptr(), offsets.data_ptr(), weight.data_ptr(), address(scale), convolution.handle, x.handle,
+        packed.data_ptr(), offsets.data_ptr(), weight.data_ptr(), convolution.handle, x.handle,
         torch.get_num_threads(),
     )  # fmt: skip
     return DenseFilters(convolution, packed, offsets, input_strides(x))
 
 
-def convolution(
+def prepare_convolution(
     filters: SparseFilters | DenseFilters,
     x: Blocks,
     out: Blocks,
     *,
+    scale: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Blocks | None = None,
     activation: str = "identity",
-) -> Blocks:
-    """out = activation(convolution of x + bias of the filter + residual). The residual may be out."""
+) -> Operation:
+    """out = activation(convolution of x · scale of the filter + bias of the filter + residual).
+
+    The residual may be out.
+    """
     check_convolution(filters.convolution, x, filters.strides, out)
+    scale = per_channel("scale", scale, filters.convolution.filters)
     bias = per_channel("bias", bias, filters.convolution.filters)
     if residual is not None:
-        check_same("residual", residual, out.shape)
+        check_like("residual", residual, out)
         check_apart("residual", residual, out, may_be=True)
-    epilogue = (address(bias), None if residual is None else residual.handle, ACTIVATIONS[activation])
     common = (out.handle, x.handle, filters.convolution.handle)
+    end = ending(scale, bias, residual, activation)
+    alive = (filters, x, scale, bias, residual)
     if isinstance(filters, SparseFilters):
-        _core.sparse_convolution(
-            *common, filters.entries.data_ptr(), filters.start.data_ptr(), filters.channels_per_block, *epilogue,
-            torch.get_num_threads(),
-        )  # fmt: skip
+        entries, start = filters.entries.data_ptr(), filters.start.data_ptr()
+        handle = _core.sparse_convolution(*common, entries, start, filters.channels_per_block, end)
     else:
-        _core.dense_convolution(
-            *common, filters.weights.data_ptr(), filters.offsets.data_ptr(), *epilogue, torch.get_num_threads()
-        )
-    return out
+        handle = _core.dense_convolution(*common, filters.weights.data_ptr(), filters.offsets.data_ptr(), end)
+    return Operation(handle, out, alive)
+
+
+def prepare_exchange_borders(x: Blocks) -> Operation:
+    """Fills the borders of patches with the pixels of their neighbours, and with zeros what lies outside the image."""
+    return Operation(_core.exchange_borders(x.handle), x, ())
 
 
 def channel_statistics(x: Blocks) -> tuple[Tensor, Tensor]:
     """The mean and the unbiased variance of each channel over the images and pixels, in float64."""
+    check_whole(x)
     mean, variance = torch.empty(2, x.shape[1], dtype=torch.float64).unbind()
     _core.channel_statistics(mean.data_ptr(), variance.data_ptr(), x.handle, x.batch, torch.get_num_threads())
     return mean, variance
 
 
-def scale_shift(
+def prepare_scale_shift(
     x: Blocks,
     out: Blocks,
     *,
@@ -303,29 +418,25 @@ def scale_shift(
     shift: Tensor | None = None,
     residual: Blocks | None = None,
     activation: str = "identity",
-) -> Blocks:
+) -> Operation:
     """out = activation(x · scale of the channel + shift of the channel + residual). out may be x or the residual."""
-    check_same("out", out, x.shape)
+    check_like("out", out, x)
     check_apart("x", x, out, may_be=True)
     if residual is not None:
-        check_same("residual", residual, x.shape)
+        check_like("residual", residual, x)
         check_apart("residual", residual, out, may_be=True)
     scale, shift = per_channel("scale", scale, x.shape[1]), per_channel("shift", shift, x.shape[1])
-    _core.scale_shift(
-        out.handle, x.handle, address(scale), address(shift), None if residual is None else residual.handle,
-        ACTIVATIONS[activation], torch.get_num_threads(),
-    )  # fmt: skip
-    return out
+    handle = _core.scale_shift(out.handle, x.handle, ending(scale, shift, residual, activation))
+    return Operation(handle, out, (x, scale, shift, residual))
 
 
-def pool_window(kernel: Pair, stride: Pair, padding: Pair, dilation: Pair = (1, 1)) -> _core.Window:
+def check_window(kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> None:
     if (
         min(*kernel, *stride, *dilation) < 1
         or min(padding) < 0
         or any(2 * p > k for p, k in zip(padding, kernel, strict=True))
     ):
         raise ValueError(f"a window of {kernel} with stride {stride}, padding {padding} and dilation {dilation}")
-    return _core.Window(kernel=kernel, stride=stride, padding=padding, dilation=dilation)
 
 
 def check_pool(x: Blocks, out: Blocks, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> None:
@@ -336,28 +447,68 @@ def check_pool(x: Blocks, out: Blocks, kernel: Pair, stride: Pair, padding: Pair
             raise ValueError(f"windows of {k} at a stride of {s} over {n} pixels make {fits} outputs, not {m}")
     if x.shape[:2] != out.shape[:2]:
         raise ValueError(f"out must have {x.shape[:2]} images and channels, not {out.shape[:2]}")
+    check_patches(x, out, stride)
+    if x.patches != (1, 1) and x.border < max(*padding, *reach(kernel, stride, padding, dilation)):
+        raise ValueError(f"the border of x is {x.border}, and windows of {kernel} reach beyond it")
     check_apart("x", x, out)
 
 
-def max_pool(
+def pool_input(x: Blocks, padding: Pair) -> tuple[_core.Activations, Pair]:
+    """What the windows slide over, and its padding: of patches, the border is a part."""
+    if x.patches == (1, 1):
+        return x.handle, padding
+    return x.with_border, (padding[0] - x.border, padding[1] - x.border)
+
+
+def prepare_max_pool(
     x: Blocks, out: Blocks, kernel: Pair, stride: Pair, padding: Pair = (0, 0), dilation: Pair = (1, 1)
-) -> Blocks:
+) -> Operation:
+    """Outside the image -inf is read; of patches zero, which is the same where nothing is negative."""
+    check_window(kernel, stride, padding, dilation)
     check_pool(x, out, kernel, stride, padding, dilation)
-    _core.max_pool(out.handle, x.handle, pool_window(kernel, stride, padding, dilation), torch.get_num_threads())
-    return out
+    seen, padding = pool_input(x, padding)
+    window = _core.Window(kernel=kernel, stride=stride, padding=padding, dilation=dilation)
+    return Operation(_core.max_pool(out.handle, seen, window), out, (x,))
 
 
-def average_pool(
+def prepare_average_pool(
     x: Blocks, out: Blocks, kernel: Pair, stride: Pair, padding: Pair = (0, 0), *, count_padding: bool = True
-) -> Blocks:
+) -> Operation:
+    """Of patches, windows must not overlap."""
+    check_window(kernel, stride, padding, (1, 1))
     check_pool(x, out, kernel, stride, padding, (1, 1))
-    window = pool_window(kernel, stride, padding)
-    _core.average_pool(out.handle, x.handle, window, count_padding, torch.get_num_threads())
-    return out
+    if x.patches != (1, 1) and (max(padding) > 0 or any(k > s for k, s in zip(kernel, stride, strict=True))):
+        raise ValueError(f"windows of {kernel} overlap with stride {stride} and padding {padding}")
+    seen, padding = pool_input(x, padding)
+    window = _core.Window(kernel=kernel, stride=stride, padding=padding, dilation=(1, 1))
+    return Operation(_core.average_pool(out.handle, seen, window, count_padding), out, (x,))
 
 
-def global_average_pool(x: Blocks, out: Blocks) -> Blocks:
+def prepare_global_average_pool(x: Blocks, out: Blocks) -> Operation:
     check_same("out", out, (*x.shape[:2], 1, 1))
+    check_whole(x)
     check_apart("x", x, out)
-    _core.global_average_pool(out.handle, x.handle, torch.get_num_threads())
-    return out
+    return Operation(_core.global_average_pool(out.handle, x.handle), out, (x,))
+
+
+Arguments = ParamSpec("Arguments")
+
+
+def at_once(prepare: Callable[Arguments, Operation]) -> Callable[Arguments, Blocks]:
+    """The operation run as soon as it is prepared; returns its output."""
+
+    @wraps(prepare)
+    def prepare_and_run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Blocks:
+        operation = prepare(*args, **kwargs)
+        run([operation])
+        return operation.out
+
+    return prepare_and_run
+
+
+convolution = at_once(prepare_convolution)
+exchange_borders = at_once(prepare_exchange_borders)
+scale_shift = at_once(prepare_scale_shift)
+max_pool = at_once(prepare_max_pool)
+average_pool = at_once(prepare_average_pool)
+global_average_pool = at_once(prepare_global_average_pool)

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lpk.sparse import kernels
-from lpk.sparse.kernels import Blocks
-from lpk.sparse.plan import Affine, Convolve, Flatten, Foreign, Plan, Pool, Shape, Step, Value, pair, trace
+from lpk.sparse.dead import live_weights
+from lpk.sparse.fold import affine, fold
+from lpk.sparse.kernels import Blocks, Operation
+from lpk.sparse.patches import cut, lanes_of
+from lpk.sparse.plan import Affine, Convolve, Flatten, Foreign, Plan, Pool, Relayout, Shape, Step, Value, pair, trace
 
-# A layer of which more than this share of the weights remains is computed with all of them. Measured: see
-# docs/performance.md.
-DENSE_FROM = 0.4
+POOLS: dict[str, Callable[..., Operation]] = {
+    "max": kernels.prepare_max_pool,
+    "average": kernels.prepare_average_pool,
+    "global average": kernels.prepare_global_average_pool,
+}
 
-# Images go through the network in groups whose activations fit into this many bytes of cache.
+Filters = kernels.SparseFilters | kernels.DenseFilters
+
+# Images go through the network in groups whose activations fit into this many bytes of cache, one block of images for
+# each thread at least.
 CACHE = 16 << 20
 
 
@@ -28,17 +37,18 @@ class Network:
     Args:
         model: float32, on the CPU.
         shape: of one sample, (channels, height, width) or (features,).
+        dead: whether weights that change nothing are computed with. Without them, `measure` is not possible: the
+            statistics of channels that nobody reads would be others.
 
     Raises NotSupported where the model can't be traced.
     """
 
     name = "sparse"
 
-    def __init__(self, model: nn.Module, shape: Shape) -> None:
+    def __init__(self, model: nn.Module, shape: Shape, *, dead: bool = True) -> None:
         self.plan: Plan = trace(model, shape)
-        self._runs: dict[int, _Run] = {}
-        self._folded: _Packed = {}  # with BatchNorm in them
-        self._raw: _Packed = {}
+        self.dead = dead
+        self._layouts: dict[int, _Layout] = {}  # by the lanes of an image
 
     @property
     def whole(self) -> bool:
@@ -49,48 +59,61 @@ class Network:
 
     def changed(self) -> None:
         """To be called after the model's values changed: they are read again."""
-        self._folded, self._raw = {}, {}
+        for layout in self._layouts.values():
+            layout.forget(filters=True)
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Tensor:
         """The model's output for inputs [B, *shape]."""
-        inputs = inputs.float()
-        group = min(_group(self.plan), kernels.block_count(len(inputs)) * kernels.IMAGES)
-        return torch.cat([self._run(len(part)).forward(part, self._folded) for part in inputs.split(group)])
+        if not len(inputs):
+            return torch.empty(0, *self.plan.output.shape)
+        outputs = [self._layout(lanes_of(len(x))).run(len(x)).forward(x) for x in self._parts(inputs.float())]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     @torch.no_grad()
     def measure(self, inputs: Tensor) -> None:
         """Writes the statistics of one batch [B, *shape] into the model's BatchNorm layers, as training with momentum 1
         does: the mean and the unbiased variance of what each of them reads, the others before it normalising by theirs.
         """
-        self._folded = {}
-        self._run(len(inputs)).measure(inputs.float(), self._raw)
+        assert self.dead
+        for layout in self._layouts.values():
+            layout.forget(filters=False)
+        self._layout(1).run(len(inputs)).measure(inputs.float())
 
-    def _run(self, batch: int) -> _Run:
-        if batch not in self._runs:
-            self._runs[batch] = _Run(self.plan, batch)
-        return self._runs[batch]
+    def _layout(self, lanes: int) -> _Layout:
+        if lanes not in self._layouts:
+            self._layouts[lanes] = _Layout(self.plan if lanes == 1 else cut(self.plan, lanes), self.dead)
+        return self._layouts[lanes]
+
+    def _parts(self, inputs: Tensor) -> Iterator[Tensor]:
+        """Groups of whole blocks, and what is left over."""
+        group = _group(self.plan, torch.get_num_threads())
+        while len(inputs):
+            size = min(group, len(inputs) // kernels.IMAGES) * kernels.IMAGES or len(inputs)
+            yield inputs[:size]
+            inputs = inputs[size:]
 
 
-class _Filters(NamedTuple):
-    """A layer's packed weights, and the bias of each filter."""
+class _Layout:
+    """A plan with its filters, packed once, and its runs, by the number of images."""
 
-    packed: kernels.SparseFilters | kernels.DenseFilters
-    bias: Tensor | None
+    def __init__(self, plan: Plan, dead: bool) -> None:
+        self.plan = plan
+        self.dead = dead
+        self.filters: dict[Step, Filters] = {}
+        self.runs: dict[int, _Run] = {}
 
+    def run(self, batch: int) -> _Run:
+        if batch not in self.runs:
+            self.runs[batch] = _Run(self, batch)
+        return self.runs[batch]
 
-_Packed = dict[Step, _Filters]
-
-
-def _pack(step: Convolve, x: Blocks, out: Blocks, *, folded: bool) -> _Filters:
-    """Packs a layer for inputs with the strides of x; `folded`: with its BatchNorm."""
-    layer, convolution = step.layer, _convolution(step.layer)
-    weight = layer.weight.detach().view(convolution.weight_shape)
-    scale, bias = _fold(step) if folded else (None, None if layer.bias is None else layer.bias.detach())
-    remaining = int(weight.count_nonzero()) / weight.numel()
-    if remaining <= DENSE_FROM or convolution.groups == convolution.channels > 1:
-        return _Filters(kernels.pack_filters(weight, convolution, x, out, scale=scale), bias)
-    return _Filters(kernels.pack_dense_filters(weight, convolution, x, scale=scale), bias)
+    def forget(self, *, filters: bool) -> None:
+        """What was derived from BatchNorm's values, and with `filters` from the weights."""
+        if filters:
+            self.filters.clear()
+        for run in self.runs.values():
+            run.calls.clear()
 
 
 def _convolution(layer: nn.Conv2d | nn.Linear) -> kernels.Convolution:
@@ -109,55 +132,52 @@ def _convolution(layer: nn.Conv2d | nn.Linear) -> kernels.Convolution:
 
 
 class _Run:
-    """The plan for one number of images: a buffer for each value, shared by values that are not alive together."""
+    """The plan for one number of images: a buffer for each value, shared by values that are not alive together, and
+    the calls that compute the output."""
 
-    def __init__(self, plan: Plan, batch: int) -> None:
-        self.plan = plan
-        self.batch = batch
-        self.buffers = dict(_assign(plan, batch))
+    def __init__(self, layout: _Layout, batch: int) -> None:
+        self.layout, self.plan, self.batch = layout, layout.plan, batch
+        self.buffers = dict(_assign(self.plan, batch))
+        self.calls: list[Callable[[], None]] = []
 
-    def forward(self, inputs: Tensor, packed: _Packed) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         self._pack_input(inputs)
-        for step in self.plan.steps:
-            if isinstance(step, Convolve):
-                self._convolve(step, packed)
-            else:
-                self._other(step)
+        if not self.calls:
+            if not self.layout.dead and not self.layout.filters:
+                for step, weight in live_weights(self.plan).items():
+                    self._filters(step, weight)
+            self.calls = list(_joined(part for step in self.plan.steps for part in self._parts(step)))
+        for call in self.calls:
+            call()
         return kernels.unpack_output(self.buffers[self.plan.output]).view(self.batch, *self.plan.output.shape)
 
-    def measure(self, inputs: Tensor, packed: _Packed) -> None:
+    def measure(self, inputs: Tensor) -> None:
         self._pack_input(inputs)
         for step in self.plan.steps:
             if isinstance(step, Convolve) and step.batchnorm is not None:
                 x, out = self.buffers[step.inputs[0]], self.buffers[step.out]
-                filters = self._filters(step, packed, folded=False)
-                self._normalise(step, kernels.convolution(filters.packed, x, out, bias=filters.bias))
-            elif isinstance(step, Convolve):
-                self._convolve(step, packed)
+                bias = None if step.layer.bias is None else step.layer.bias.detach()
+                kernels.convolution(self._filters(step), x, out, bias=bias)
+                self._normalise(step, out)
             elif isinstance(step, Affine) and step.batchnorm is not None:
                 self._normalise(step, self.buffers[step.inputs[0]])
             else:
-                self._other(step)
+                for call in _joined(self._parts(step)):
+                    call()
 
     def _pack_input(self, inputs: Tensor) -> None:
         out = self.buffers[self.plan.input]
         kernels.pack_input(inputs.reshape(len(inputs), *self.plan.input.image), out)
 
-    def _filters(self, step: Convolve, packed: _Packed, *, folded: bool) -> _Filters:
-        if step not in packed:
-            packed[step] = _pack(step, self.buffers[step.inputs[0]], self.buffers[step.out], folded=folded)
-        return packed[step]
-
-    def _convolve(self, step: Convolve, packed: _Packed) -> None:
-        filters = self._filters(step, packed, folded=True)
-        kernels.convolution(
-            filters.packed,
-            self.buffers[step.inputs[0]],
-            self.buffers[step.out],
-            bias=filters.bias,
-            residual=self._residual(step),
-            activation=step.activation,
-        )
+    def _filters(self, step: Convolve, weight: Tensor | None = None) -> Filters:
+        """A layer's filters, packed from `weight`, by default its own, if they aren't yet."""
+        filters = self.layout.filters
+        if step not in filters:
+            weight = step.layer.weight.detach() if weight is None else weight
+            convolution = _convolution(step.layer)
+            x, out = self.buffers[step.inputs[0]], self.buffers[step.out]
+            filters[step] = kernels.pack(weight.view(convolution.weight_shape), convolution, x, out)
+        return filters[step]
 
     def _normalise(self, step: Convolve | Affine, x: Blocks) -> None:
         """BatchNorm by the statistics of x, which its layer is given."""
@@ -167,80 +187,73 @@ class _Run:
         batchnorm.running_mean.copy_(mean)
         batchnorm.running_var.copy_(variance)
         count = x.shape[0] * x.shape[2] * x.shape[3]
-        scale, shift = _affine(batchnorm, mean, variance * ((count - 1) / count))
-        self._scale_shift(step, x, scale, shift)
+        scale, shift = affine(batchnorm, mean, variance * ((count - 1) / count))
+        kernels.scale_shift(x, self.buffers[step.out], scale=scale, shift=shift, **self._ending(step))
 
-    def _scale_shift(self, step: Convolve | Affine, x: Blocks, scale: Tensor | None, shift: Tensor | None) -> None:
-        kernels.scale_shift(
-            x,
-            self.buffers[step.out],
-            scale=scale,
-            shift=shift,
-            residual=self._residual(step),
-            activation=step.activation,
-        )
+    def _ending(self, step: Convolve | Affine) -> dict[str, Any]:
+        residual = None if step.residual is None else self.buffers[step.residual]
+        return {"residual": residual, "activation": step.activation}
 
-    def _residual(self, step: Convolve | Affine) -> Blocks | None:
-        return None if step.residual is None else self.buffers[step.residual]
-
-    def _other(self, step: Step) -> None:
+    def _parts(self, step: Step) -> Iterator[Operation | Callable[[], None]]:
+        """What computes a step, and completes the patches of its output."""
         x, out = self.buffers[step.inputs[0]] if step.inputs else None, self.buffers[step.out]
         if isinstance(step, Foreign):
-            tensors = [kernels.unpack_output(self.buffers[v]).view(self.batch, *v.shape) for v in step.inputs]
-            kernels.pack_input(step.run(*tensors).reshape(self.batch, *step.out.image), out)
-            return
-        assert x is not None
-        if isinstance(step, Affine):
-            scale = shift = None
-            if step.batchnorm is not None:
-                running = step.batchnorm.running_mean, step.batchnorm.running_var
-                scale, shift = _affine(step.batchnorm, *(t.double() for t in running if t is not None))
-            self._scale_shift(step, x, scale, shift)
-        elif isinstance(step, Pool):
-            pool: dict[str, Callable[..., Blocks]] = {
-                "max": kernels.max_pool,
-                "average": kernels.average_pool,
-                "global average": kernels.global_average_pool,
-            }
-            pool[step.kind](x, out, **step.options)
-        elif isinstance(step, Flatten):
-            flat = Blocks(out.data.view(x.data.shape[0], *x.shape[1:], kernels.IMAGES), self.batch, 0)
-            kernels.scale_shift(x, flat)
+            yield partial(self._foreign, step)
+        elif isinstance(step, Relayout):
+            yield partial(self._relayout, step)
         else:
-            raise AssertionError(step)
+            assert x is not None
+            yield self._operation(step, x, out)
+            if out.patches != (1, 1) and out.border > 0:
+                yield kernels.prepare_exchange_borders(out)
+
+    def _operation(self, step: Step, x: Blocks, out: Blocks) -> Operation:
+        if isinstance(step, Convolve):
+            scale, bias = fold(step)
+            filters = self._filters(step)
+            return kernels.prepare_convolution(filters, x, out, scale=scale, bias=bias, **self._ending(step))
+        if isinstance(step, Affine):
+            scale, shift = fold(step)
+            return kernels.prepare_scale_shift(x, out, scale=scale, shift=shift, **self._ending(step))
+        if isinstance(step, Pool):
+            return POOLS[step.kind](x, out, **step.options)
+        assert isinstance(step, Flatten)
+        flat = Blocks(out.data.view(x.data.shape[0], *x.shape[1:], kernels.IMAGES), self.batch, 0)
+        return kernels.prepare_scale_shift(x, flat)
+
+    def _relayout(self, step: Relayout) -> None:
+        kernels.pack_input(kernels.unpack_output(self.buffers[step.inputs[0]]), self.buffers[step.out])
+
+    def _foreign(self, step: Foreign) -> None:
+        tensors = [kernels.unpack_output(self.buffers[v]).view(self.batch, *v.shape) for v in step.inputs]
+        out = self.buffers[step.out]
+        kernels.pack_input(step.run(*tensors).reshape(self.batch, *step.out.image), out)
 
 
-def _fold(step: Convolve) -> tuple[Tensor | None, Tensor | None]:
-    """The scale of each filter and the bias that stand for a layer's bias and its BatchNorm."""
-    bias = None if step.layer.bias is None else step.layer.bias.detach()
-    if step.batchnorm is None:
-        return None, bias
-    batchnorm = step.batchnorm
-    assert batchnorm.running_mean is not None and batchnorm.running_var is not None
-    scale, shift = _affine(batchnorm, batchnorm.running_mean.double(), batchnorm.running_var.double())
-    return scale, shift if bias is None else torch.addcmul(shift, bias, scale)
-
-
-def _affine(batchnorm: nn.BatchNorm2d | nn.BatchNorm1d, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """BatchNorm as the scale and the shift of each channel."""
-    scale = torch.rsqrt(variance + batchnorm.eps)
-    if batchnorm.weight is not None:
-        scale = scale * batchnorm.weight.detach()
-    shift = -mean * scale
-    if batchnorm.bias is not None:
-        shift = shift + batchnorm.bias.detach()
-    return scale.float(), shift.float()
+def _joined(parts: Iterable[Operation | Callable[[], None]]) -> Iterator[Callable[[], None]]:
+    """Operations that follow each other as one call, which lets a thread take its images through all of them."""
+    operations: list[Operation] = []
+    for part in parts:
+        if isinstance(part, Operation):
+            operations.append(part)
+        else:
+            yield partial(kernels.run, operations)
+            yield part
+            operations = []
+    yield partial(kernels.run, operations)
 
 
 def _assign(plan: Plan, batch: int) -> Iterator[tuple[Value, Blocks]]:
     """A buffer for each value. One whose last reader has run is used again by a later value of the same shape: the
     border stays zero, since nothing writes there."""
     last = {value: i for i, step in enumerate(plan.steps) for value in step.inputs}
-    free: dict[tuple[int, ...], list[Blocks]] = {}
+    free: dict[Hashable, list[Blocks]] = {}
 
     def buffer(value: Value) -> Blocks:
-        key = (*value.image, value.border)
-        return free[key].pop() if free.get(key) else kernels.empty_blocks(batch, *value.image, value.border)
+        if free.get(kind := _kind(value)):
+            return free[kind].pop()
+        options: dict[str, Any] = {"patches": value.patches, "patch": value.patch}
+        return kernels.empty_blocks(batch, *value.image, value.border, **options)
 
     owned = {plan.input: buffer(plan.input)}
     yield plan.input, owned[plan.input]
@@ -249,15 +262,17 @@ def _assign(plan: Plan, batch: int) -> Iterator[tuple[Value, Blocks]]:
         yield step.out, owned[step.out]
         for value in {*step.inputs, step.out} - {plan.output}:
             if last.get(value, i) == i and value in owned:
-                free.setdefault((*value.image, value.border), []).append(owned.pop(value))
+                free.setdefault(_kind(value), []).append(owned.pop(value))
 
 
-def _group(plan: Plan) -> int:
-    """How many images go through the network together: whole blocks, whose two largest activations fit into CACHE."""
-    sizes = sorted(c * (h + 2 * v.border) * (w + 2 * v.border) for v in _values(plan) for c, h, w in [v.image])
+def _kind(value: Value) -> Hashable:
+    """What two values must have in common to lie in the same memory, one after the other."""
+    return value.image, value.border, value.patches, value.patch
+
+
+def _group(plan: Plan, threads: int) -> int:
+    """How many blocks of images go through the network together: their two largest activations fit into CACHE."""
+    values = [plan.input, *(step.out for step in plan.steps)]
+    sizes = sorted(c * (h + 2 * v.border) * (w + 2 * v.border) for v in values for c, h, w in [v.image])
     block = 4 * kernels.IMAGES * sum(sizes[-2:])
-    return kernels.IMAGES * max(2, min(16, CACHE // block))
-
-
-def _values(plan: Plan) -> list[Value]:
-    return [plan.input, *(step.out for step in plan.steps)]
+    return threads * max(1, min(16, CACHE // (block * threads)))

@@ -21,10 +21,13 @@ class NotSupported(ValueError):
 
 @dataclass(eq=False)
 class Value:
-    """An activation. `border`: the zeros around each image that its readers need, see kernels.Blocks."""
+    """An activation. `border`: the pixels around each image or patch that its readers need; `patches` and `patch`: how
+    many an image is cut into, and their size, see kernels.Blocks."""
 
     shape: Shape
     border: int = 0
+    patches: tuple[int, int] = (1, 1)
+    patch: tuple[int, int] | None = None
 
     @property
     def image(self) -> tuple[int, int, int]:
@@ -75,6 +78,11 @@ class Flatten(Step):
 
 
 @dataclass(eq=False)
+class Relayout(Step):
+    """The same activation, cut into other patches."""
+
+
+@dataclass(eq=False)
 class Foreign(Step):
     """An operation that the engine doesn't know: PyTorch runs it on ordinary tensors."""
 
@@ -97,7 +105,8 @@ def trace(model: nn.Module, shape: Shape) -> Plan:
     """
     try:
         graph = fx.symbolic_trace(model)
-        ShapeProp(graph).propagate(torch.zeros(2, *shape, device=next(model.parameters()).device))
+        device = next((parameter.device for parameter in model.parameters()), None)
+        ShapeProp(graph).propagate(torch.zeros(2, *shape, device=device))
     except Exception as error:  # whatever a stranger's forward raises when it is given a proxy
         raise NotSupported(f"{type(model).__name__} can't be traced for inputs {shape}: {error}") from error
     plan = _Planner(graph).run()
@@ -291,10 +300,19 @@ class _Call:
         if isinstance(module, nn.AvgPool2d) and module.divisor_override is None:
             window = _window(module.kernel_size, module.stride, module.padding)
             return "average", window | {"count_padding": module.count_include_pad}
+        if self.function is F.max_pool2d and not self.argument(6, "return_indices", False):
+            return "max", self._window() | {"dilation": pair(self.argument(4, "dilation", 1))}
+        if self.function is F.avg_pool2d and self.argument(6, "divisor_override", None) is None:
+            return "average", self._window() | {"count_padding": self.argument(5, "count_include_pad", True)}
         if isinstance(module, nn.AdaptiveAvgPool2d) or self.function is F.adaptive_avg_pool2d:
             size = module.output_size if module is not None else self.argument(1, "output_size", None)
             return _adaptive(shape, size)
         return None
+
+    def _window(self) -> dict[str, tuple[int, int]]:
+        """What the functions for pooling begin with."""
+        kernel = self.argument(1, "kernel_size", None)
+        return _window(kernel, self.argument(2, "stride", None) or kernel, self.argument(3, "padding", 0))
 
 
 def _adaptive(shape: Shape, size: Any) -> tuple[str, dict[str, Any]] | None:

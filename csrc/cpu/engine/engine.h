@@ -3,6 +3,11 @@
 // last block is filled up with images of zeros. The border is zero and no operation writes into it: a convolution reads
 // its padding there, and its inner loop has no special cases.
 //
+// Where there are fewer than 16 images, an image is cut into patches of equal size, rows x columns of them, and a lane
+// (one of the 16) holds a patch instead of an image: the same loops then compute 16 parts of one image at once. Patches
+// may reach beyond the image; the pixels there are zero. The border of a patch holds its neighbours' pixels, and zeros
+// outside the image: exchange_borders puts them there after each operation.
+//
 // Every output is computed by one thread in one fixed order: the bits do not depend on the number of threads.
 // Addresses are multiples of 64; sizes were checked by the caller (lpk/sparse/kernels.py).
 #pragma once
@@ -11,20 +16,35 @@
 
 namespace lpk::engine {
 
-constexpr int64_t kImages = 16;  // in a block
+constexpr int64_t kImages = 16;  // lanes: images or patches in a block
+
+// How an image is cut.
+struct Patches {
+  int64_t rows, columns;
+  int64_t image_height, image_width;
+
+  int64_t count() const { return rows * columns; }
+};
 
 struct Activations {
   float* data;
   int64_t blocks;
   int64_t channels;
-  int64_t height;
+  int64_t height;  // of a patch
   int64_t width;
   int64_t border;
   int64_t block_stride;  // floats from one block to the next: more than its size where this is a slice of the channels
+  Patches patches;
 
   int64_t row_stride() const { return (width + 2 * border) * kImages; }
   int64_t channel_stride() const { return (height + 2 * border) * row_stride(); }
   int64_t rows() const { return blocks * height; }
+  Activations part(int64_t first, int64_t count) const {
+    Activations some = *this;
+    some.data += first * block_stride;
+    some.blocks = count;
+    return some;
+  }
   // The address of a pixel of channel 0; y and x may lie in the border.
   float* pixel(int64_t block, int64_t y, int64_t x) const {
     return data + block * block_stride + (y + border) * row_stride() + (x + border) * kImages;
@@ -56,8 +76,9 @@ struct Window {
 
 enum Activation : int { kIdentity = 0, kRelu = 1, kRelu6 = 2 };
 
-// What follows a convolution's sum: + bias of the filter, + residual, activation. Null: left out.
+// What follows a convolution's sum: * scale and + bias of the filter, + residual, activation. Null: left out.
 struct Epilogue {
+  const float* scale;
   const float* bias;
   const Activations* residual;
   Activation activation;
@@ -86,32 +107,37 @@ struct DenseFilters {
 
 constexpr int64_t kFour = 4;
 
+// An ordinary tensor of these strides into blocks, and blocks into a contiguous one.
 void pack_input(const Activations& out, const float* in, int64_t batch, const int64_t* strides, int threads);
 void unpack_output(float* out, const Activations& in, int64_t batch, int threads);
 
-// The weights are contiguous: [filters][channels / groups][kernel_height][kernel_width]. They are multiplied with
-// scale[filter] where that is not null. First the starts, then as many entries as the last start says.
+// Fills the border of every patch, and what of it lies behind the image's end.
+void exchange_borders(const Activations& x, int threads);
+
+// The weights are contiguous: [filters][channels / groups][kernel_height][kernel_width]. First the starts, then as many
+// entries as the last start says.
 void count_filters(int64_t* start, const float* weights, const Convolution& convolution, int64_t channels_per_block,
                    int threads);
-void pack_filters(NonZero* entries, const int64_t* start, const float* weights, const float* scale,
-                  const Convolution& convolution, const Activations& in, int64_t channels_per_block, int threads);
+void pack_filters(NonZero* entries, const int64_t* start, const float* weights, const Convolution& convolution,
+                  const Activations& in, int64_t channels_per_block, int threads);
+// From which share of its weights on the dense convolution takes less time.
+double dense_from(const Convolution& convolution, const Activations& out);
 // How many input channels a block of the filters should have for this output.
 int64_t best_channels_per_block(const Convolution& convolution, const Activations& out, int64_t nonzeros);
 void sparse_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
                         const SparseFilters& filters, const Epilogue& epilogue, int threads);
 
 int64_t dense_filters_size(const Convolution& convolution);
-void pack_dense_filters(float* packed, int32_t* offsets, const float* weights, const float* scale,
-                        const Convolution& convolution, const Activations& in, int threads);
+void pack_dense_filters(float* packed, int32_t* offsets, const float* weights, const Convolution& convolution,
+                        const Activations& in, int threads);
 void dense_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
                        const DenseFilters& filters, const Epilogue& epilogue, int threads);
 
 // The mean and the unbiased variance of each channel over the images below `batch` and all pixels.
 void channel_statistics(double* mean, double* variance, const Activations& in, int64_t batch, int threads);
 
-// out = activation(in * scale[channel] + shift[channel] + residual). Null: left out. out may be in or residual.
-void scale_shift(const Activations& out, const Activations& in, const float* scale, const float* shift,
-                 const Activations* residual, Activation activation, int threads);
+// The epilogue alone, on in instead of sums. out may be in or the residual.
+void scale_shift(const Activations& out, const Activations& in, const Epilogue& epilogue, int threads);
 
 void max_pool(const Activations& out, const Activations& in, const Window& window, int threads);
 void average_pool(const Activations& out, const Activations& in, const Window& window, bool count_padding, int threads);

@@ -19,9 +19,11 @@ struct Tile {
   int rows;
 };
 
-// What follows a sum: + bias of the filter, + residual, then all below `low` is `low` and all above `high` is `high`.
+// What follows a sum: * scale and + bias of the filter, + residual, then all below `low` is `low` and all above `high`
+// is `high`.
 struct Finish {
-  const float* bias;  // null: none
+  const float* scale;  // null: none
+  const float* bias;   // null: none
   bool residual;
   float low;
   float high;
@@ -41,6 +43,7 @@ struct SparseTask {
 struct DenseTask {
   DenseFilters filters;
   int64_t weights;         // of one filter
+  int64_t weights_per_block;
   int64_t group_filters;
   int64_t group_stride;    // floats between the inputs of neighbouring groups
   int64_t pixel_stride;
@@ -50,13 +53,19 @@ struct DenseTask {
 // Computes the filters from `first` to `last` for one tile. `sums` has room for the tile's sums of all these filters.
 using SparseLoop = void (*)(const SparseTask& task, const Tile& tile, int64_t first, int64_t last, float* sums);
 // The same for fours of filters.
-using DenseLoop = void (*)(const DenseTask& task, const Tile& tile, int64_t first, int64_t last);
+using DenseLoop = void (*)(const DenseTask& task, const Tile& tile, int64_t first, int64_t last, float* sums);
 
 // The pixels of a window that lie in the image; floats from one to the next.
 struct Region {
   const float* first;
   int64_t height, width;
   int64_t step_y, step_x;
+};
+
+// A pixel of a channel that takes its lanes from those of another pixel; -1: zero.
+struct Exchange {
+  int64_t to, from;  // floats from the channel's first
+  int32_t lane[kImages];
 };
 
 struct Loops {
@@ -72,6 +81,8 @@ struct Loops {
                       float low, float high);
   // sums[image] = the sum over `width` pixels of in - centre, or of its square.
   void (*row_sums)(float* sums, const float* in, int64_t width, float centre, bool squared);
+
+  void (*exchange)(float* channel, const Exchange* exchanges, int64_t count);
 
   // One pixel: the largest of a region, or NaN; and the sum of a region, divided.
   void (*largest)(float* out, const Region& region);

@@ -53,8 +53,8 @@ void count_filters(int64_t* start, const float* weights, const Convolution& conv
   for (int64_t i = 0; i < blocks * filters; ++i) start[i + 1] += start[i];
 }
 
-void pack_filters(NonZero* entries, const int64_t* start, const float* weights, const float* scale,
-                  const Convolution& convolution, const Activations& in, int64_t channels_per_block, int threads) {
+void pack_filters(NonZero* entries, const int64_t* start, const float* weights, const Convolution& convolution,
+                  const Activations& in, int64_t channels_per_block, int threads) {
   const int64_t blocks = blocks_of(convolution, channels_per_block), filters = convolution.filters;
   std::vector<int32_t> offsets(convolution.weights());
   for (int64_t i = 0; i < convolution.weights(); ++i) offsets[i] = int32_t(weight_offset(convolution, in, i));
@@ -63,7 +63,6 @@ void pack_filters(NonZero* entries, const int64_t* start, const float* weights, 
       const float* filter = weights + k * convolution.weights();
       const int64_t group = k / convolution.group_filters();
       const int32_t group_offset = int32_t(group * convolution.group_channels() * in.channel_stride());
-      const float factor = scale == nullptr ? 1.0f : scale[k];
       for (int64_t block = 0; block < blocks; ++block) {
         const Range range = weights_in_block(convolution, k, block, channels_per_block);
         NonZero* entry = entries + start[block * filters + k];
@@ -72,7 +71,7 @@ void pack_filters(NonZero* entries, const int64_t* start, const float* weights, 
           const int64_t end = std::min(i + kTogether, range.last);
           if (end - i == kTogether && all_zero(filter + i)) continue;
           for (int64_t j = i; j < end && entry != last; ++j) {
-            *entry = {filter[j] * factor, group_offset + offsets[j]};  // overwritten where the weight is zero
+            *entry = {filter[j], group_offset + offsets[j]};  // overwritten where the weight is zero
             entry += filter[j] != 0.0f;
           }
         }
@@ -86,8 +85,8 @@ int64_t dense_filters_size(const Convolution& convolution) {
   return convolution.groups * fours * convolution.weights() * kFour;
 }
 
-void pack_dense_filters(float* packed, int32_t* offsets, const float* weights, const float* scale,
-                        const Convolution& convolution, const Activations& in, int threads) {
+void pack_dense_filters(float* packed, int32_t* offsets, const float* weights, const Convolution& convolution,
+                        const Activations& in, int threads) {
   const int64_t fours = (convolution.group_filters() + kFour - 1) / kFour, size = convolution.weights();
   for (int64_t i = 0; i < size; ++i) offsets[i] = int32_t(weight_offset(convolution, in, i));
   parallel_for(convolution.groups * fours, threads, [&](int64_t begin, int64_t end, int) {
@@ -96,9 +95,8 @@ void pack_dense_filters(float* packed, int32_t* offsets, const float* weights, c
         const int64_t in_group = four % fours * kFour + j;
         const int64_t k = four / fours * convolution.group_filters() + in_group;
         const bool exists = in_group < convolution.group_filters();
-        const float factor = !exists ? 0.0f : scale == nullptr ? 1.0f : scale[k];
         float* const to = packed + four * size * kFour + j;
-        for (int64_t i = 0; i < size; ++i) to[i * kFour] = exists ? weights[k * size + i] * factor : 0.0f;
+        for (int64_t i = 0; i < size; ++i) to[i * kFour] = exists ? weights[k * size + i] : 0.0f;
       }
     }
   });

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 
 #include "../parallel.h"
 #include "loops.h"
@@ -71,13 +72,27 @@ struct PlacedTile : Tile {
 
 inline Finish finish_of(const Epilogue& epilogue, const Activations& out) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  return {epilogue.bias,
+  return {epilogue.scale,
+          epilogue.bias,
           epilogue.residual != nullptr,
           epilogue.activation == kIdentity ? -kInfinity : 0.0f,
           epilogue.activation == kRelu6 ? 6.0f : kInfinity,
           out.channel_stride(),
           epilogue.residual == nullptr ? 0 : epilogue.residual->channel_stride()};
 }
+
+// Memory for the sums of a range of filters, aligned for vectors.
+class Sums {
+ public:
+  explicit Sums(int64_t pixels) : memory_(new float[(pixels + 1) * kImages]) {}
+  float* data() const {
+    const auto address = reinterpret_cast<uintptr_t>(memory_.get());
+    return memory_.get() + (64 - address % 64) % 64 / sizeof(float);
+  }
+
+ private:
+  std::unique_ptr<float[]> memory_;
+};
 
 // Into how many ranges the filters are cut, so that every thread gets a few tasks even where there are few tiles.
 inline int64_t filter_ranges(int64_t tiles, int64_t filters, int threads) {

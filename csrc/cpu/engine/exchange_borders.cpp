@@ -1,0 +1,50 @@
+#include <vector>
+
+#include "../parallel.h"
+#include "lanes.h"
+#include "loops.h"
+
+namespace lpk::engine {
+namespace {
+
+// Where the lanes' neighbours keep the pixel (row, column) of a patch, which may lie in the border. All patches being
+// alike, it is the same pixel of every neighbour.
+Exchange exchange_of(const Activations& x, const std::array<Lane, kImages>& lanes, int64_t row, int64_t column) {
+  const auto floor_divide = [](int64_t a, int64_t b) { return (a >= 0 ? a : a - b + 1) / b; };
+  const auto offset = [&](int64_t y, int64_t x_) { return (y + x.border) * x.row_stride() + (x_ + x.border) * kImages; };
+  const int64_t down = floor_divide(row, x.height), right = floor_divide(column, x.width);
+  Exchange exchange{offset(row, column), offset(row - down * x.height, column - right * x.width), {}};
+  for (int64_t i = 0; i < kImages; ++i) {
+    const int64_t y = lanes[i].top + row, x_ = lanes[i].left + column;
+    const bool inside = y >= 0 && y < x.patches.image_height && x_ >= 0 && x_ < x.patches.image_width;
+    exchange.lane[i] = inside ? int32_t(i + down * x.patches.columns + right) : -1;
+  }
+  return exchange;
+}
+
+std::vector<Exchange> exchanges_of(const Activations& x) {
+  // From here on a patch may reach beyond the image.
+  const int64_t last_row = x.patches.image_height - (x.patches.rows - 1) * x.height;
+  const int64_t last_column = x.patches.image_width - (x.patches.columns - 1) * x.width;
+  const std::array<Lane, kImages> lanes = lanes_of(x, 0);
+  std::vector<Exchange> exchanges;
+  for (int64_t row = -x.border; row < x.height + x.border; ++row)
+    for (int64_t column = -x.border; column < x.width + x.border; ++column)
+      if (row < 0 || row >= std::min(x.height, last_row) || column < 0 || column >= std::min(x.width, last_column))
+        exchanges.push_back(exchange_of(x, lanes, row, column));
+  return exchanges;
+}
+
+}  // namespace
+
+void exchange_borders(const Activations& x, int threads) {
+  const std::vector<Exchange> exchanges = exchanges_of(x);
+  const auto exchange = loops().exchange;
+  parallel_for(x.blocks * x.channels, threads, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i)
+      exchange(x.data + i / x.channels * x.block_stride + i % x.channels * x.channel_stride(), exchanges.data(),
+               int64_t(exchanges.size()));
+  });
+}
+
+}  // namespace lpk::engine

@@ -1,0 +1,140 @@
+"""Few images at a time: each is cut into patches, so that all 16 lanes of the engine have work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from lpk.sparse.kernels import IMAGES, reach
+from lpk.sparse.plan import Affine, Convolve, Flatten, Plan, Pool, Relayout, Step, Value, pair
+
+Pair = tuple[int, int]
+Cut = tuple[Pair, Pair]  # patches, and the size of one
+
+# A patch may be larger than needed by this factor on each side, so that strides divide it.
+WASTE = 1.2
+
+
+def lanes_of(batch: int) -> int:
+    """Into how many lanes each image of a batch can be spread; 1 from nine images on."""
+    return max(1, IMAGES >> (batch - 1).bit_length())
+
+
+def cut(plan: Plan, lanes: int) -> Plan:
+    """The same plan with every value's patches, at most `lanes` for an image.
+
+    An operation of stride s makes from a patch of s·h x s·w pixels one of h x w. Where that does not come out even, and
+    where an operation needs whole images, a Relayout comes first.
+    """
+    cutter = _Cutter(plan, lanes)
+    for step in plan.steps:
+        cutter.add(step)
+    return Plan(cutter.values[plan.input], cutter.values[plan.output], cutter.steps)
+
+
+class _Cutter:
+    def __init__(self, plan: Plan, lanes: int) -> None:
+        self.lanes = lanes
+        self.values: dict[Value, Value] = {}
+        self.steps: list[Step] = []
+        self.copies: dict[tuple[Value, Cut], Value] = {}  # each value in every cut it is needed in
+        self.nonnegative: set[Value] = set()
+        self._new(plan.input, best_cut(plan.input.image[1], plan.input.image[2], lanes))
+
+    def add(self, step: Step) -> None:
+        if isinstance(step, Convolve) and isinstance(step.layer, nn.Conv2d):
+            layer = step.layer
+            window = (pair(layer.kernel_size), pair(layer.stride), pair(layer.padding), pair(layer.dilation))
+            x = self._windows(step, *window)
+        elif isinstance(step, Pool) and step.kind != "global average" and self._local(step):
+            options = step.options
+            window = (options["kernel"], options["stride"], options["padding"], options.get("dilation", (1, 1)))
+            x = self._windows(step, *window)
+        elif isinstance(step, Affine):
+            x = self.values[step.inputs[0]]
+            self._new(step.out, _cut_of(x))
+        elif isinstance(step, Convolve | Pool | Flatten):
+            x = self._as(step.inputs[0], _whole(step.inputs[0]))
+            self._new(step.out, _whole(step.out))
+        else:
+            self._new(step.out, best_cut(step.out.image[1], step.out.image[2], self.lanes))
+            self.steps.append(replace(step, inputs=[self.values[v] for v in step.inputs], out=self.values[step.out]))
+            return
+        out = self.values[step.out]
+        added = [self._as(v, _cut_of(out)) for v in step.inputs[1:]]
+        made = replace(step, inputs=[x, *added], out=out)
+        if isinstance(made, Convolve | Affine):
+            made.residual = added[0] if added else None
+            if made.activation != "identity":
+                self.nonnegative.add(out)
+        self.steps.append(made)
+
+    def _local(self, step: Pool) -> bool:
+        """Whether zeros outside the image do for a pooling."""
+        kernel, stride, padding = (step.options[key] for key in ("kernel", "stride", "padding"))
+        if padding == (0, 0) and kernel[0] <= stride[0] and kernel[1] <= stride[1]:
+            return True
+        return step.kind == "max" and self.values[step.inputs[0]] in self.nonnegative
+
+    def _windows(self, step: Step, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Value:
+        """The input of a step that slides windows over it; its output is cut like it, or both anew."""
+        source, (height, width) = step.inputs[0], step.out.image[1:]
+        patches, patch = _cut_of(self.values[source])
+        high, wide = (n // s for n, s in zip(patch, stride, strict=True))
+        larger = [max(n, -(-m // s)) for n, m, s in zip((height, width), source.image[1:], stride, strict=True)]
+        best = best_cut(larger[0], larger[1], self.lanes)
+        fits = (high * stride[0], wide * stride[1]) == patch
+        covers = patches[0] * high >= height and patches[1] * wide >= width
+        full = patches[0] * patches[1] >= best[0][0] * best[0][1]
+        small = patches[0] * high * patches[1] * wide <= 2 * height * width
+        out = (patches, (high, wide)) if fits and covers and full and small else best
+        x = self._as(source, (out[0], (out[1][0] * stride[0], out[1][1] * stride[1])))
+        self._new(step.out, out)
+        needed = padding if out[0] == (1, 1) else (*padding, *reach(kernel, stride, padding, dilation))
+        x.border = max(x.border, *needed)
+        return x
+
+    def _new(self, value: Value, cut: Cut) -> None:
+        patches, patch = cut
+        border = value.border if patches == (1, 1) else 0
+        self.values[value] = self.copies[value, cut] = Value(value.shape, border, patches, patch)
+
+    def _as(self, value: Value, cut: Cut) -> Value:
+        """The value in this cut: itself, or a copy."""
+        if _cut_of(self.values[value]) == cut:
+            return self.values[value]
+        if (value, cut) not in self.copies:
+            patches, patch = cut
+            copy = Value(value.shape, value.border if patches == (1, 1) else 0, patches, patch)
+            self.copies[value, cut] = copy
+            self.steps.append(Relayout([self.values[value]], copy))
+            if self.values[value] in self.nonnegative:
+                self.nonnegative.add(copy)
+        return self.copies[value, cut]
+
+
+def best_cut(height: int, width: int, lanes: int) -> Cut:
+    """As many patches as there are lanes, or pixels; of a size that many strides of 2 divide."""
+    rows = columns = 1
+    while rows * columns < lanes and (2 * rows <= height or 2 * columns <= width):
+        if 2 * rows <= height and (height * columns >= width * rows or 2 * columns > width):
+            rows *= 2
+        else:
+            columns *= 2
+    return (rows, columns), (_even(-(-height // rows)), _even(-(-width // columns)))
+
+
+def _cut_of(value: Value) -> Cut:
+    assert value.patch is not None
+    return value.patches, value.patch
+
+
+def _whole(value: Value) -> Cut:
+    return (1, 1), (value.image[1], value.image[2])
+
+
+def _even(size: int) -> int:
+    """The size, or a little more so that a high power of 2 divides it."""
+    powers = [1 << i for i in range(size.bit_length())]
+    return next(-(-size // p) * p for p in reversed(powers) if -(-size // p) * p <= WASTE * size)
