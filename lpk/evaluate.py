@@ -210,6 +210,22 @@ class Evaluator:
             accuracy = (self.validation.count - errors) / self.validation.count
             return Score(self.highest - cost, accuracy, _margins(torch.cat(logits), torch.cat(labels)))
 
+    def predict(self, samples: Validation | None = None) -> tuple[Tensor, Tensor]:
+        """Logits of the network in `flat` [N, classes] and the samples' labels [N], on the CPU.
+
+        Args:
+            samples: in batches of `batch_size`; None: the validation samples, in their current order.
+        """
+        samples = samples or self.validation
+        assert samples is not None
+        logits, labels = [], []
+        with torch.inference_mode():
+            for inputs, batch_labels in samples.batches():
+                inputs = inputs.to(self.device)
+                logits.append(self._logits(self._network(inputs), inputs).float().cpu())
+                labels.append(batch_labels.cpu())
+        return torch.cat(logits), torch.cat(labels)
+
     def hardest_first(self, score: Score) -> None:
         """Orders the validation samples by the margins of a network scored in full: its errors, and what it is least
         sure of, come first. A similar network then shows its errors early."""

@@ -26,7 +26,7 @@ from lpk.tickets import Ticket, Tickets
 
 COEFFICIENTS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
-EMA_DECAY = 0.95
+EMA_DECAY = 0.95  # the paper's; it does not say whether θ_best or the newcomer has this weight
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ METHODS = {
     "average": Method(greedy=True, coefficients=lambda given, averaged: (0.5,)),  # Algorithm 3
     "swa": Method(greedy=False, coefficients=lambda given, averaged: (averaged / (averaged + 1),)),
     "ema": Method(greedy=False, coefficients=lambda given, averaged: (EMA_DECAY,)),
+    "ema-newcomer": Method(greedy=False, coefficients=lambda given, averaged: (1 - EMA_DECAY,)),
 }
 SEARCHES = ("bounded", "exhaustive", "racing")
 PRUNE = ("during", "after")
@@ -88,7 +89,8 @@ def pool(
         criterion: what picks: "accuracy", as in the paper, or "loss", the mean cross-entropy, which tells more of each
             sample: pools were better with it (docs/performance.md).
         coefficients: the α to try, in [0, 1]; α weighs the best network so far. The first of equally good ones wins.
-        method: "interpolation" (Algorithm 2), "average" (Algorithm 3), or the paper's baselines "swa" and "ema".
+        method: "interpolation" (Algorithm 2), "average" (Algorithm 3), or the paper's baselines "swa" and "ema", which
+            gives the network so far the weight 0.95; "ema-newcomer" gives it to the candidate.
         prune: "during": every interpolation is pruned to the target's density; "after": only the final one.
         candidates: how many of the nearest tickets are offered; None: all.
         search: "exhaustive" scores each coefficient on all samples; "bounded" drops one as soon as it cannot win any
