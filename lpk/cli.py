@@ -1,4 +1,4 @@
-"""The `lpk` command: the demo, and its steps one by one on a run directory."""
+"""The `lpk` command: the demo, its steps one by one on a run directory, and the paper's experiments."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import typer
 from rich.console import Console
 
 import lpk
-from lpk import files, ops, presets, report
+from lpk import experiments, files, ops, presets, report
 from lpk.data import DataNotFound
-from lpk.experiments import comparison
+from lpk.experiments import demo as one_run
+from lpk.experiments.forecast import forecast
 from lpk.run import Run
 from lpk.search import METHODS, PRUNE, SEARCHES
 
@@ -87,7 +88,7 @@ def _demo(run: Run, quiet: bool) -> None:
         f"validation and {samples['test']} test images; {run.preset.imp.rounds} rounds of pruning, seed {run.seed}",
         highlight=False,
     )
-    results = comparison.compare(run, progress=not quiet)
+    results = one_run.compare(run, progress=not quiet)
     _show(run, results)
 
 
@@ -129,9 +130,7 @@ def pool(
     with Run.open(run, seed=seed, root=data, device=device) as opened:
         options = {"prune": prune, "candidates": candidates, "search": search}
         tickets = opened.tickets()
-        for pooled in comparison.make_pools(
-            opened, tickets, method=method, target=target, progress=not quiet, **options
-        ):
+        for pooled in one_run.make_pools(opened, tickets, method=method, target=target, progress=not quiet, **options):
             console.print(pooled, highlight=False, soft_wrap=True)
     console.print("Validation accuracies pick and flatter; `lpk eval` reports the test set.")
 
@@ -148,18 +147,52 @@ def evaluate(
     """Test accuracies of the run's tickets and pooled networks."""
     _use(threads)
     with Run.open(run, seed=seed, root=data, device=device) as opened:
-        results = comparison.evaluate(opened, progress=not quiet)
+        results = one_run.evaluate(opened, progress=not quiet)
         console.print(report.table(results), report.summary(results), sep="\n")
 
 
 @app.command(name="report")
 def write_report(run: RunPath, seed: RunSeed = None) -> None:
     """Writes report.html from the run's results.json."""
-    results = files.read_json(_existing(run / comparison.RESULTS))
+    results = files.read_json(_existing(run / one_run.RESULTS))
     if seed is not None and seed != results["manifest"]["seed"]:
         raise ValueError(f"{run} is a run with seed {results['manifest']['seed']}, not {seed}")
     _write_report(results, run)
     console.print(f"wrote {run / 'report.html'} and accuracy.svg")
+
+
+@app.command(name="run")
+def run_experiment(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="An experiment, or all; see --list.")] = None,
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(presets.names())}; or a TOML file.")] = "demo",
+    seeds: Annotated[int, typer.Option(min=1, help="How many: seeds 0, 1, 2, …")] = 3,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Default: lpk-experiments/PRESET. Experiments share its tickets.")
+    ] = None,
+    data: DataPath = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is missing and how long it takes.")] = False,
+    show_list: Annotated[bool, typer.Option("--list", help="List the experiments.")] = False,
+    threads: Threads = None,
+    device: Device = None,
+    quiet: Quiet = False,
+) -> None:
+    """Carries out an experiment of the paper; started again, goes on from the last finished part."""
+    if show_list or name is None:
+        for each, experiment in experiments.EXPERIMENTS.items():
+            console.print(f"[bold]{each}[/bold] ({experiment.shows}): {experiment.description}", highlight=False)
+        return
+    _use(threads)
+    names, loaded = experiments.chosen(name), presets.load(preset)
+    out = out or Path("lpk-experiments") / loaded.name
+    study = experiments.Study(out, loaded, range(seeds), root=data, device=device, progress=not quiet)
+    if dry_run:
+        plans = {each: experiments.EXPERIMENTS[each].plan(loaded, study.seeds) for each in names}
+        console.print(*forecast(study, plans), sep="\n", highlight=False, soft_wrap=True)
+        return
+    for each in names:
+        findings = experiments.carry_out(each, study)
+        console.print(f"[bold]{each}[/bold]: {findings.summary}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {out / each / 'results.json'}, {each}.csv and {out / 'report.html'}", soft_wrap=True)
 
 
 def _show(run: Run, results: dict[str, Any]) -> None:
@@ -192,7 +225,7 @@ def main() -> None:
         Console(stderr=True).print(f"[bold red]lpk:[/bold red] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; the same command goes on from the last finished epoch")
+        Console(stderr=True).print("interrupted; the same command goes on from the last finished epoch or part")
         sys.exit(130)
 
 

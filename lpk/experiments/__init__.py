@@ -1,1 +1,101 @@
-"""Each figure and table of the paper as one function on a run directory."""
+"""The paper's figures and tables, one experiment a module, each carried out on a study's tickets.
+
+An experiment is a function (preset, seeds) -> Plan: what has to be measured, and how that is shown.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from lpk.experiments import (
+    averages,
+    candidates,
+    coefficients,
+    comparison,
+    dense,
+    disagreement,
+    ensemble,
+    interpolation,
+    prune,
+    robustness,
+)
+from lpk.experiments.findings import Findings, write, write_report
+from lpk.experiments.study import Plan, Study
+from lpk.presets import Preset
+
+__all__ = ["EXPERIMENTS", "Experiment", "Study", "carry_out", "chosen"]
+
+
+class Experiment(NamedTuple):
+    plan: Callable[[Preset, Sequence[int]], Plan]
+    shows: str  # in the paper
+    description: str
+
+
+EXPERIMENTS = {
+    "averages": Experiment(
+        averages.plan,
+        "Figure 1, appendix Figure 2",
+        "Plain averages of two tickets, each pair, with and without rewinding.",
+    ),
+    "interpolation": Experiment(
+        interpolation.plan,
+        "Figure 2",
+        "Test loss and error on the line between adjacent tickets, with and without rewinding.",
+    ),
+    "comparison": Experiment(
+        comparison.plan,
+        "Figures 3a and 3b, Tables 6 to 8, appendix Figure 1",
+        "Tickets, pools, SWA and EMA at every density.",
+    ),
+    "candidates": Experiment(candidates.plan, "Figure 4", "Pools with 4, 9 and all candidates."),
+    "coefficients": Experiment(coefficients.plan, "Figure 5", "Pools with 1, 3, 7 and 11 coefficients."),
+    "prune": Experiment(prune.plan, "Figure 6", "Pruning at every step of a pool, or once after it."),
+    "ensemble": Experiment(
+        ensemble.plan,
+        "Figure 7",
+        "The pool of a ticket and its two nearest against the ensemble of their outputs, and what each costs.",
+    ),
+    "disagreement": Experiment(
+        disagreement.plan, "Figure 8", "On how many test samples two tickets predict different classes."
+    ),
+    "dense": Experiment(
+        dense.plan,
+        "Towards stronger dense networks",
+        "The dense network made stronger with the tickets pruned from it.",
+    ),
+    "robustness": Experiment(
+        robustness.plan, "Figure 3c", "Tickets and pools on corrupted test samples, by corruption and severity."
+    ),
+}
+
+
+def chosen(name: str) -> list[str]:
+    """The experiments that a name stands for: itself, or every one for "all"."""
+    if name != "all" and name not in EXPERIMENTS:
+        raise ValueError(f"experiment is {name!r}; it must be all or one of {', '.join(EXPERIMENTS)}")
+    return list(EXPERIMENTS) if name == "all" else [name]
+
+
+def carry_out(name: str, study: Study) -> Findings:
+    """Computes what is missing of an experiment, and writes its results and the study's report.
+
+    Raises ValueError where the directory holds tickets of another preset, DataNotFound where the data are not here.
+    """
+    began = time.perf_counter()
+    experiment = EXPERIMENTS[name]
+    plan = experiment.plan(study.preset, study.seeds)
+    findings = plan.show(study.measure(name, plan))
+    about = {
+        "shows": experiment.shows,
+        "description": experiment.description,
+        "title": f"{study.preset.data.name}, {study.preset.model.name}",
+        "preset": study.preset.to_dict(),
+        "seeds": list(study.seeds),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    write(study.out, name, findings, about)
+    write_report(study.out, EXPERIMENTS)
+    return findings

@@ -1,4 +1,4 @@
-"""Tickets, pools and averaging baselines at every density (the paper's Figure 3a and Tables 6 to 8)."""
+"""Tickets, pools and averaging baselines of one run directory: what `lpk demo`, `lpk pool` and `lpk eval` do."""
 
 from __future__ import annotations
 

@@ -1,0 +1,214 @@
+"""A study: experiments on one preset and some seeds, in one directory. Whatever was computed is never computed again.
+
+seed-0/, seed-0-norewind/   run directories: the tickets, which all experiments share
+NAME/parts/                 one JSON file for each finished part of the experiment NAME
+NAME/                       its results
+report.html                 the results of all experiments
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lpk import files
+from lpk.experiments.findings import Findings
+from lpk.experiments.subject import Subject
+from lpk.pooled import versions
+from lpk.presets import Preset
+from lpk.progress import Progress
+from lpk.run import MANIFEST, Run
+from lpk.tickets import TicketStore
+
+FORMAT = 1
+
+Found = dict[str, Any]  # what was measured, in types that JSON knows; accuracies are fractions
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is measured in one go, on the tickets of one seed.
+
+    Attributes:
+        settings: the keyword arguments of the plan's `measure`, in types that JSON knows.
+        networks: how many networks are evaluated for it, at most.
+        rewind: whether the tickets were rewound as the preset says, or to their initialization.
+    """
+
+    seed: int
+    settings: Mapping[str, Any]
+    networks: int
+    rewind: bool = True
+
+
+class Measured(NamedTuple):
+    part: Part
+    found: Found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment: measure(subject, **part.settings) is called for each part, and `show` says what came of it."""
+
+    parts: Sequence[Part]
+    measure: Callable[..., Found]
+    show: Callable[[Sequence[Measured]], Findings]
+
+
+class Finished(NamedTuple):
+    """A part that was measured: what was found, and how long that took."""
+
+    found: Found
+    seconds: float
+
+
+class Group(NamedTuple):
+    """The parts of a plan that are measured on the same tickets."""
+
+    seed: int
+    rewind: bool
+    parts: list[Part]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A directory of experiments.
+
+    Attributes:
+        out: the directory.
+        seeds: of initialization, split and order of the samples; one set of tickets for each.
+        root: where the data set lies, see lpk.data.load.
+    """
+
+    out: Path
+    preset: Preset
+    seeds: Sequence[int]
+    root: Path | None = None
+    device: str | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.preset.imp.rounds < 1:
+            raise ValueError(f"preset {self.preset.name} has no round of pruning; an experiment needs at least one")
+
+    def measure(self, name: str, plan: Plan) -> list[Measured]:
+        """Every part of the plan, in its order within each group; what is missing is computed now, tickets included.
+
+        Raises ValueError where the directory holds tickets of another preset, DataNotFound where the data are not here.
+        """
+        measured = []
+        for group in groups(plan):
+            finished = self.finished(name, group)
+            if None in finished:
+                with self._subject(group) as subject:
+                    self._fill(name, plan, group, subject)
+                finished = self.finished(name, group)
+            found = [part.found for part in finished if part is not None]
+            measured += [Measured(*pair) for pair in zip(group.parts, found, strict=True)]
+        return measured
+
+    def finished(self, name: str, group: Group) -> list[Finished | None]:
+        """For each part what was measured on the tickets that are there; None: it is missing."""
+        if self.rounds(group) <= self.preset.imp.rounds:
+            return [None] * len(group.parts)
+        identity = _identity(self.tickets_path(group))
+        return [self._read(name, part, identity) for part in group.parts]
+
+    def rounds(self, group: Group) -> int:
+        """How many tickets of this group are trained. Raises ValueError where they are of another preset."""
+        path = self.tickets_path(group)
+        if (path / MANIFEST).exists():
+            stored = files.read_json(path / MANIFEST).get("preset")
+            if stored != self.tickets_preset(group).to_dict():
+                raise ValueError(f"{path} holds tickets of another preset; use another directory")
+        try:
+            return len(TicketStore.open(path / "tickets").listed)
+        except FileNotFoundError:
+            return 0
+
+    def tickets_path(self, group: Group) -> Path:
+        return self.out / f"seed-{group.seed}{'' if group.rewind else '-norewind'}"
+
+    def tickets_preset(self, group: Group) -> Preset:
+        return self.preset if group.rewind else replace(self.preset, imp=replace(self.preset.imp, rewind=0))
+
+    @contextmanager
+    def _subject(self, group: Group) -> Iterator[Subject]:
+        path, preset = self.tickets_path(group), self.tickets_preset(group)
+        with Run.create(path, preset, seed=group.seed, root=self.root, device=self.device) as run:
+            tickets = run.imp(progress=self.progress)
+            yield Subject(run, tickets, _identity(path), self.root)
+
+    def _fill(self, name: str, plan: Plan, group: Group, subject: Subject) -> None:
+        with Progress(f"{name} {group.seed}", len(group.parts), show=self.progress) as bar:
+            for part, finished in zip(group.parts, self.finished(name, group), strict=True):
+                if finished is None:
+                    bar.note(_words(part.settings))
+                    began = time.perf_counter()
+                    found = plan.measure(subject, **part.settings)
+                    self._write(name, part, subject.identity, found, time.perf_counter() - began)
+                bar.advance()
+
+    def _read(self, name: str, part: Part, identity: str) -> Finished | None:
+        key = self._key(name, part, identity)
+        path = self._path(name, part, key)
+        if not path.exists():
+            return None
+        content = files.read_json(path)
+        try:
+            if content["key"] != key:
+                raise files.FileDamaged(f"{path} is not the part that its name says; delete it")
+            return Finished(content["found"], content["seconds"])
+        except KeyError as error:
+            raise files.FileDamaged(f"{path} is damaged: it has no {error}; delete it") from error
+
+    def _write(self, name: str, part: Part, identity: str, found: Found, seconds: float) -> None:
+        key = self._key(name, part, identity)
+        content = {"key": key, "found": found, "seconds": round(seconds, 3), "versions": versions()}
+        files.write_json(self._path(name, part, key), content)
+
+    def _key(self, name: str, part: Part, identity: str) -> dict[str, Any]:
+        """All that determines what is found, as JSON gives it back."""
+        key = {
+            "format": FORMAT,
+            "experiment": name,
+            "preset": self.preset.to_dict(),
+            "seed": part.seed,
+            "rewind": part.rewind,
+            "tickets": identity,
+            "settings": dict(part.settings),
+        }
+        return dict(json.loads(json.dumps(key)))
+
+    def _path(self, name: str, part: Part, key: dict[str, Any]) -> Path:
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+        return self.out / name / "parts" / f"seed-{part.seed}-{digest}.json"
+
+
+def groups(plan: Plan) -> list[Group]:
+    """The plan's parts by seed, and by whether their tickets were rewound, in the order in which they come first."""
+    found: dict[tuple[int, bool], Group] = {}
+    for part in plan.parts:
+        found.setdefault((part.seed, part.rewind), Group(part.seed, part.rewind, [])).parts.append(part)
+    return list(found.values())
+
+
+def rewinds(preset: Preset) -> tuple[bool, ...]:
+    """With rewinding and without; where the preset itself rewinds to initialization, that alone."""
+    return (True, False) if preset.imp.rewind else (True,)
+
+
+def _identity(path: Path) -> str:
+    """Of the tickets in a run directory: a digest of their digests."""
+    digests = "".join(ticket["digest"] for ticket in TicketStore.open(path / "tickets").listed)
+    return hashlib.sha256(digests.encode()).hexdigest()[:12]
+
+
+def _words(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
