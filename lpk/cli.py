@@ -13,6 +13,7 @@ from rich.console import Console
 import lpk
 from lpk import experiments, files, ops, presets, report
 from lpk.data import DataNotFound
+from lpk.evaluate import CRITERIA
 from lpk.experiments import demo as one_run
 from lpk.experiments.forecast import forecast
 from lpk.run import Run
@@ -118,6 +119,7 @@ def pool(
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "interpolation",
     prune: Annotated[str, typer.Option(help=f"One of {', '.join(PRUNE)}.")] = "during",
     candidates: Annotated[int | None, typer.Option(help="How many of the nearest tickets; default: all.")] = None,
+    criterion: Annotated[str, typer.Option(help=f"What picks: {' or '.join(CRITERIA)}.")] = "accuracy",
     search: Annotated[str, typer.Option(help=f"One of {', '.join(SEARCHES)}.")] = "bounded",
     data: DataPath = None,
     seed: RunSeed = None,
@@ -128,7 +130,7 @@ def pool(
     """Pools the run's tickets (Algorithms 2 and 3, or the SWA and EMA baselines)."""
     _use(threads)
     with Run.open(run, seed=seed, root=data, device=device) as opened:
-        options = {"prune": prune, "candidates": candidates, "search": search}
+        options = {"prune": prune, "candidates": candidates, "criterion": criterion, "search": search}
         tickets = opened.tickets()
         for pooled in one_run.make_pools(opened, tickets, method=method, target=target, progress=not quiet, **options):
             console.print(pooled, highlight=False, soft_wrap=True)

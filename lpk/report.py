@@ -20,7 +20,14 @@ from lpk import files, page, plots
 
 Results = Mapping[str, Any]
 
-NAMES = {"interpolation": "pool (interpolation)", "average": "pool (average)", "swa": "SWA", "ema": "EMA"}
+NAMES = {
+    "interpolation": "pool (interpolation)",
+    "interpolation-loss": "pool (interpolation, by loss)",
+    "average": "pool (average)",
+    "average-loss": "pool (average, by loss)",
+    "swa": "SWA",
+    "ema": "EMA",
+}
 
 MISSING = {"accuracy": math.nan, "gain": dict.fromkeys(("gain", "low", "high"), math.nan)}
 

@@ -98,11 +98,12 @@ def test_steps_one_by_one_equal_the_demo(run, preset, tmp_path):
     assert same(Tickets.load(path), Tickets.load(run))
     lpk("pool", path, "--threads", 1, "--quiet")
     lpk("pool", path, "--method", "average", "--target", 2, "--threads", 1, "--quiet", "--seed", 4)
+    lpk("pool", path, "--criterion", "loss", "--target", 1, "--threads", 1, "--quiet")
     text = lpk("eval", path, "--threads", 1, "--quiet")
-    assert "%" in text
+    assert "%" in text and "by loss" in text
     lpk("report", path)
     ours, theirs = (json.loads((p / "results.json").read_text()) for p in (path, run))
-    assert ours["methods"] == ["interpolation", "average"]
+    assert ours["methods"] == ["interpolation", "average", "interpolation-loss"]
     for a, b in zip(ours["rows"], theirs["rows"], strict=True):
         assert a["ticket"] == b["ticket"]
         assert a["pools"]["interpolation"]["accuracy"] == b["pools"]["interpolation"]["accuracy"]

@@ -35,9 +35,16 @@ def compare(run: Run, *, methods: Sequence[str] = METHODS, progress: bool = True
 
 
 def make_pools(
-    run: Run, tickets: Tickets, *, method: str, target: int | None = None, progress: bool = True, **options: Any
+    run: Run,
+    tickets: Tickets,
+    *,
+    method: str,
+    target: int | None = None,
+    criterion: str = "accuracy",
+    progress: bool = True,
+    **options: Any,
 ) -> list[Pooled]:
-    """Pools one target, or all of them, and stores the networks; validation samples pick."""
+    """Pools one target, or all of them, and stores the networks, by another criterion under a name of their own."""
     batch_size = run.preset.pool.batch_size
     made = pool(
         tickets,
@@ -46,13 +53,15 @@ def make_pools(
         validation=run.data.validation.loader(batch_size),
         calibration=run.calibration().loader(batch_size),
         method=method,
+        criterion=criterion,
         batch_size=batch_size,
         progress=progress,
         **options,
     )
     made = made if isinstance(made, list) else [made]
+    name = method if criterion == "accuracy" else f"{method}-{criterion}"
     for pooled in made:
-        pooled.save(run.pooled_path(method, pooled.round))
+        pooled.save(run.pooled_path(name, pooled.round))
     return made
 
 
