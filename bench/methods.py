@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,9 @@ from bench.search import PRESET, test_accuracy
 from lpk import presets
 from lpk.run import Run
 
-FINE = tuple(round(0.025 * i, 3) for i in range(1, 40))
 VARIANTS: dict[str, dict[str, Any]] = {
     "Algorithm 2": {},
     "Algorithm 2 by the loss": {"criterion": "loss"},
-    "Algorithm 2, 39 coefficients": {"coefficients": FINE},
-    "Algorithm 2 by the loss, 39 coefficients": {"criterion": "loss", "coefficients": FINE},
     "Algorithm 3": {"method": "average"},
     "Algorithm 3 by the loss": {"method": "average", "criterion": "loss"},
     "SWA": {"method": "swa"},
@@ -56,6 +54,7 @@ def main() -> None:
                 )
                 seconds[name] += (time.perf_counter() - began) / len(given.seeds)
                 table[name].append(mean_accuracy(run, [pooled.state_dict for pooled in made]))
+                print(f"seed {seed}, {name}: {table[name][-1]:.2%}", file=sys.stderr, flush=True)
     print(f"| | {' | '.join(f'seed {seed}' for seed in given.seeds)} | mean | seconds |")
     print("|---" + "|---:" * (len(given.seeds) + 2) + "|")
     for name, found in table.items():
