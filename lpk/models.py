@@ -1,5 +1,6 @@
-"""Networks by name."""
+"""Networks by name: lpk's own, torchvision's and timm's."""
 
+import functools
 import inspect
 import math
 from collections import OrderedDict
@@ -15,11 +16,12 @@ Shape = tuple[int, int, int]  # (C, H, W) of one input
 
 
 def build(name: str, *, classes: int, shape: Shape, **options: Any) -> nn.Module:
-    """The network `name` (one of NAMES), newly initialised from torch's global random state.
+    """The network `name`, newly initialised from torch's global random state: one of NAMES, or torchvision/NAME or
+    timm/NAME for a classifier of these libraries.
 
     classes: width of its output; shape: (C, H, W) of one input; options: those of `option_types(name)`.
     The module maps float32 [B, C, H, W] to [B, classes].
-    ValueError: an unknown name or option, an option or a size below 1, or images too small for the network.
+    ValueError: an unknown name or option, an option or a size below 1, images too small for the network, timm missing.
     """
     known = option_types(name)
     unknown = sorted(options.keys() - known.keys())
@@ -28,15 +30,42 @@ def build(name: str, *, classes: int, shape: Shape, **options: Any) -> nn.Module
     for key, value in {"classes": classes, "shape": shape, **options}.items():
         if any(size < 1 for size in (value if isinstance(value, list | tuple) else [value])):
             raise ValueError(f"{key} is {value}; every size in it must be at least 1")
-    return _NETWORKS[name](classes, shape, **options)
+    return _network(name)(classes, shape, **options)
 
 
 def option_types(name: str) -> dict[str, Any]:
     """What `build` takes for this network beside classes and shape, with types. ValueError: no such name."""
-    if name not in _NETWORKS:
-        raise ValueError(f"model is {name!r}; it must be one of {', '.join(NAMES)}")
-    parameters = inspect.signature(_NETWORKS[name]).parameters.values()
+    parameters = inspect.signature(_network(name)).parameters.values()
     return {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _network(name: str) -> Callable[..., nn.Module]:
+    library, _, theirs = str(name).partition("/")
+    if theirs and library in _LIBRARIES:
+        return functools.partial(_LIBRARIES[library], theirs)
+    if name not in NAMES:
+        raise ValueError(f"model is {name!r}; it must be one of {', '.join(NAMES)}, torchvision/NAME or timm/NAME")
+    return _NETWORKS[name]
+
+
+def _torchvision(name: str, classes: int, shape: Shape) -> nn.Module:
+    if name not in torchvision.models.list_models(torchvision.models):
+        raise ValueError(f"torchvision has no classifier {name!r}; torchvision.models.list_models() names them")
+    if shape[0] != 3:
+        raise ValueError(f"shape is {shape}; the networks of torchvision take images of 3 channels")
+    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
+    return model
+
+
+def _timm(name: str, classes: int, shape: Shape) -> nn.Module:
+    try:
+        import timm  # an optional dependency
+    except ImportError as error:
+        raise ValueError(f"model is 'timm/{name}', but timm cannot be imported ({error}): pip install timm") from error
+    if not timm.is_model(name):
+        raise ValueError(f"timm has no model {name!r}; timm.list_models() names them")
+    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=shape[0])
+    return model
 
 
 def _vgg16(classes: int, shape: Shape) -> nn.Module:
@@ -134,3 +163,4 @@ _NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mlp": _mlp,
 }
 NAMES = tuple(_NETWORKS)
+_LIBRARIES: dict[str, Callable[..., nn.Module]] = {"torchvision": _torchvision, "timm": _timm}

@@ -1,6 +1,7 @@
 """lpk.models: shapes, sizes and initialisation of the networks."""
 
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -137,3 +138,42 @@ def test_option_types_tell_what_build_takes() -> None:
     expected = {"widths": tuple[int, ...], "blocks": int, "stem_stride": int}
     assert models.option_types("small-resnet") == expected
     assert models.option_types("vgg16") == {}
+
+
+def test_torchvisions_networks_by_name() -> None:
+    torch.manual_seed(3)
+    ours = models.build("torchvision/mobilenet_v3_small", classes=7, shape=(3, 32, 32))
+    torch.manual_seed(3)
+    theirs = torchvision.models.mobilenet_v3_small(num_classes=7)
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
+    assert models.option_types("torchvision/resnet18") == {}
+
+
+def test_timms_networks_by_name() -> None:
+    pytest.importorskip("timm")
+    model = models.build("timm/resnet10t", classes=7, shape=(1, 32, 32)).eval()
+    with torch.no_grad():
+        assert model(torch.randn(2, 1, 32, 32)).shape == (2, 7)
+    with pytest.raises(ValueError, match="timm has no model 'resnet9000'"):
+        models.build("timm/resnet9000", classes=7, shape=(1, 32, 32))
+
+
+def test_timm_missing_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ValueError, match=r"model is 'timm/resnet10t', but timm cannot be imported .*pip install timm"):
+        models.build("timm/resnet10t", classes=7, shape=(1, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("torchvision/resnet9000", (3, 32, 32), "torchvision has no classifier 'resnet9000'"),
+        ("torchvision/fcn_resnet50", (3, 32, 32), "torchvision has no classifier 'fcn_resnet50'"),
+        ("torchvision/resnet18", (1, 32, 32), "images of 3 channels"),
+        ("torchvision/", (3, 32, 32), "model is 'torchvision/'; it must be one of"),
+        ("keras/resnet18", (3, 32, 32), "torchvision/NAME or timm/NAME"),
+    ],
+)
+def test_a_librarys_wrong_name_is_named(name: str, shape: tuple[int, int, int], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        models.build(name, classes=7, shape=shape)

@@ -131,10 +131,12 @@ def _section(preset: type[_Section], where: str, table: dict[str, Any]) -> _Sect
 def _model(where: str, table: dict[str, Any]) -> ModelPreset:
     from lpk import models  # here, because it brings torchvision, which names() need not wait for
 
-    name = table.get("name")
-    if name not in models.NAMES:
-        raise ValueError(f"{where} name is {name!r}; it must be one of {', '.join(models.NAMES)}")
-    values = _checked(where, table, {"name": str, **models.option_types(name)}, ["name"])
+    name: Any = table.get("name")
+    try:
+        options = models.option_types(name)
+    except ValueError as error:
+        raise ValueError(f"{where} name {str(error).removeprefix('model ')}") from None
+    values = _checked(where, table, {"name": str, **options}, ["name"])
     return ModelPreset(values.pop("name"), values)
 
 
