@@ -159,6 +159,25 @@ class Layout:
         """A flat mask as one bool tensor for each prunable entry."""
         return {entry.name: mask[entry.span].view(entry.shape) for entry in self.weights}
 
+    def to_prune(self, model: nn.Module, flat: Flat, mask: Tensor) -> None:
+        """Writes these values into a model and prunes it by the mask [n] with torch.nn.utils.prune.custom_from_mask.
+
+        The model then has `weight_orig` and `weight_mask` in place of `weight`, and trains with its pruned weights at
+        zero. Whatever it was pruned by before is undone. Raises ValueError for another network, with which nothing
+        but that happens.
+        """
+        for module, name in _pruned(model):
+            prune.remove(module, name)
+        if problem := self.difference(model.state_dict()):
+            raise ValueError(f"the tickets are of another network than the model: {problem}")
+        model.load_state_dict(self.unflatten(flat))
+        masks = self.masks(mask)
+        masks |= {tied: masks[name] for tied, name in self.aliases.items() if name in masks}
+        for name, own in masks.items():
+            path, _, parameter = name.rpartition(".")
+            module = model.get_submodule(path)
+            prune.custom_from_mask(module, parameter, own.to(getattr(module, parameter).device))
+
     def to_json(self) -> dict[str, Any]:
         weights, rest = (
             {entry.name: [str(entry.dtype).removeprefix("torch."), *entry.shape] for entry in entries}
@@ -282,17 +301,22 @@ def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
 
 def plain_copy(model: nn.Module) -> nn.Module:
     """A copy with pruning masks made permanent: torch.nn.utils.prune's own attributes can't be copied as they are."""
-    for module in model.modules():
-        for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, prune.BasePruningMethod):
-                tensor = getattr(module, hook._tensor_name)
-                setattr(module, hook._tensor_name, tensor.detach())  # the hook computes it anew at the next forward
+    for module, name in _pruned(model):
+        setattr(module, name, getattr(module, name).detach())  # the hook computes it anew at the next forward
     model = copy.deepcopy(model)
-    for module in model.modules():
-        for hook in list(module._forward_pre_hooks.values()):
-            if isinstance(hook, prune.BasePruningMethod):
-                prune.remove(module, hook._tensor_name)
+    for module, name in _pruned(model):
+        prune.remove(module, name)
     return model
+
+
+def _pruned(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The modules that torch.nn.utils.prune acts on, and which of their tensors."""
+    return [
+        (module, hook._tensor_name)
+        for module in model.modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, prune.BasePruningMethod)
+    ]
 
 
 def _weights(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[str]:

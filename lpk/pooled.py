@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lpk import files, ops
 from lpk.flat import Flat, Layout, StateDict
@@ -80,6 +80,10 @@ class Pooled:
     def density(self) -> float:
         """Weights remaining / prunable weights."""
         return self.keep / self.layout.n
+
+    def to_prune(self, model: nn.Module) -> None:
+        """Writes the network into a model, which torch.nn.utils.prune then keeps pruned; see Layout.to_prune."""
+        self.layout.to_prune(model, self.flat, self.mask)
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file: the state dict, the packed mask as `lpk.mask`, and the rest in its header."""

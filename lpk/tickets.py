@@ -6,6 +6,7 @@ state dict under its own names and the packed mask as `lpk.mask`. Nothing is unp
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,13 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lpk import files
+from lpk import files, importers
 from lpk.flat import Flat, Layout, StateDict
 
 MANIFEST = "tickets.json"
 MASK = "lpk.mask"
-PREFIXES = ("module.", "_orig_mod.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +62,10 @@ class Ticket:
     def masks(self) -> StateDict:
         """One bool tensor for each prunable entry."""
         return self.layout.masks(self.mask)
+
+    def to_prune(self, model: nn.Module) -> None:
+        """Writes the ticket into a model, which torch.nn.utils.prune then keeps pruned; see Layout.to_prune."""
+        self.layout.to_prune(model, self.flat, self.mask)
 
     def __repr__(self) -> str:
         return f"Ticket(round={self.round}, density={self.density:.4f}, keep={self.keep})"
@@ -132,43 +136,51 @@ class Tickets(Sequence[Ticket]):
 
     @classmethod
     def from_state_dicts(
-        cls, state_dicts: Sequence[Mapping[str, Tensor]], masks: Sequence[Mapping[str, Tensor] | None] | None = None
+        cls,
+        state_dicts: Sequence[Mapping[str, Tensor] | nn.Module],
+        masks: Sequence[Mapping[str, Tensor] | None] | None = None,
+        *,
+        model: nn.Module | None = None,
     ) -> Tickets:
-        """Tickets from plain state dicts, dense to sparse.
+        """Tickets from state dicts or modules, dense to sparse.
 
         Args:
             state_dicts: one for each round; the prefixes `module.` and `_orig_mod.` are dropped.
-            masks: for each, {name: bool tensor} of the prunable entries (None or a missing name: nothing pruned).
-            Without
-                it: the pairs weight_orig/weight_mask of torch.nn.utils.prune, else the zeros; prunable are then the
+            masks: for each, {name: bool tensor} of the prunable entries (a missing name: nothing pruned). Without them:
+                the pairs weight_orig/weight_mask of torch.nn.utils.prune, else the zeros; prunable are then the
                 floating-point tensors of two or more dimensions that have a zero in some ticket.
+            model: the network that they belong to, if they are to have its names: a prefix `model.` and a layer
+                `normalize` that it does not have are then dropped.
 
-        Raises ValueError naming the ticket and the entry that does not match the others.
+        Raises ValueError naming the ticket and the entry that does not match the others or the model.
         """
-        if masks is not None and len(masks) != len(state_dicts):
-            raise ValueError(f"{len(state_dicts)} state dicts but {len(masks)} masks; one for each is needed")
-        plain, found = [], []
-        for i, state in enumerate(state_dicts):
-            state, own = _split_pruned({_plain_name(name): tensor for name, tensor in state.items()})
-            given = {_plain_name(name): mask for name, mask in ((masks[i] or {}) if masks else own).items()}
-            _check_masks(i, state, given)
-            plain.append(state)
-            found.append(given)
-        if not plain:
-            raise ValueError("no state dicts: at least one is needed")
-        prunable = {name for given in found for name in given}
-        if not prunable:
-            prunable, found = _masks_from_zeros(plain)
-        layout = Layout.of(plain[0], [name for name in plain[0] if name in prunable])
-        return cls(_ticket(i, layout, state, given) for i, (state, given) in enumerate(zip(plain, found, strict=True)))
+        names = [f"ticket {i}" for i in range(len(state_dicts))]
+        return cls(_tickets(names, state_dicts, masks, model))
 
     @classmethod
-    def from_checkpoints(cls, paths: Sequence[str | Path]) -> Tickets:
-        """Tickets from files, dense to sparse: safetensors, or PyTorch files read with weights_only=True.
+    def from_checkpoints(cls, paths: str | Path | Sequence[str | Path], *, model: nn.Module | None = None) -> Tickets:
+        """Tickets from files that others wrote; nothing is unpickled.
 
-        A PyTorch file holds a state dict, or one under the key `state_dict` or `model`.
+        Args:
+            paths: safetensors or PyTorch files, dense to sparse; a folder of them in natural order; a run of the
+                paper's public code; or one of OpenLTH. A PyTorch file holds a state dict, or one under the key
+                `state_dict`, `model_state_dict` or `model`. Masks: OpenLTH's mask.pth, else as in from_state_dicts.
+            model: as in from_state_dicts.
+
+        Raises FileNotFoundError, lpk.files.FileDamaged, or ValueError where the networks do not fit one another or have
+        weights that an earlier one has pruned; each names the file.
         """
-        return cls.from_state_dicts([_read_checkpoint(Path(path)) for path in paths])
+        found = [c for path in ([paths] if isinstance(paths, str | Path) else paths) for c in importers.find(path)]
+        names = [str(checkpoint.path) for checkpoint in found]
+        masks = [None if c.masks is None else importers.load(c.masks) for c in found]
+        tickets = _tickets(names, [importers.load(c.path) for c in found], masks, model)
+        for (a, earlier), (b, later) in itertools.pairwise(zip(names, tickets, strict=True)):
+            if back := int((later.mask & ~earlier.mask).count_nonzero()):
+                raise ValueError(
+                    f"{b} has {back} weights that {a} has pruned; tickets come dense to sparse, each pruned from the "
+                    "one before"
+                )
+        return cls(tickets)
 
 
 class TicketStore:
@@ -233,55 +245,61 @@ class TicketStore:
         return ticket
 
 
-# --- reading what others wrote ----------------------------------------------------------------------------------------
+# --- other people's networks ------------------------------------------------------------------------------------------
 
 
-def _plain_name(name: str) -> str:
-    while prefix := next((p for p in PREFIXES if name.startswith(p)), None):
-        name = name.removeprefix(prefix)
-    return name
+def _tickets(
+    names: Sequence[str],
+    state_dicts: Sequence[Mapping[str, Tensor] | nn.Module],
+    masks: Sequence[Mapping[str, Tensor] | None] | None,
+    model: nn.Module | None,
+) -> list[Ticket]:
+    """One ticket for each state dict; errors call them by `names`."""
+    if not state_dicts:
+        raise ValueError("no state dicts: at least one is needed")
+    if masks is not None and len(masks) != len(state_dicts):
+        raise ValueError(f"{len(state_dicts)} state dicts but {len(masks)} masks; one for each is needed")
+    networks = []
+    for name, state, given in zip(names, state_dicts, masks or [None] * len(names), strict=True):
+        networks.append(importers.network(state.state_dict() if isinstance(state, nn.Module) else state, given))
+        if MASK in networks[-1].state:
+            raise ValueError(f"{name} is lpk's own: lpk.Tickets.load reads its directory, lpk.Pooled.load a pooled one")
+        _check_masks(name, *networks[-1])
+    own = None if model is None else importers.network(model.state_dict()).state
+    if own is not None:
+        networks = [importers.named_as(list(own), network) for network in networks]
+    states, found = [network.state for network in networks], [network.masks for network in networks]
+    if not any(found):
+        found = importers.masks_from_zeros(states)
+    prunable = {name for given in found for name in given}
+    if not prunable:
+        raise ValueError(
+            f"no ticket has a zero weight or a mask ({names[0]} to {names[-1]}): from_state_dicts takes `masks`, "
+            "{name: bool tensor} for each"
+        )
+    layout = Layout.of(states[0], [name for name in states[0] if name in prunable])
+    if own is not None and (problem := layout.difference(own)):
+        raise ValueError(f"the model is another network than {names[0]}: in the model {problem}")
+    return [_ticket(i, names, layout, *network) for i, network in enumerate(zip(states, found, strict=True))]
 
 
-def _split_pruned(state: StateDict) -> tuple[StateDict, StateDict]:
-    """A state dict with weight_orig/weight_mask pairs as (plain weights, masks)."""
-    masks = {n.removesuffix("_mask"): t for n, t in state.items() if n.endswith("_mask") and f"{n[:-5]}_orig" in state}
-    plain = {}
-    for name, tensor in state.items():
-        if name.endswith("_orig") and name.removesuffix("_orig") in masks:
-            name = name.removesuffix("_orig")
-        elif name.endswith("_mask") and name.removesuffix("_mask") in masks:
-            continue
-        plain[name] = tensor
-    return plain, masks
-
-
-def _check_masks(i: int, state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+def _check_masks(ticket: str, state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
     for name, mask in masks.items():
         if name not in state:
-            raise ValueError(f"ticket {i}: the mask of {name!r} belongs to no entry of the state dict")
+            raise ValueError(f"{ticket}: the mask of {name!r} belongs to no entry of the state dict")
         if mask.shape != state[name].shape:
             raise ValueError(
-                f"ticket {i}: the mask of {name!r} has shape {tuple(mask.shape)}, not {tuple(state[name].shape)}"
+                f"{ticket}: the mask of {name!r} has shape {tuple(mask.shape)}, not {tuple(state[name].shape)}"
             )
         if mask.dtype != torch.bool and not torch.all((mask == 0) | (mask == 1)):
-            raise ValueError(f"ticket {i}: the mask of {name!r} holds other values than 0 and 1")
+            raise ValueError(f"{ticket}: the mask of {name!r} holds other values than 0 and 1")
 
 
-def _masks_from_zeros(states: Sequence[StateDict]) -> tuple[set[str], list[StateDict]]:
-    prunable = {
-        name
-        for state in states
-        for name, tensor in state.items()
-        if tensor.is_floating_point() and tensor.dim() >= 2 and bool((tensor == 0).any())
-    }
-    if not prunable:
-        raise ValueError("no ticket has a zero weight or a mask: pass `masks`, {name: bool tensor} for each ticket")
-    return prunable, [{name: state[name] != 0 for name in prunable if name in state} for state in states]
-
-
-def _ticket(i: int, layout: Layout, state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Ticket:
+def _ticket(
+    i: int, names: Sequence[str], layout: Layout, state: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+) -> Ticket:
     if problem := layout.difference(state):
-        raise ValueError(f"ticket {i} does not match ticket 0: {problem}")
+        raise ValueError(f"{names[i]} does not match {names[0]}: {problem}")
     mask = torch.ones(layout.n, dtype=torch.bool)
     for entry in layout.weights:
         if entry.name in masks:
@@ -289,26 +307,4 @@ def _ticket(i: int, layout: Layout, state: Mapping[str, Tensor], masks: Mapping[
     try:
         return Ticket.of(i, layout, state, mask)
     except ValueError as error:
-        raise ValueError(f"ticket {i}: {error}") from error
-
-
-def _read_checkpoint(path: Path) -> Mapping[str, Tensor]:
-    if path.suffix == ".safetensors":
-        import safetensors.torch
-
-        try:
-            return safetensors.torch.load_file(path)
-        except safetensors.SafetensorError as error:
-            raise files.FileDamaged(f"{path} is damaged or not a safetensors file: {error}") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise files.FileDamaged(f"{path} cannot be read as a PyTorch file of tensors: {error}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
-        raise files.FileDamaged(f"{path} holds no state dict")
-    return content
+        raise ValueError(f"{names[i]}: {error}") from error
