@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +17,9 @@ from lpk.data import DataNotFound
 from lpk.evaluate import CRITERIA
 from lpk.experiments import demo as one_run
 from lpk.experiments.forecast import forecast
-from lpk.run import Run
+from lpk.run import Run, check_empty
 from lpk.search import METHODS, PRUNE, SEARCHES
+from lpk.tickets import Tickets
 
 app = typer.Typer(
     help="Lottery Pools: the tickets of iterative magnitude pruning, interpolated into stronger ones.",
@@ -107,9 +109,41 @@ def imp(
     _use(threads)
     with Run.create(run, presets.load(preset), seed=seed, root=data, device=device) as created:
         tickets = created.imp(progress=not quiet)
-    console.print(
-        f"{len(tickets)} tickets, densities {tickets[0].density:.1%} to {tickets[-1].density:.1%}, in {run}/tickets"
-    )
+    _say_tickets(tickets, run)
+
+
+@app.command(name="import")
+def import_(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="SOURCE...", help="Checkpoints, dense to sparse; a folder of them; or an OpenLTH run."),
+    ],
+    run: RunPath,
+    preset: Annotated[
+        str | None, typer.Option(help="Names the data set and the network, for `lpk pool` and `lpk eval`.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The network, where it is not the preset's: torchvision/NAME, timm/NAME, …")
+    ] = None,
+    data: DataPath = None,
+    seed: OwnSeed = 0,
+    device: Device = None,
+) -> None:
+    """Makes tickets of networks that others pruned; docs/import.md says which files are read."""
+    if preset is None:
+        if model is not None:
+            raise ValueError("--model needs --preset, which names the data set")
+        tickets = Tickets.from_checkpoints(sources)
+        with files.locked(run):
+            check_empty(run)
+            tickets.save(run / "tickets")
+    else:
+        settings = presets.load(preset)
+        if model is not None:
+            settings = replace(settings, model=presets.ModelPreset(model, {}))
+        with Run.create(run, settings, seed=seed, root=data, device=device, imported=sources) as created:
+            tickets = created.tickets()
+    _say_tickets(tickets, run)
 
 
 @app.command()
@@ -195,6 +229,12 @@ def run_experiment(
         findings = experiments.carry_out(each, study)
         console.print(f"[bold]{each}[/bold]: {findings.summary}", highlight=False, soft_wrap=True)
         console.print(f"wrote {out / each / 'results.json'}, {each}.csv and {out / 'report.html'}", soft_wrap=True)
+
+
+def _say_tickets(tickets: Tickets, run: Path) -> None:
+    console.print(
+        f"{len(tickets)} tickets, densities {tickets[0].density:.1%} to {tickets[-1].density:.1%}, in {run}/tickets"
+    )
 
 
 def _show(run: Run, results: dict[str, Any]) -> None:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import datetime
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from lpk.imp import imp
 from lpk.pooled import Pooled, versions
 from lpk.presets import Preset
 from lpk.splits import Split
+from lpk.tickets import MANIFEST as TICKETS
 from lpk.tickets import Tickets
 from lpk.train import Trainer, stream
 
@@ -48,9 +49,18 @@ class Run:
     @classmethod
     @contextmanager
     def create(
-        cls, path: Path, preset: Preset, *, seed: int, root: Path | None = None, device: str | None = None
+        cls,
+        path: Path,
+        preset: Preset,
+        *,
+        seed: int,
+        root: Path | None = None,
+        device: str | None = None,
+        imported: Sequence[Path] = (),
     ) -> Iterator[Run]:
         """Opens a run directory, new or begun before with the same preset, seed and data, and locks it.
+
+        imported: other people's checkpoints (see Tickets.from_checkpoints) that become the tickets of a new run.
 
         Raises ValueError where it holds another run, RuntimeError where another process uses it.
         """
@@ -73,15 +83,23 @@ class Run:
                 "device": str(_device(device)),
                 "versions": versions(),
             }
+            run = cls(path, preset, seed, loaded, _device(device), manifest)
+            tickets = None
+            if imported:
+                manifest["imported"] = [str(source.resolve()) for source in imported]
+                check_empty(path)
+                tickets = Tickets.from_checkpoints(imported, model=run.model())
             if (path / MANIFEST).exists():
                 stored = _read_manifest(path)
                 for key in ("preset", "seed", "samples"):
                     if stored[key] != manifest[key]:
                         raise ValueError(f"{path} holds a run with another {key}; {_difference(stored, manifest, key)}")
-                manifest = stored
+                run = replace(run, manifest=stored)
             else:
                 files.write_json(path / MANIFEST, manifest)
-            yield cls(path, preset, seed, loaded, _device(device), manifest)
+            if tickets is not None:
+                tickets.save(path / "tickets")
+            yield run
 
     @classmethod
     @contextmanager
@@ -90,7 +108,9 @@ class Run:
     ) -> Iterator[Run]:
         """Opens and locks a run directory that exists. `seed`, where given, must be the run's."""
         if not (path / MANIFEST).exists():
-            raise FileNotFoundError(f"{path} is not a run directory: it has no {MANIFEST}; `lpk imp` makes one")
+            raise FileNotFoundError(
+                f"{path} is not a run directory: it has no {MANIFEST}; `lpk imp` makes one, or `lpk import --preset`"
+            )
         with files.locked(path):
             manifest = _read_manifest(path)
             if seed is not None and seed != manifest["seed"]:
@@ -142,6 +162,12 @@ class Run:
             directory.name: [Pooled.load(path) for path in sorted(directory.glob("round-*.safetensors"))]
             for directory in sorted((self.path / "pooled").glob("*"))
         }
+
+
+def check_empty(path: Path) -> None:
+    """Raises ValueError where the run directory has tickets, which others must not replace."""
+    if (path / "tickets" / TICKETS).exists():
+        raise ValueError(f"{path} holds tickets already; use another directory")
 
 
 def _device(name: str | None) -> torch.device:

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from lpk import presets
+from lpk import models, presets
 from lpk.tickets import Tickets
 from tests.test_tickets import same
 
@@ -142,6 +143,44 @@ def test_second_process_is_refused(preset, tmp_path):
         process.communicate()
 
 
+def test_imported_tickets_are_pooled_and_evaluated(run, preset, tmp_path):
+    """The run's tickets as the paper's code would have saved them, imported under a preset and without one."""
+    theirs, imported = tmp_path / "theirs", tmp_path / "imported"
+    theirs.mkdir()
+    model = models.build("small-resnet", classes=10, shape=(1, 8, 8), widths=(8, 16))
+    for ticket in Tickets.load(run):
+        if ticket.round == 0:
+            model.load_state_dict(ticket.state_dict())
+        else:
+            ticket.to_prune(model)
+        state = model.state_dict() | {"normalize.mean": torch.zeros(1), "normalize.std": torch.ones(1)}
+        torch.save({"state_dict": state, "epoch": 3}, theirs / f"{ticket.round}model_SA_best.pth.tar")
+
+    assert "4 tickets, densities 100.0% to" in lpk("import", theirs, imported, "--preset", preset, "--seed", 4)
+    assert same(Tickets.load(imported), Tickets.load(run))
+    lpk("pool", imported, "--threads", 1, "--quiet")
+    lpk("eval", imported, "--threads", 1, "--quiet")
+    ours, made = (json.loads((p / "results.json").read_text()) for p in (imported, run))
+    for a, b in zip(ours["rows"], made["rows"], strict=True):
+        assert a["ticket"] == b["ticket"]
+        assert a["pools"]["interpolation"]["accuracy"] == b["pools"]["interpolation"]["accuracy"]
+    assert ours["manifest"]["imported"] == [str(theirs)]
+
+    lpk("import", *sorted(theirs.iterdir()), tmp_path / "plain")
+    assert len(Tickets.load(tmp_path / "plain")) == 4
+    for arguments, message in (
+        ((theirs, tmp_path / "plain"), "holds tickets already"),
+        ((theirs, tmp_path / "x", "--model", "mlp"), "--model needs --preset"),
+        ((theirs, tmp_path / "x", "--preset", preset, "--model", "mlp"), "the model is another network than"),
+        ((tmp_path / "nothing", tmp_path / "x"), "nothing does not exist"),
+    ):
+        err = lpk("import", *arguments, fails=True)
+        assert message in err and len(err.strip().splitlines()) == 1, err
+    assert not (tmp_path / "x" / "manifest.json").exists(), "a failed import left a run behind"
+    assert "use another directory" in lpk("imp", imported, "--preset", preset, "--seed", 4, fails=True)
+    assert same(Tickets.load(imported), Tickets.load(run))
+
+
 def test_errors_are_one_line_and_lose_nothing(run, preset, tmp_path):
     before = Tickets.load(run)
     for arguments, message in (
@@ -161,7 +200,7 @@ def test_errors_are_one_line_and_lose_nothing(run, preset, tmp_path):
 def test_help_and_version():
     assert "cpu" in lpk("--version")
     text = lpk("--help")
-    for command in ("demo", "imp", "pool", "eval", "report"):
+    for command in ("demo", "imp", "import", "pool", "eval", "report"):
         assert command in text and "RUN" in lpk(command, "--help").upper()
 
 
