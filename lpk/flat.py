@@ -69,16 +69,7 @@ class Layout:
         """
         if missing := [name for name in prunable if name not in state]:
             raise ValueError(f"{missing[0]!r} is to be pruned, but the model has no such entry")
-        aliases: dict[str, str] = {}
-        first: dict[tuple[object, ...], str] = {}
-        for name, tensor in state.items():
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"state dict entry {name!r} is a {type(tensor).__name__}, not a tensor")
-            key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-            if tensor.numel() > 0 and key in first:
-                aliases[name] = first[key]
-            else:
-                first[key] = name
+        aliases = tied(state)
         chosen = {aliases.get(name, name) for name in prunable}
         weights: list[Entry] = []
         rest: list[Entry] = []
@@ -270,6 +261,24 @@ def batchnorms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
     for path, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
             yield path, module
+
+
+def tied(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """The entries of a state dict that share the tensor of an earlier one, each with the first of that tensor's names.
+
+    Raises TypeError for an entry that is not a tensor.
+    """
+    aliases: dict[str, str] = {}
+    first: dict[tuple[object, ...], str] = {}
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"state dict entry {name!r} is a {type(tensor).__name__}, not a tensor")
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() > 0 and key in first:
+            aliases[name] = first[key]
+        else:
+            first[key] = name
+    return aliases
 
 
 def convolutions(model: nn.Module) -> list[str]:

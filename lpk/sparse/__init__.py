@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from lpk.flat import plain_copy
 from lpk.pooled import Pooled
+from lpk.sparse.compact import load_sparse, save_sparse
 from lpk.sparse.network import Network
 from lpk.sparse.plan import NotSupported, Shape
 from lpk.tickets import Ticket
 
-__all__ = ["NotSupported", "Sparse", "sparsify"]
+__all__ = ["NotSupported", "Sparse", "load_sparse", "save_sparse", "sparsify"]
 
 FALLBACKS = ("error", "torch")
 

@@ -1,0 +1,186 @@
+"""A sparse network as what remains of it, in memory and in a file: docs/export.md describes the bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lpk import files
+from lpk.flat import StateDict, tied
+from lpk.ops import DTYPES
+
+KIND = "sparse network"
+FORMAT = 1
+PRUNABLE = (torch.float64, *DTYPES)
+ENCODINGS = ("bits", "gaps")
+SKIP = 255  # the gap byte after which no weight stands
+
+
+@dataclass(frozen=True, eq=False)
+class Remaining:
+    """The weights of one tensor that remain.
+
+    Attributes:
+        shape: the tensor's.
+        values: [keep], of the tensor's dtype, in the order of the index.
+        encoding: of `where`, whichever is smaller. "bits": one for each weight, the lowest of a byte first. "gaps": for
+            each that remains, how many before it do not; SKIP for every 255 of them.
+        where: uint8 [bytes].
+    """
+
+    shape: torch.Size
+    values: Tensor
+    encoding: str
+    where: Tensor
+
+    @classmethod
+    def of(cls, tensor: Tensor, mask: Tensor) -> Remaining:
+        """The entries of a tensor where the bool mask of its shape is True."""
+        flat = mask.detach().cpu().reshape(-1)
+        indices = flat.nonzero().view(-1)
+        values = tensor.detach().cpu().reshape(-1)[indices]
+        gaps = _encode_gaps(indices.numpy())
+        if len(gaps) < -(-len(flat) // 8):
+            return cls(tensor.shape, values, "gaps", torch.from_numpy(gaps))
+        bits = np.packbits(flat.numpy(), bitorder="little")
+        return cls(tensor.shape, values, "bits", torch.from_numpy(bits))
+
+    @property
+    def n(self) -> int:
+        return math.prod(self.shape)
+
+    def mask(self) -> Tensor:
+        """bool, of the tensor's shape. Raises ValueError where `where` contradicts the shape or the values."""
+        n, keep, where = self.n, len(self.values), self.where.numpy()
+        if self.encoding == "bits":
+            bits = np.unpackbits(where, bitorder="little")
+            fits = len(where) == -(-n // 8) and np.count_nonzero(bits) == np.count_nonzero(bits[:n]) == keep
+        else:
+            indices = _decode_gaps(where)
+            fits = len(indices) == keep and (keep == 0 or int(indices[-1]) < n)
+            bits = np.zeros(n if fits else 0, dtype=np.uint8)
+            if fits:
+                bits[indices] = 1
+        if not fits:
+            raise ValueError(f"its {self.encoding} do not say where {keep} values of {list(self.shape)} stand")
+        return torch.from_numpy(bits[:n]).view(torch.bool).view(self.shape)
+
+    def dense(self) -> Tensor:
+        """The tensor; what was pruned is +0."""
+        return torch.zeros(self.shape, dtype=self.values.dtype).masked_scatter_(self.mask(), self.values)
+
+
+def save_sparse(path: str | Path, state_dict: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    """Writes a sparse network as one safetensors file, in size about its density times that of the dense one.
+
+    Args:
+        state_dict: tensors that safetensors stores; tied ones are written once.
+        masks: for each pruned entry (float64, float32, float16 or bfloat16) a bool tensor of its shape: what remains.
+            Every bit of the values there is kept; those outside must be zero and come back as +0.
+
+    Raises ValueError or TypeError naming the entry that is not so, OSError where the file can't be written.
+    """
+    aliases = tied(state_dict)
+    chosen: StateDict = {}
+    for name, mask in masks.items():
+        _check_mask(name, state_dict, mask)
+        own = aliases.get(name, name)
+        if not torch.equal(chosen.setdefault(own, mask), mask):
+            raise ValueError(f"{name!r} and {own!r} are tied, but their masks differ")
+    sparse = {name: Remaining.of(state_dict[name], mask) for name, mask in chosen.items()}
+    tensors = {name: tensor for name, tensor in state_dict.items() if name not in aliases and name not in sparse}
+    for name, remaining in sparse.items():
+        parts = {f"{name}/values": remaining.values, f"{name}/{remaining.encoding}": remaining.where}
+        if taken := [part for part in parts if part in state_dict]:
+            raise ValueError(f"the state dict has an entry {taken[0]!r}, which is the name of a part of {name!r}")
+        tensors |= parts
+    header = {
+        "kind": KIND,
+        "format": FORMAT,
+        "order": list(state_dict),
+        "aliases": aliases,
+        "sparse": {name: list(remaining.shape) for name, remaining in sparse.items()},
+        **_count(sparse),
+    }
+    files.save_tensors(Path(path), tensors, header)
+
+
+def load_sparse(path: str | Path) -> tuple[StateDict, StateDict]:
+    """Reads what `save_sparse` wrote: the state dict, in its order, and the masks; tied entries share their memory.
+
+    Raises FileNotFoundError, or lpk.files.FileDamaged where it is damaged or another kind of file.
+    """
+    path = Path(path)
+    tensors, header = files.load_tensors(path)
+    if header.get("kind") != KIND:
+        raise files.FileDamaged(f"{path} is no sparse network: `lpk export` and lpk.sparse.save_sparse write one")
+    if header.get("format") != FORMAT:
+        raise files.FileDamaged(f"{path} has format {header.get('format')!r}; this version of lpk reads {FORMAT}")
+    try:
+        return _decode(tensors, header)
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, MemoryError) as error:
+        raise files.FileDamaged(f"{path} is damaged: {error}") from error
+
+
+def _decode(tensors: StateDict, header: Mapping[str, Any]) -> tuple[StateDict, StateDict]:
+    sparse = {name: _remaining(name, shape, tensors) for name, shape in header["sparse"].items()}
+    if any(header[key] != value for key, value in _count(sparse).items()):
+        raise ValueError("the number of weights is not what its header says")
+    state = tensors | {name: remaining.dense() for name, remaining in sparse.items()}
+    state |= {name: state[original] for name, original in header["aliases"].items()}
+    order = header["order"]
+    if sorted(order) != sorted([*tensors, *sparse, *header["aliases"]]):
+        raise ValueError("its entries are not those that its header lists")
+    return {name: state[name] for name in order}, {name: remaining.mask() for name, remaining in sparse.items()}
+
+
+def _remaining(name: str, shape: list[int], tensors: StateDict) -> Remaining:
+    """Takes the parts of an entry out of `tensors`."""
+    if any(not isinstance(size, int) or size < 0 for size in shape):
+        raise ValueError(f"{name!r} has the shape {shape}")
+    encodings = [encoding for encoding in ENCODINGS if f"{name}/{encoding}" in tensors]
+    if len(encodings) != 1:
+        raise ValueError(f"{name!r} has {' and '.join(encodings) or 'neither bits nor gaps'}")
+    values, where = tensors.pop(f"{name}/values"), tensors.pop(f"{name}/{encodings[0]}")
+    types = values.dtype in PRUNABLE and where.dtype == torch.uint8
+    if not types or values.dim() != 1 or where.dim() != 1:
+        raise ValueError(f"the parts of {name!r} have other types or shapes than they must")
+    return Remaining(torch.Size(shape), values, encodings[0], where)
+
+
+def _encode_gaps(indices: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    skips, rest = np.divmod(np.diff(indices, prepend=-1) - 1, SKIP)
+    gaps = np.full(len(indices) + int(skips.sum()), SKIP, dtype=np.uint8)
+    gaps[np.cumsum(skips + 1) - 1] = rest
+    return gaps
+
+
+def _decode_gaps(gaps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    stands = gaps != SKIP
+    return (np.cumsum(gaps, dtype=np.int64) + np.cumsum(stands))[stands] - 1
+
+
+def _count(sparse: Mapping[str, Remaining]) -> dict[str, float]:
+    keep, weights = sum(len(r.values) for r in sparse.values()), sum(r.n for r in sparse.values())
+    return {"keep": keep, "weights": weights, "density": keep / weights if weights else 0.0}
+
+
+def _check_mask(name: str, state: Mapping[str, Tensor], mask: Tensor) -> None:
+    if name not in state:
+        raise ValueError(f"the mask of {name!r} belongs to no entry of the state dict")
+    tensor = state[name]
+    if tensor.dtype not in PRUNABLE:
+        raise TypeError(f"{name!r} is {tensor.dtype}; float64, float32, float16 and bfloat16 can be pruned")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"the mask of {name!r} is {mask.dtype}; bool is needed")
+    if mask.shape != tensor.shape:
+        raise ValueError(f"the mask of {name!r} has shape {list(mask.shape)}, not {list(tensor.shape)}")
+    if bool(((tensor != 0) & ~mask.to(tensor.device)).any()):
+        raise ValueError(f"{name!r} has a weight outside its mask that is not zero")
