@@ -1,6 +1,7 @@
 """Whole networks on the engine compute what PyTorch computes."""
 
 import copy
+import gc
 
 import hypothesis
 import hypothesis.strategies as st
@@ -249,6 +250,102 @@ def test_the_model_is_copied(network):
     assert torch.equal(made(torch.ones(1, 1, 6, 6)), before)
 
 
+def test_saved_and_read_again(tickets, network, validation, tmp_path):
+    images, _ = validation
+    ticket = tickets[3]
+    mask = ticket.mask.clone()
+    mask[0] = True  # with a weight that remains although it is zero
+    ticket = type(ticket)(3, ticket.layout, ticket.flat, mask)
+    made = lpk.sparsify(network, ticket)
+    made.save(tmp_path / "before")
+    expected = made(images)
+    made.save(str(tmp_path / "after"))
+    assert torch.equal(made(images), expected)
+    for path in (tmp_path / "before", str(tmp_path / "after")):
+        state, masks = sparse.load_sparse(path)
+        assert list(state) == list(ticket.state_dict()) and list(masks) == list(ticket.masks())
+        assert all(torch.equal(state[name], tensor) for name, tensor in ticket.state_dict().items())
+        assert all(torch.equal(masks[name], tensor) for name, tensor in ticket.masks().items())
+        assert torch.equal(lpk.sparsify(make_network(1), path)(images), expected)
+
+
+def test_a_model_of_its_own_is_saved_with_the_zeros_it_has(tmp_path):
+    network = pruned(make_network(), 0.3)
+    sparse.sparsify(network).save(tmp_path / "net")
+    state, masks = sparse.load_sparse(tmp_path / "net")
+    assert all(torch.equal(state[name], tensor) for name, tensor in network.state_dict().items())
+    assert sum(int(mask.sum()) for mask in masks.values()) == sum(
+        int(network[i].weight.count_nonzero()) for i in (0, 3)
+    )
+
+
+def memory():
+    """Of all tensors that are there, in bytes."""
+    gc.collect()
+    tensors = [x for x in gc.get_objects() if type(x) in (torch.Tensor, nn.Parameter)]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+@pytest.mark.parametrize("density", [0.1, 0.02])
+def test_memory_is_in_proportion_to_what_remains(density):
+    network = pruned(
+        nn.Sequential(nn.Linear(1000, 1000), nn.ReLU(), nn.Linear(1000, 1000), nn.Linear(1000, 2)), density
+    )
+    inputs, dense = torch.randn(16, 1000), 4 * 2_000_000
+    before = memory()
+    made = sparse.sparsify(network)
+    outputs = [made(inputs), made(inputs[:3])]
+    assert memory() - before < 4 * density * dense + 500_000  # values, where they are, both packed; activations
+    with torch.no_grad():
+        torch.testing.assert_close(outputs[1], network(inputs[:3]), rtol=1e-4, atol=1e-5)
+
+
+def test_shapes_and_batches_that_come_later():
+    network = pruned(models.build("small-resnet", classes=10, shape=(3, 16, 16)), 0.3)
+    made = sparse.sparsify(network)
+    for shape in ((4, 3, 16, 16), (2, 3, 16, 16), (4, 3, 20, 12), (4, 3, 16, 16), (30, 3, 20, 12)):
+        inputs = torch.randn(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(made(inputs), network(inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_in_inference_mode(network):
+    inputs = torch.randn(4, 1, 6, 6)
+    with torch.inference_mode():
+        made = sparse.sparsify(pruned(network, 0.3))
+        expected = network(inputs)
+        torch.testing.assert_close(made(inputs), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(made(inputs[:2]), expected[:2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(made(inputs[:3]), expected[:3].clone(), rtol=1e-4, atol=1e-5)
+
+
+class Shared(nn.Module):
+    """Its weights are read by the engine and by PyTorch, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.reflecting = nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")
+        self.tied = nn.Conv2d(3, 3, 3, padding=1, padding_mode="circular")
+        self.tied.weight = self.conv.weight
+        self.linear = nn.Linear(5, 5)
+
+    def forward(self, x):
+        x = F.conv2d(self.conv(x), self.reflecting.weight, padding=1)
+        return F.linear(self.linear(self.tied(self.reflecting(x))), self.linear.weight)
+
+
+def test_weights_that_pytorch_reads_stay():
+    network = Shared().eval()
+    for parameter in network.parameters():
+        parameter.data *= torch.rand_like(parameter) < 0.5
+    made = sparse.sparsify(network)
+    for batch in (2, 2, 5, 2):
+        inputs = torch.randn(batch, 3, 6, 5)
+        with torch.no_grad():
+            torch.testing.assert_close(made(inputs), network(inputs), rtol=1e-4, atol=1e-5)
+
+
 class Dynamic(nn.Module):
     def __init__(self):
         super().__init__()
@@ -264,6 +361,10 @@ def test_what_can_not_be_traced_is_an_error_or_runs_in_torch():
         lpk.sparsify(network)(inputs)
     with torch.no_grad():
         assert torch.equal(lpk.sparsify(network, fallback="torch")(inputs), network(inputs))
+        network = pruned(network, 0.3)
+        made = lpk.sparsify(network, fallback="torch")
+        for part in (inputs, inputs, inputs[:2], inputs):
+            assert torch.equal(made(part), network(part))
 
 
 def test_bad_input_is_named(network):
@@ -274,6 +375,8 @@ def test_bad_input_is_named(network):
         made(torch.ones(1, 1, 6, 6, dtype=torch.float64))
     with pytest.raises(TypeError, match=r"0\.weight is torch\.float16"):
         lpk.sparsify(network.half())
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        lpk.sparsify(make_network(), "nowhere")
     with pytest.raises(ValueError, match="fallback is 'none'"):
         lpk.sparsify(make_network(), fallback="none")
     with pytest.raises(ValueError, match="can't be traced"):

@@ -84,9 +84,10 @@ class Relayout(Step):
 
 @dataclass(eq=False)
 class Foreign(Step):
-    """An operation that the engine doesn't know: PyTorch runs it on ordinary tensors."""
+    """An operation that the engine doesn't know: PyTorch runs it on ordinary tensors. `reads`: those of the model."""
 
     run: Callable[..., Tensor] = field(kw_only=True)
+    reads: tuple[Tensor, ...] = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,16 @@ class Plan:
     input: Value
     output: Value
     steps: list[Step]
+
+    @property
+    def packed(self) -> list[Tensor]:
+        """The weights that the engine packs."""
+        return [step.layer.weight for step in self.steps if isinstance(step, Convolve)]
+
+    @property
+    def foreign(self) -> list[Tensor]:
+        """The model's tensors that PyTorch reads."""
+        return [tensor for step in self.steps if isinstance(step, Foreign) for tensor in step.reads]
 
 
 def trace(model: nn.Module, shape: Shape) -> Plan:
@@ -244,7 +255,9 @@ class _Planner:
             assert isinstance(result, Tensor)
             return result
 
-        self._append(node, Foreign([self.values[n] for n in readers], Value(shape), run=run))
+        module = self.modules[str(node.target)] if node.op == "call_module" else None
+        reads = *(get(graph) for get in attributes.values()), *(() if module is None else module.parameters())
+        self._append(node, Foreign([self.values[n] for n in readers], Value(shape), run=run, reads=reads))
 
 
 def _is_convolution(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
