@@ -8,7 +8,7 @@ try:
 except PackageNotFoundError:  # built in place, not installed
     __version__ = "0.1.0+inplace"
 
-from lpk import ops
+from lpk import export, ops
 from lpk.imp import imp
 from lpk.pooled import Pooled, Step
 from lpk.search import COEFFICIENTS, pool
@@ -25,6 +25,7 @@ __all__ = [
     "Tickets",
     "Trainer",
     "__version__",
+    "export",
     "imp",
     "ops",
     "pool",

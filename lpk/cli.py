@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,14 +13,16 @@ import typer
 from rich.console import Console
 
 import lpk
-from lpk import experiments, files, ops, presets, report
+from lpk import experiments, export, files, ops, presets, report, sparse
 from lpk.data import DataNotFound
 from lpk.evaluate import CRITERIA
 from lpk.experiments import demo as one_run
 from lpk.experiments.forecast import forecast
-from lpk.run import Run, check_empty
+from lpk.run import Run, check_empty, network
 from lpk.search import METHODS, PRUNE, SEARCHES
 from lpk.tickets import Tickets
+
+FORMATS = ("sparse", "onnx", "torch", "state-dict")
 
 app = typer.Typer(
     help="Lottery Pools: the tickets of iterative magnitude pruning, interpolated into stronger ones.",
@@ -171,6 +174,39 @@ def pool(
     console.print("Validation accuracies pick and flatter; `lpk eval` reports the test set.")
 
 
+@app.command(name="export")
+def export_network(
+    run: RunPath,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")],
+    target: Annotated[int, typer.Option(help="The round of the network.")],
+    method: Annotated[
+        str, typer.Option(help=f"Of the pool: one of {', '.join(METHODS)}; or ticket.")
+    ] = "interpolation",
+    format: Annotated[str, typer.Option(help=f"One of {', '.join(FORMATS)}.")] = "sparse",
+    data: DataPath = None,
+) -> None:
+    """Writes one network to a file for other programs: small, or as ONNX, a program of torch.export or a state dict."""
+    _check_choice("method", method, (*METHODS, "ticket"))
+    _check_choice("format", format, FORMATS)
+    state, masks = network(run, target, method)
+    if format == "sparse":
+        sparse.save_sparse(out, state, masks)
+    elif format == "state-dict":
+        export.state_dict(state, out)
+    else:
+        with Run.open(run, root=data, device="cpu") as opened:
+            model = opened.model()
+            model.load_state_dict(state)
+            write = export.onnx if format == "onnx" else export.program
+            write(model, out, opened.data.shape)
+    size, dense = out.stat().st_size, sum(tensor.nbytes for tensor in state.values())
+    console.print(
+        f"wrote {out}: {size:,} bytes, {size / dense:.1%} of the dense network's {dense:,}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 @app.command(name="eval")
 def evaluate(
     run: RunPath,
@@ -252,6 +288,11 @@ def _existing(path: Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: run `lpk eval {path.parent}` first")
     return path
+
+
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
 
 
 def _use(threads: int | None) -> None:

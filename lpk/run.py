@@ -24,12 +24,13 @@ from torch import nn
 from lpk import files, flat, models, presets
 from lpk.data import Data
 from lpk.data import load as load_data
+from lpk.flat import StateDict
 from lpk.imp import imp
 from lpk.pooled import Pooled, versions
 from lpk.presets import Preset
 from lpk.splits import Split
 from lpk.tickets import MANIFEST as TICKETS
-from lpk.tickets import Tickets
+from lpk.tickets import Tickets, TicketStore
 from lpk.train import Trainer, stream
 
 MANIFEST = "manifest.json"
@@ -107,10 +108,7 @@ class Run:
         cls, path: Path, *, seed: int | None = None, root: Path | None = None, device: str | None = None
     ) -> Iterator[Run]:
         """Opens and locks a run directory that exists. `seed`, where given, must be the run's."""
-        if not (path / MANIFEST).exists():
-            raise FileNotFoundError(
-                f"{path} is not a run directory: it has no {MANIFEST}; `lpk imp` makes one, or `lpk import --preset`"
-            )
+        _check_is_run(path)
         with files.locked(path):
             manifest = _read_manifest(path)
             if seed is not None and seed != manifest["seed"]:
@@ -154,7 +152,7 @@ class Run:
         return self.data.train.take(min(self.preset.pool.calibration, len(self.data.train)))
 
     def pooled_path(self, method: str, round_: int) -> Path:
-        return self.path / "pooled" / method / f"round-{round_:02d}.safetensors"
+        return _pooled_path(self.path, method, round_)
 
     def pooled(self) -> dict[str, list[Pooled]]:
         """The pooled networks of every method that is there, by round."""
@@ -168,6 +166,38 @@ def check_empty(path: Path) -> None:
     """Raises ValueError where the run directory has tickets, which others must not replace."""
     if (path / "tickets" / TICKETS).exists():
         raise ValueError(f"{path} holds tickets already; use another directory")
+
+
+def network(path: Path, round_: int, method: str) -> tuple[StateDict, StateDict]:
+    """State dict and masks of one of a run's networks, read without its data set.
+
+    Args:
+        path: the run directory.
+        method: that of the pool; "ticket": the ticket itself.
+
+    Raises FileNotFoundError saying which command makes it, ValueError, or lpk.files.FileDamaged.
+    """
+    _check_is_run(path)
+    if method == "ticket":
+        ticket = TicketStore.open(path / "tickets").read(round_)
+        return ticket.state_dict(), ticket.masks()
+    file = _pooled_path(path, method, round_)
+    if not file.exists():
+        make = f"lpk pool {path} --target {round_} --method {method}"
+        raise FileNotFoundError(f"{path} has no pooled network of round {round_} by {method}; `{make}` makes it")
+    pooled = Pooled.load(file)
+    return pooled.state_dict, pooled.masks
+
+
+def _pooled_path(path: Path, method: str, round_: int) -> Path:
+    return path / "pooled" / method / f"round-{round_:02d}.safetensors"
+
+
+def _check_is_run(path: Path) -> None:
+    if not (path / MANIFEST).exists():
+        raise FileNotFoundError(
+            f"{path} is not a run directory: it has no {MANIFEST}; `lpk imp` makes one, or `lpk import --preset`"
+        )
 
 
 def _device(name: str | None) -> torch.device:

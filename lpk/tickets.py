@@ -229,6 +229,10 @@ class TicketStore:
                 path.unlink()
 
     def read(self, round: int) -> Ticket:
+        if not 0 <= round < len(self.listed):
+            raise ValueError(
+                f"{self.directory} has no ticket of round {round}; it has {len(self.listed)}, from round 0 on"
+            )
         listed = self.listed[round]
         path = files.inside(self.directory, listed["file"])
         tensors, _ = files.load_tensors(path)

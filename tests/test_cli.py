@@ -9,9 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
-from lpk import models, presets
+from lpk import cli, models, presets
+from lpk.pooled import Pooled
+from lpk.sparse import load_sparse
 from lpk.tickets import Tickets
 from tests.test_tickets import same
 
@@ -181,6 +184,46 @@ def test_imported_tickets_are_pooled_and_evaluated(run, preset, tmp_path):
     assert same(Tickets.load(imported), Tickets.load(run))
 
 
+def test_export(run, preset, tmp_path):
+    ticket, pooled = Tickets.load(run)[2], Pooled.load(run / "pooled" / "interpolation" / "round-02.safetensors")
+    dense = sum(tensor.nbytes for tensor in ticket.state_dict().values())
+    for options, network, masks in (
+        ((), pooled.state_dict, pooled.masks),
+        (("--method", "ticket", "--format", "sparse"), ticket.state_dict(), ticket.masks()),
+    ):
+        text = lpk("export", run, tmp_path / "net", "--target", 2, *options)
+        size = (tmp_path / "net").stat().st_size
+        assert f"{size:,} bytes, {size / dense:.1%} of the dense network's {dense:,}" in text
+        state, read = load_sparse(tmp_path / "net")
+        assert all(torch.equal(state[name], tensor) for name, tensor in network.items())
+        assert all(torch.equal(read[name], mask) for name, mask in masks.items())
+    lpk("export", run, tmp_path / "plain", "--target", 2, "--format", "state-dict")
+    read = safetensors.torch.load_file(tmp_path / "plain")
+    assert all(torch.equal(read[name], tensor) for name, tensor in pooled.state_dict.items())
+    lpk("export", run, tmp_path / "net.pt2", "--target", 2, "--format", "torch")
+    program = torch.export.load(tmp_path / "net.pt2").module()
+    images = torch.randn(3, 1, 8, 8)
+    model = models.build("small-resnet", classes=10, shape=(1, 8, 8), widths=(8, 16)).eval()
+    model.load_state_dict(pooled.state_dict)
+    torch.testing.assert_close(program(images), model(images), rtol=1e-5, atol=1e-6)
+
+
+def test_errors_of_export(run, tmp_path, monkeypatch, capsys):
+    for arguments, message in (
+        ((run, "--target", 9), "no pooled network of round 9 by interpolation; `lpk pool"),
+        ((run, "--target", 9, "--method", "ticket"), "no ticket of round 9"),
+        ((run, "--target", 1, "--method", "best"), "method is 'best'"),
+        ((run, "--target", 1, "--format", "gif"), "format is 'gif'"),
+        ((tmp_path, "--target", 1), "not a run directory"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["lpk", "export", *map(str, arguments), str(tmp_path / "out")])
+        with pytest.raises(SystemExit, match="1"):
+            cli.main()
+        err = capsys.readouterr().err
+        assert message in err and len(err.strip().splitlines()) == 1, err
+    assert not (tmp_path / "out").exists()
+
+
 def test_errors_are_one_line_and_lose_nothing(run, preset, tmp_path):
     before = Tickets.load(run)
     for arguments, message in (
@@ -201,6 +244,8 @@ def test_help_and_version():
     assert "cpu" in lpk("--version")
     text = lpk("--help")
     for command in ("demo", "imp", "import", "pool", "eval", "report"):
+=======
+    for command in ("demo", "imp", "pool", "export", "eval", "report"):
         assert command in text and "RUN" in lpk(command, "--help").upper()
 
 
