@@ -28,7 +28,7 @@ $(VENV)/.packages: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt 'setuptools>=77' pybind11 'cmake>=3.24' ninja
-	$(VENV)/bin/python -m pip install --no-build-isolation -c constraints.txt -e '.[test,lint]'
+	$(VENV)/bin/python -m pip install --no-build-isolation -c constraints.txt -e '.[test,lint,export]'
 	touch $@
 
 # The extension, whenever its sources changed.

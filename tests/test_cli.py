@@ -243,9 +243,7 @@ def test_errors_are_one_line_and_lose_nothing(run, preset, tmp_path):
 def test_help_and_version():
     assert "cpu" in lpk("--version")
     text = lpk("--help")
-    for command in ("demo", "imp", "import", "pool", "eval", "report"):
-=======
-    for command in ("demo", "imp", "pool", "export", "eval", "report"):
+    for command in ("demo", "imp", "import", "pool", "export", "eval", "report"):
         assert command in text and "RUN" in lpk(command, "--help").upper()
 
 
