@@ -1,10 +1,11 @@
-# make demo: the whole method on real images in a few minutes. make test: all tests. Both set up what they need.
+# make demo: the whole method on real images in a few minutes. make test: all tests. make docs: the pages, in build/site.
+# Each sets up what it needs.
 
 PYTHON ?= python3
 VENV := .venv
 RUN ?= lpk-demo
 
-.PHONY: demo test lint bench sanitize clean
+.PHONY: demo test lint docs bench sanitize clean
 
 demo: $(VENV)/.extension
 	$(VENV)/bin/lpk demo $(RUN)
@@ -17,6 +18,9 @@ lint: $(VENV)/.packages
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+docs: $(VENV)/.packages
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
 bench: $(VENV)/.extension
 	$(VENV)/bin/python -m pytest -q bench --benchmark-quiet --results bench/results
 
@@ -28,7 +32,7 @@ $(VENV)/.packages: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt 'setuptools>=77' pybind11 'cmake>=3.24' ninja
-	$(VENV)/bin/python -m pip install --no-build-isolation -c constraints.txt -e '.[test,lint,export]'
+	$(VENV)/bin/python -m pip install --no-build-isolation -c constraints.txt -e '.[test,lint,docs,export]'
 	touch $@
 
 # The extension, whenever its sources changed.

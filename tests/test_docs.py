@@ -1,0 +1,204 @@
+"""What the README and the pages of docs/ show runs as it stands there, and what they point at exists.
+
+The Python blocks of a page run one after the other in one namespace and in a directory of their own, where `runs/a`
+holds tickets and a pooled network. A block that stands behind `<!-- needs NAME -->` is skipped where the module NAME is
+not installed, or where NAME is `gpu` and there is none.
+"""
+
+import importlib.util
+import re
+import shlex
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import typer
+from torch.utils.data import DataLoader, TensorDataset
+
+import lpk
+from lpk import presets
+from lpk.cli import app
+from lpk.tickets import Tickets
+from tests.conftest import make_images, make_network
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+TOP = sorted(ROOT.glob("*.md"))
+
+FENCE = re.compile(r"^(?:<!-- needs (\S+) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SHELLS = ("sh", "bash", "shell", "console")
+SHORTER = {README: ("epochs=20", "epochs=2")}
+
+
+class Block(NamedTuple):
+    """A fenced block: what it needs beside lpk, its language, its text, and the line that it begins at."""
+
+    needs: str
+    language: str
+    text: str
+    line: int
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text()
+    return [Block(m[1] or "", m[2], m[3], text.count("\n", 0, m.start(3))) for m in FENCE.finditer(text)]
+
+
+def python_pages() -> list[tuple[Path, str]]:
+    """Each page with Python blocks, once without what it needs beside lpk and once with each such thing."""
+    pages = []
+    for page in (README, *DOCS):
+        needs = {block.needs for block in blocks(page) if block.language == "python"}
+        pages += [(page, need) for need in sorted(needs)]
+    return pages
+
+
+def skip_without(need: str) -> None:
+    if need == "gpu":
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU is usable here")
+    elif need and importlib.util.find_spec(need) is None:
+        pytest.skip(f"{need} is not installed")
+
+
+@pytest.fixture(scope="module")
+def given(tickets, validation, calibration):
+    """The names that a page may use without having made them."""
+    pooled = lpk.pool(tickets, 2, model=make_network(), validation=validation, calibration=calibration, progress=False)
+
+    def names() -> dict:
+        tickets.save("runs/a/tickets")
+        pooled.save("runs/a/pooled/interpolation/round-02.safetensors")
+        return {
+            "MyNetwork": make_network,
+            "model": make_network(),
+            "tickets": tickets,
+            "pooled": pooled,
+            "train_loader": DataLoader(TensorDataset(*make_images(64, seed=1)), batch_size=32),
+            "val_loader": DataLoader(TensorDataset(*make_images(50, seed=2)), batch_size=32),
+            "calibration_loader": DataLoader(TensorDataset(*make_images(250, seed=3)), batch_size=125),
+            "images": make_images(20, seed=4)[0],
+        }
+
+    return names
+
+
+@pytest.fixture
+def run(given, tmp_path, monkeypatch):
+    """run(page) runs its blocks; returns the names that they leave."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_page(page: Path, need: str = "") -> dict:
+        names = given()
+        for block in blocks(page):
+            if block.language == "python" and block.needs in ("", need):
+                text = block.text.replace(*SHORTER.get(page, ("", "")))
+                exec(compile("\n" * block.line + text, str(page), "exec"), names)
+        return names
+
+    return run_page
+
+
+@pytest.mark.parametrize(
+    ("page", "need"), [pytest.param(p, need, id=f"{p.stem}-{need}".strip("-")) for p, need in python_pages()]
+)
+def test_python_blocks_run(page, need, run):
+    skip_without(need)
+    run(page, need)
+
+
+def test_training_loop_of_the_readme(run):
+    loop = next(block.text for block in blocks(README) if block.language == "python")
+    assert len(loop.splitlines()) < 20
+    names = run(README)
+    state = names["model"].state_dict()
+    zeros = sum(int((state[name] == 0).sum()) for name in names["tickets"].layout.prunable)
+    assert zeros >= names["tickets"].layout.n - names["tickets"][7].keep
+    assert torch.equal(state["8.bias"], names["pooled"].state_dict["8.bias"])
+    assert Path("run/tickets.json").exists()
+    with torch.no_grad():
+        torch.testing.assert_close(names["logits"], names["model"].eval()(names["images"]), rtol=1e-4, atol=1e-5)
+
+
+def test_reader_of_the_formats_page(run):
+    """Written from the page, without lpk: it has to find what lpk finds, in a pooled network, too."""
+    names = run(ROOT / "docs" / "formats.md")
+    ticket = Tickets.load("runs/a")[2]
+    masks = ticket.masks()
+    assert list(names["tensors"]) == list(ticket.state_dict()) and list(names["masks"]) == list(masks)
+    for name, tensor in ticket.state_dict().items():
+        dtype, shape, values = names["tensors"][name]
+        assert names["DTYPES"][dtype] == str(tensor.dtype).removeprefix("torch.") and shape == list(tensor.shape)
+        assert values == tensor.numpy().tobytes()
+    for name, mask in masks.items():
+        assert names["masks"][name] == mask.flatten().int().tolist()
+    metadata, tensors = names["read_sealed"](Path("runs/a/pooled/interpolation/round-02.safetensors"))
+    assert {"round", "layout", "accuracy", "steps", "settings"} <= set(metadata)
+    assert set(tensors) == {*ticket.state_dict(), "lpk.mask"}
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def commands(page: Path) -> list[str]:
+    """The `lpk ...` commands of a page: in shell fences, in indented blocks and in code spans."""
+    text = page.read_text()
+    shell = [
+        line for block in blocks(page) if block.language in ("sh", "bash", "shell") for line in block.text.split("\n")
+    ]
+    prose = FENCE.sub("", text)
+    indented = [line for line in prose.split("\n") if line.startswith("    ")]
+    spans = re.findall(r"`(lpk [^`]+)`", prose)
+    parts = [part.strip() for line in (*shell, *indented, *spans) for part in line.split(" && ")]
+    return [part for part in parts if part.startswith("lpk ")]
+
+
+@pytest.mark.parametrize("page", [README, *DOCS], ids=lambda page: page.stem)
+def test_commands_parse(page):
+    lpk_command = typer.main.get_command(app)
+    for line in commands(page):
+        _, name, *arguments = shlex.split(line, comments=True)
+        try:
+            if name.startswith("-"):
+                lpk_command.make_context("lpk", [name, *arguments])
+            command = lpk_command.commands[name]
+            options = command.make_context(name, arguments).params if arguments else {}  # else: it is only named
+        except typer.Exit:  # --version, --help
+            continue
+        except Exception as error:  # an unknown command, option or value
+            pytest.fail(f"{page.name}: {line}: {error!r}")
+        if options.get("preset") and not options["preset"].endswith(".toml"):
+            assert options["preset"] in presets.names(), line
+
+
+def test_commands_are_found_and_wrong_ones_noticed(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("`lpk pool a --nonsense`\n")
+    assert commands(README) and commands(page) == ["lpk pool a --nonsense"]
+    with pytest.raises(pytest.fail.Exception, match="nonsense"):
+        test_commands_parse(page)
+    page.write_text("```sh\nlpk pool a --target one  # x\n```\n")
+    with pytest.raises(pytest.fail.Exception, match="one"):
+        test_commands_parse(page)
+
+
+# --- links and versions -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [*TOP, *DOCS], ids=lambda page: page.stem)
+def test_relative_links_resolve(page):
+    """Anchors are checked by `mkdocs build --strict`."""
+    prose = FENCE.sub("", page.read_text())
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        path = target.partition("#")[0]
+        if path and not re.match(r"\w+:", path):
+            assert (page.parent / path).exists(), f"{page.name} links to {target}"
+
+
+def test_version_is_the_same_everywhere():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(rf"^## \[?{re.escape(version)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
