@@ -147,8 +147,8 @@ class Tickets(Sequence[Ticket]):
         Args:
             state_dicts: one for each round; the prefixes `module.` and `_orig_mod.` are dropped.
             masks: for each, {name: bool tensor} of the prunable entries (None, or a missing name: nothing pruned).
-                Without them: the pairs weight_orig/weight_mask of torch.nn.utils.prune, else the zeros; prunable are then
-                the floating-point tensors of two or more dimensions that have a zero in some ticket.
+                Without them: the pairs weight_orig/weight_mask of torch.nn.utils.prune, else the zeros; prunable are
+                then the floating-point tensors of two or more dimensions that have a zero in some ticket.
             model: the network that they belong to, if they are to have its names: a prefix `model.` and a layer
                 `normalize` that it does not have are then dropped.
 
