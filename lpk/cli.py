@@ -167,7 +167,12 @@ def pool(
     """Pools the run's tickets (Algorithms 2 and 3, or the SWA and EMA baselines)."""
     _use(threads)
     with Run.open(run, seed=seed, root=data, device=device) as opened:
-        options = {"prune": prune, "candidates": candidates, "criterion": criterion, "search": search}
+        options: dict[str, Any] = {
+            "prune": prune,
+            "candidates": candidates,
+            "criterion": criterion,
+            "search": search,
+        }
         tickets = opened.tickets()
         for pooled in one_run.make_pools(opened, tickets, method=method, target=target, progress=not quiet, **options):
             console.print(pooled, highlight=False, soft_wrap=True)
