@@ -57,6 +57,12 @@ def significant(number: float) -> float:
     return float(f"{number:.4g}")
 
 
+def three(number: float) -> str:
+    """Three digits, without an exponent: 0.0123, 1.23, 12.3, 123, 1,230."""
+    rounded = float(f"{number:.3g}")
+    return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:#.3g}".rstrip(".")
+
+
 def machine() -> Row:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {

@@ -1,113 +1,315 @@
-"""Whole networks on lpk's engine beside the dense paths of PyTorch and, where it is installed, ONNX Runtime.
+"""Whole networks on lpk.sparsify beside what else runs them on a CPU, dense or sparse.
 
-python -m bench.sparse [--networks resnet18 vgg16] [--densities 1 0.2 0.05 0.018] [--batches 128 1] [--compile]
+python -m bench.sparse [--networks resnet18 vgg16] [--densities 1 0.2 0.1 0.05 0.018] [--batches 128 1]
+                       [--masks magnitude] [--peers ...] [--deepsparse PYTHON] [--results bench/results]
 
-The weights are drawn at random and pruned by global magnitude: the layers' densities are those of real tickets only
-roughly, the early layers keep more. Each number is the median of several calls, after two that are not counted.
+magnitude   the network is trained briefly on Fashion-MNIST (once: build/sparse keeps the weights) and pruned by global
+            magnitude; a batch renews BatchNorm's statistics, so that what is computed is alive
+random      untrained weights under a mask drawn at random: every layer has the same density; needs no data
+RUN         the tickets of a run directory whose densities are nearest to those asked for
+
+All contestants run in turns (A B C A B C ...) on the same images with the same threads. A turn is a pause, so that the
+threads of the contestant before, which spin after a call, sleep again; calls that do not count; and one that does.
+Every number is a median. The memory of lpk and of PyTorch is measured in processes of their own. The results file is
+written after every network, density and batch: what an earlier run measured stays until it is measured again.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import copy
+import dataclasses
+import datetime
+import itertools
+import json
+import math
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-import lpk
-from bench.results import describe, machine
-from lpk import models, ops
-from lpk.eager import Folded
+from bench import memory
+from bench.results import Row, describe, machine, significant, slug, three
+from bench.sparse_peers import DENSE, NAMES, Contestant, about, contestants, missing
+from lpk import data, files, models, ops
+from lpk.accuracy import correct_predictions
+from lpk.eager import Eager
 from lpk.flat import Layout
+from lpk.run import Run
+from lpk.splits import MemorySplit
+from lpk.train import Recipe, Trainer
 
 SHAPE = (3, 32, 32)
-SECONDS = 2.0  # for each contestant
+SAMPLES = 256  # what BatchNorm's statistics are from, and what the networks then run on
+TRAINING = 6400  # samples an epoch
+RECIPE = Recipe(epochs=2, batch_size=32, lr=0.05, momentum=0.9, weight_decay=5e-4, milestones=(1,))
+TOLERANCE = 1e-3  # of the largest output, between two ways of computing the same
+PAUSE = 0.1  # seconds; ONNX Runtime's threads were seen to spin for 36 ms, OpenMP's for 10 ms
 
-Call = Callable[[Tensor], object]
+
+class Subject(NamedTuple):
+    """A pruned network. network: its arguments of models.build; images: float32 [SAMPLES, C, H, W]."""
+
+    network: dict[str, Any]
+    masks: str
+    density: float
+    model: nn.Module
+    images: Tensor
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], prog="python -m bench.sparse")
     parser.add_argument("--networks", nargs="+", default=["resnet18", "vgg16"], choices=models.NAMES)
-    parser.add_argument("--densities", nargs="+", type=float, default=[1.0, 0.2, 0.05, 0.018])
+    parser.add_argument("--densities", nargs="+", type=float, default=[1.0, 0.2, 0.1, 0.05, 0.018])
     parser.add_argument("--batches", nargs="+", type=int, default=[128, 1])
-    parser.add_argument("--compile", action="store_true", help="torch.compile with frozen weights, too")
+    parser.add_argument("--masks", nargs="+", default=["magnitude"], help="magnitude, random, or run directories")
+    parser.add_argument("--peers", nargs="*", choices=list(NAMES)[1:], help="default: those that can run here")
+    parser.add_argument("--deepsparse", metavar="PYTHON", help="an interpreter that has DeepSparse; default: this one")
+    parser.add_argument("--weights", type=Path, default=Path("build/sparse"), help="where trained weights are kept")
+    parser.add_argument("--results", type=Path, help="the directory that sparse-<machine>.json is written to")
     given = parser.parse_args()
-    print(describe(machine(), "cpu"))
-    for name in given.networks:
+    names = present(given.peers, given.deepsparse, parser)
+    if not all(0 < density <= 1 for density in given.densities) or min(given.batches) < 1:
+        parser.error(f"densities {given.densities} must be above 0 and up to 1, batches {given.batches} at least 1")
+    here = machine()
+    path = given.results / f"sparse-{slug(here)}.json" if given.results else None
+    result = earlier(path) | {"machine": here}
+    print(describe(here, "cpu"))
+    for subject in subjects(given):
         for batch in given.batches:
-            print(f"\n{name}, {SHAPE}, batch {batch}: milliseconds")
-            inputs = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(0))
-            dense = pruned(name, 1.0)
-            fastest = min(report(peer, call, inputs) for peer, call in peers(dense, inputs, given.compile))
-            for density in given.densities:
-                fast = lpk.sparsify(pruned(name, density))
-                report(f"lpk, {density:.1%}", fast, inputs, fastest)
+            row = compare(subject, batch, names, given.deepsparse)
+            print(line(row), flush=True)
+            rows = {identity(row): row for row in result["rows"]} | {identity(row): row}
+            result["rows"] = [rows[key] for key in sorted(rows)]
+            if path:
+                files.write_bytes(path, (json.dumps(result, indent=1) + "\n").encode())
+    print("\n" + table(result))
+    if path:
+        print(f"written: {path}")
 
 
-def pruned(name: str, density: float) -> nn.Module:
+def present(asked: Sequence[str] | None, deepsparse: str | None, parser: argparse.ArgumentParser) -> list[str]:
+    """lpk and its peers: those asked for, or all that can run."""
+    names = ["lpk"]
+    for name in list(NAMES)[1:] if asked is None else asked:
+        reason = missing(name, deepsparse)
+        if reason is None:
+            names.append(name)
+        elif asked is None:
+            print(f"not measured: {NAMES[name]}: {reason}")
+        else:
+            parser.error(f"--peers {name}: {reason}")
+    return names
+
+
+def earlier(path: Path | None) -> dict[str, Any]:
+    return files.read_json(path) if path and path.is_file() else {"benchmark": "sparse", "rows": []}
+
+
+def identity(row: Row) -> tuple[Any, ...]:
+    """Which row takes the place of which, and their order."""
+    return row["masks"], row["network"], -row["batch"], -row["density"]
+
+
+# --- what is run ---
+
+
+def subjects(given: argparse.Namespace) -> Iterator[Subject]:
+    for masks in given.masks:
+        if masks not in ("magnitude", "random"):
+            yield from tickets(Path(masks), given.densities)
+            continue
+        for name in given.networks:
+            model, images = trained(name, given.weights) if masks == "magnitude" else untrained(name)
+            yield from pruned(name, masks, model, images, given.densities)
+
+
+def pruned(name: str, masks: str, model: nn.Module, images: Tensor, densities: Sequence[float]) -> Iterator[Subject]:
+    layout = Layout.of_model(model)
+    whole = layout.flatten(model.state_dict())
+    scores = whole.weights if masks == "magnitude" else torch.rand(layout.n, generator=torch.Generator().manual_seed(0))
+    for density in densities:
+        mask = ops.magnitude_mask(scores, round(density * layout.n))
+        sparse = copy.deepcopy(model)
+        sparse.load_state_dict(layout.unflatten(whole._replace(weights=whole.weights * mask)))
+        Eager(sparse).measure(images)
+        yield Subject(arguments(name), masks, density, sparse, images)
+
+
+def arguments(name: str) -> dict[str, Any]:
+    return {"name": name, "classes": 10, "shape": SHAPE}
+
+
+def built(network: dict[str, Any]) -> nn.Module:
     torch.manual_seed(0)
-    network = models.build(name, classes=10, shape=SHAPE)
-    layout = Layout.of_model(network)
-    flat = layout.flatten(network.state_dict())
-    ops.magnitude_prune(flat.weights, round(density * layout.n), out=flat.weights)
-    network.load_state_dict(layout.unflatten(flat))
-    return network.eval().requires_grad_(False)
+    return models.build(**network).eval().requires_grad_(False)
 
 
-def peers(network: nn.Module, inputs: Tensor, with_compile: bool) -> Iterator[tuple[str, Call]]:
-    """What runs the dense network; the density makes no difference to them."""
-    last = network.to(memory_format=torch.channels_last)
-
-    def channels_last(module: nn.Module) -> Call:
-        return lambda x: module(x.contiguous(memory_format=torch.channels_last))
-
-    yield "PyTorch, channels_last", channels_last(last)
-    yield "PyTorch, channels_last, BatchNorm folded", channels_last(Folded(last).network)
-    if with_compile:
-        import torch._inductor.config as inductor
-
-        inductor.freezing = True
-        yield "torch.compile, frozen", channels_last(torch.compile(last))  # type: ignore[arg-type]
-    if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnxscript"):
-        yield "ONNX Runtime", onnx_runtime(network, inputs)
+def untrained(name: str) -> tuple[nn.Module, Tensor]:
+    return built(arguments(name)), torch.randn(SAMPLES, *SHAPE, generator=torch.Generator().manual_seed(0))
 
 
-def onnx_runtime(network: nn.Module, inputs: Tensor) -> Call:
-    import onnxruntime  # type: ignore[import-not-found,unused-ignore]
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.onnx"
-        torch.onnx.export(network, (inputs,), path, dynamo=True, external_data=False, verbose=False)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda x: session.run(None, {name: x.numpy()})
-
-
-def report(contestant: str, call: Call, inputs: Tensor, fastest: float | None = None) -> float:
-    seconds = timed(call, inputs)
-    ratio = "" if fastest is None else f"{fastest / seconds:8.2f} times the fastest dense path"
-    print(f"  {contestant:45}{1e3 * seconds:10.2f}{ratio}", flush=True)
-    return seconds
-
-
-@torch.inference_mode()
-def timed(call: Call, inputs: Tensor) -> float:
-    for _ in range(2):
-        call(inputs)
-    times: list[float] = []
-    while sum(times) < SECONDS or len(times) < 5:
+def trained(name: str, folder: Path) -> tuple[nn.Module, Tensor]:
+    """A network trained for minutes, and images of the test set."""
+    found = data.load("fashion-mnist", validation=0, train=TRAINING)
+    test = enlarged(found.test).take(SAMPLES).tensors()
+    model, path = built(arguments(name)), folder / f"{name}.safetensors"
+    recipe = json.loads(json.dumps(arguments(name) | {"samples": TRAINING} | dataclasses.asdict(RECIPE)))
+    if not path.is_file() or files.load_tensors(path)[1] != recipe:
         began = time.perf_counter()
-        call(inputs)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+        model.requires_grad_(True).to(memory_format=torch.channels_last)
+        Trainer(enlarged(found.train), RECIPE)(model, 0, RECIPE.epochs)
+        accuracy = float(correct_predictions(model, test).float().mean())
+        print(f"{name}: trained in {time.perf_counter() - began:.0f} s to {accuracy:.0%} test accuracy", flush=True)
+        files.save_tensors(path, model.state_dict(), recipe)
+        model = built(arguments(name))
+    model.load_state_dict(files.load_tensors(path)[0])
+    return model, test[0]
+
+
+def enlarged(split: Any) -> MemorySplit:
+    """Grey images of any size as 32 x 32 pixels in three channels."""
+    assert isinstance(split, MemorySplit)
+    images = nn.functional.interpolate(split.images, SHAPE[1:]).expand(-1, SHAPE[0], -1, -1)
+    return dataclasses.replace(split, images=images, mean=split.mean * SHAPE[0], std=split.std * SHAPE[0])
+
+
+def tickets(path: Path, densities: Sequence[float]) -> Iterator[Subject]:
+    """The tickets of a run, each once, on images of its test set."""
+    with Run.open(path, device="cpu") as run:
+        found, wanted = run.tickets(), run.preset.model
+        images, _ = next(iter(run.data.test.loader(SAMPLES)))
+        network = {"name": wanted.name, "classes": run.data.classes, "shape": run.data.shape, **wanted.options}
+    nearest = [min(found, key=lambda ticket: abs(math.log(ticket.density / density))) for density in densities]
+    for ticket in dict.fromkeys(nearest):
+        model = built(network)
+        model.load_state_dict(ticket.state_dict())
+        yield Subject(network, path.name, ticket.density, model, images)
+
+
+# --- what is measured ---
+
+
+def compare(subject: Subject, batch: int, names: Sequence[str], deepsparse: str | None) -> Row:
+    """One network at one density on one batch, by every contestant."""
+    inputs = subject.images[torch.arange(batch) % len(subject.images)]
+    with torch.inference_mode():
+        reference = subject.model(inputs)
+    with contestants(names, subject.model, inputs, deepsparse=deepsparse) as made:
+        measured: dict[str, dict[str, float]] = {
+            name: {"difference": significant(difference(contestant.output(), reference))}
+            for name, contestant in made.items()
+        }
+        if wrong := [name for name, found in measured.items() if found["difference"] > TOLERANCE]:
+            raise RuntimeError(f"{NAMES[wrong[0]]} does not compute what PyTorch computes: {measured[wrong[0]]}")
+        peers = about(made)
+        times = race(made, repetitions(batch))
+    for name, seconds in times.items():
+        low, _, high = statistics.quantiles(seconds, n=4)
+        median = statistics.median(seconds)
+        measured[name] |= {
+            "milliseconds": significant(1e3 * median),
+            "iqr": significant(1e3 * (high - low)),
+            "to_lpk": significant(median / statistics.median(times["lpk"])),
+        }
+    return {
+        "network": subject.network["name"],
+        "shape": subject.network["shape"],
+        "masks": subject.masks,
+        "density": significant(subject.density),
+        "batch": batch,
+        "date": datetime.date.today().isoformat(),
+        "repetitions": repetitions(batch),
+        "peers": peers,
+        "contestants": measured,
+        "memory": {
+            name: memory.of(name, subject.model, subject.network, batch) for name in memory.NAMES if name in names
+        },
+    }
+
+
+def repetitions(batch: int) -> int:
+    return 9 if batch >= 16 else 31
+
+
+def race(made: dict[str, Contestant], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round."""
+    times: dict[str, list[float]] = {name: [] for name in made}
+    for _ in range(rounds):
+        for name, contestant in made.items():
+            time.sleep(PAUSE)
+            times[name].append(contestant.seconds())
+    return times
+
+
+def difference(output: Tensor, reference: Tensor) -> float:
+    """The largest, relative to the largest output."""
+    return float((output - reference).abs().max() / reference.abs().max())
+
+
+# --- what is shown ---
+
+
+def fastest(row: Row) -> str | None:
+    """The contestant that is fastest of those that compute with the zeros, if one was measured."""
+    dense = [name for name in DENSE if name in row["contestants"]]
+    return min(dense, key=lambda name: row["contestants"][name]["milliseconds"], default=None)
+
+
+def line(row: Row) -> str:
+    times = ", ".join(f"{NAMES[name]} {found['milliseconds']:.4g}" for name, found in row["contestants"].items())
+    text = f"{row['network']}, {row['masks']}, {row['density']:.1%}, batch {row['batch']}, ms: {times}"
+    if dense := fastest(row):
+        text += f"; {row['contestants'][dense]['to_lpk']:.2f} times as fast as {NAMES[dense]}"
+    return text
+
+
+def table(result: dict[str, Any]) -> str:
+    """One Markdown table for each network and batch."""
+    text = []
+    for (masks, name, batch), group in itertools.groupby(
+        result["rows"], key=lambda row: (row["masks"], row["network"], row["batch"])
+    ):
+        rows = list(group)
+        columns = [peer for peer in NAMES if any(peer in row["contestants"] for row in rows)]
+        size = "×".join(str(pixels) for pixels in rows[0]["shape"][1:])
+        words = {"magnitude": "pruned by magnitude", "random": "pruned at random"}.get(masks, f"tickets of {masks}")
+        ratios = ["over the fastest dense path"]
+        if "deepsparse" in columns:
+            ratios.append("over DeepSparse")
+        ahead = [*(NAMES[peer] for peer in columns), *ratios, "weights, MiB", "peak, MiB"]
+        text += [
+            f"{name}, {size}, batch {batch}, {words}: milliseconds, how many times as fast lpk is, and the memory of "
+            "lpk / PyTorch.",
+            "",
+            f"| density | {' | '.join(ahead)} |",
+            "|---:" * (1 + len(ahead)) + "|",
+            *(f"| {row['density']:.1%} | {' | '.join(cells(row, columns))} |" for row in rows),
+            "",
+        ]
+        greatest = max(row["contestants"]["lpk"]["difference"] for row in rows)
+        imports = three(max(row["memory"]["lpk"]["imports"] for row in rows))
+        text += [
+            f"lpk's outputs differ from PyTorch's by at most {greatest:.1g} of the largest output. "
+            f"Of each peak, {imports} MiB are imports.",
+            "",
+        ]
+    return "\n".join(text[:-1])
+
+
+def cells(row: Row, columns: Sequence[str]) -> Iterator[str]:
+    """What stands in a row of the table behind the density."""
+    found = row["contestants"]
+    for name in columns:
+        yield three(found[name]["milliseconds"]) if name in found else ""
+    for peer in [fastest(row), *(["deepsparse"] if "deepsparse" in columns else [])]:
+        yield three(found[peer]["to_lpk"]) if peer in found else ""
+    for kind in ("weights", "peak"):
+        yield " / ".join(three(found[kind]) for found in row["memory"].values())
 
 
 if __name__ == "__main__":

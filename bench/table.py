@@ -1,6 +1,9 @@
 """Prints what was measured, bench/results/*.json, as the tables of README.md and docs/performance.md.
 
 python -m bench.table results.json ... [--update README.md]
+
+The tables of the kernels stand between <!-- bench --> and <!-- /bench -->, those of the search between
+<!-- bench: search --> and <!-- /bench: search -->, those of whole networks likewise between bench: sparse.
 """
 
 from __future__ import annotations
@@ -10,12 +13,11 @@ import re
 import sys
 from pathlib import Path
 
-from bench import search
+from bench import search, sparse
 from bench.cases import LARGE, RESNET18
-from bench.results import Row, describe
+from bench.results import Row, describe, three
 from lpk import files
 
-MARKERS = re.compile(r"(<!-- bench -->\n).*?(<!-- /bench -->)", re.DOTALL)
 NAMES = {
     "lpk.packed": "lpk, of packed vectors",
     "torch.topk": "PyTorch, `abs` and `torch.topk`",
@@ -75,19 +77,26 @@ def table(result: Row, device: str) -> str | None:
     return "\n".join(lines) + "\n"
 
 
-def tables_of(result: Row) -> list[str]:
-    """The tables of one file: of the kernels on each device, or of the search."""
+def tables_of(result: Row) -> tuple[str, list[str]]:
+    """What the markers are called that the tables of one file stand between, and the tables."""
     if "preset" in result:
-        date = max(row["date"] for row in result["rows"])
-        measured = f"Measured by `python -m bench.search` on {describe(result['machine'], 'cpu')}, {date}."
-        return [f"{search.table(result)}\n\n{measured}\n"]
-    return [text for device in ("cpu", "cuda") if (text := table(result, device))]
+        kind, text = "bench: search", search.table(result)
+    elif result.get("benchmark") == "sparse":
+        kind, text = "bench: sparse", sparse.table(result)
+    else:
+        return "bench", [found for device in ("cpu", "cuda") if (found := table(result, device))]
+    command, date = f"python -m {kind.replace(': ', '.')}", max(row["date"] for row in result["rows"])
+    return kind, [f"{text}\n\nMeasured by `{command}` on {describe(result['machine'], 'cpu')}, {date}.\n"]
 
 
-def three(number: float) -> str:
-    """Three digits, without an exponent: 0.0123, 1.23, 12.3, 123, 1,230."""
-    rounded = float(f"{number:.3g}")
-    return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:#.3g}".rstrip(".")
+def updated(text: str, marker: str, tables: list[str]) -> str:
+    """The text with these tables between its markers. Raises ValueError unless there is one pair of them."""
+    pair = f"<!-- {marker} -->", f"<!-- /{marker} -->"
+    pattern = re.compile(f"({re.escape(pair[0])}\n).*?({re.escape(pair[1])})", re.DOTALL)
+    text, count = pattern.subn(lambda found: found[1] + "\n" + "\n".join(tables) + "\n" + found[2], text)
+    if count != 1:
+        raise ValueError(f"{count} pairs of {pair[0]} and {pair[1]}; one is needed")
+    return text
 
 
 def main() -> None:
@@ -97,17 +106,21 @@ def main() -> None:
         "--update", type=Path, metavar="README.md", help="replace what stands between its bench markers"
     )
     given = parser.parse_args()
-    measured = [files.read_json(path) for path in given.results]
-    tables = [text for result in measured for text in tables_of(result)]
-    if not tables:
+    tables: dict[str, list[str]] = {}
+    for path in given.results:
+        marker, texts = tables_of(files.read_json(path))
+        tables.setdefault(marker, []).extend(texts)
+    if not all(tables.values()):
         sys.exit("the main case of interpolate_prune was not measured in these files")
-    print("\n".join(tables), end="")
+    print("\n".join(text for texts in tables.values() for text in texts), end="")
     if given.update:
-        before = given.update.read_text()
-        after, count = MARKERS.subn(lambda found: found[1] + "\n" + "\n".join(tables) + "\n" + found[2], before)
-        if count != 1:
-            sys.exit(f"{given.update} has {count} pairs of <!-- bench --> and <!-- /bench -->; one is needed")
-        files.write_bytes(given.update, after.encode())
+        page = given.update.read_text()
+        for marker, texts in tables.items():
+            try:
+                page = updated(page, marker, texts)
+            except ValueError as error:
+                sys.exit(f"{given.update} has {error}")
+        files.write_bytes(given.update, page.encode())
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ def test_table_refuses_results_without_the_main_case(tmp_path, monkeypatch):
     [(0.012345, "0.0123"), (1.0, "1.00"), (99.96, "100"), (123.4, "123"), (1234.5, "1,230"), (99.94, "99.9")],
 )
 def test_three_digits(number, text):
-    assert bench.table.three(number) == text
+    assert results.three(number) == text
 
 
 # --- the plot ---

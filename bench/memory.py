@@ -1,0 +1,85 @@
+"""The most memory that a process had, and what a network needs on lpk.sparsify and in PyTorch.
+
+python -m bench.memory lpk|eager network.safetensors --batch 128
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import lpk
+from bench.results import significant
+from lpk import files, models
+
+NAMES = ("lpk", "eager")
+
+
+def most_memory() -> float:
+    """The most MiB of resident memory that this process had. (getrusage's number starts at its parent's.)"""
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def of(name: str, model: nn.Module, network: Mapping[str, Any], batch: int) -> dict[str, float]:
+    """What `peak` finds in a process of its own. network: the arguments of models.build that made the model."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.safetensors"
+        files.save_tensors(path, model.state_dict(), network)
+        command = [sys.executable, "-m", "bench.memory", name, str(path), "--batch", str(batch)]
+        found: dict[str, float] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return found
+
+
+@torch.inference_mode()
+def peak(name: str, path: Path, batch: int) -> dict[str, float]:
+    """MiB that this process had at most: after its imports, with the network loaded, and after a call; and the MiB of
+    the weights kept for the next call: lpk's packed filters stand beside its copy of the model."""
+    found = {"imports": most_memory()}
+    state, network = files.load_tensors(path)
+    model = models.build(**network).eval()
+    model.load_state_dict(state)
+    del state
+    found["loaded"] = most_memory()
+    inputs = torch.randn(batch, *network["shape"])
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    if name == "lpk":
+        fast = lpk.sparsify(model)
+        del model
+        fast(inputs)
+        weights += packed(fast)
+    else:
+        model.to(memory_format=torch.channels_last)(inputs.contiguous(memory_format=torch.channels_last))
+    found |= {"peak": most_memory(), "weights": weights / 2**20}
+    return {key: significant(mebibytes) for key, mebibytes in found.items()}
+
+
+def packed(fast: lpk.sparse.Sparse) -> int:
+    """The bytes of the filters that the engine packed."""
+    layers = [filters for network in fast._networks.values() if network for filters in network._folded.values()]
+    parts = [part for layer in layers for part in (*vars(layer.packed).values(), layer.bias)]
+    return sum(part.nbytes for part in parts if isinstance(part, Tensor))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], prog="python -m bench.memory")
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("network", type=Path, help="safetensors, with the arguments of models.build in its header")
+    parser.add_argument("--batch", type=int, required=True)
+    given = parser.parse_args()
+    print(json.dumps(peak(given.name, given.network, given.batch)))
+
+
+if __name__ == "__main__":
+    main()
