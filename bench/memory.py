@@ -45,7 +45,7 @@ def of(name: str, model: nn.Module, network: Mapping[str, Any], batch: int) -> d
 @torch.inference_mode()
 def peak(name: str, path: Path, batch: int) -> dict[str, float]:
     """MiB that this process had at most: after its imports, with the network loaded, and after a call; and the MiB of
-    the weights kept for the next call: lpk's packed filters stand beside its copy of the model."""
+    the weights kept for the next call."""
     found = {"imports": most_memory()}
     state, network = files.load_tensors(path)
     model = models.build(**network).eval()
@@ -53,22 +53,27 @@ def peak(name: str, path: Path, batch: int) -> dict[str, float]:
     del state
     found["loaded"] = most_memory()
     inputs = torch.randn(batch, *network["shape"])
-    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     if name == "lpk":
         fast = lpk.sparsify(model)
         del model
         fast(inputs)
-        weights += packed(fast)
+        weights = held(fast)
     else:
+        weights = sum(tensor.nbytes for tensor in model.state_dict().values())
         model.to(memory_format=torch.channels_last)(inputs.contiguous(memory_format=torch.channels_last))
     found |= {"peak": most_memory(), "weights": weights / 2**20}
     return {key: significant(mebibytes) for key, mebibytes in found.items()}
 
 
-def packed(fast: lpk.sparse.Sparse) -> int:
-    """The bytes of the filters that the engine packed."""
-    layers = [filters for network in fast._networks.values() if network for filters in network._folded.values()]
-    parts = [part for layer in layers for part in (*vars(layer.packed).values(), layer.bias)]
+def held(fast: lpk.sparse.Sparse) -> int:
+    """The bytes of what it keeps: of the model, of the weights that remain, and of the filters packed for the engine."""
+    parts: list[Any] = list(fast._model[0].state_dict().values())
+    for _, remaining in fast._pruned.values():
+        parts += vars(remaining).values()
+    for network in fast._networks.values():
+        for layout in network._layouts.values() if network else []:
+            for filters in layout.filters.values():
+                parts += vars(filters).values()
     return sum(part.nbytes for part in parts if isinstance(part, Tensor))
 
 
