@@ -19,7 +19,7 @@ lint: $(VENV)/.packages
 	$(VENV)/bin/mypy
 
 docs: $(VENV)/.packages
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 bench: $(VENV)/.extension
 	$(VENV)/bin/python -m pytest -q bench --benchmark-quiet --results bench/results
