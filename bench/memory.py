@@ -66,7 +66,7 @@ def peak(name: str, path: Path, batch: int) -> dict[str, float]:
 
 
 def held(fast: lpk.sparse.Sparse) -> int:
-    """The bytes of what it keeps: of the model, of the weights that remain, and of the filters packed for the engine."""
+    """The bytes that it keeps: of the model, of the weights that remain, and of the filters packed for the engine."""
     parts: list[Any] = list(fast._model[0].state_dict().values())
     for _, remaining in fast._pruned.values():
         parts += vars(remaining).values()
