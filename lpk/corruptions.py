@@ -68,7 +68,7 @@ def corrupted(data: Data, name: str, severity: int, *, root: Path | None = None)
     split = data.test
     if data.name in FOLDERS:
         assert isinstance(split, MemorySplit)
-        return _read(_folder(FOLDERS[data.name], root), name, severity, split)
+        return _read(folder(data.name, root), name, severity, split)
     if isinstance(split, MemorySplit):
         return replace(split, images=corrupt(split.images, name, severity, seed=0))
     assert isinstance(split, FolderSplit) and isinstance(split.evaluation, transforms.Compose)
@@ -158,21 +158,23 @@ class _Corrupt:
 # --- read from files --------------------------------------------------------------------------------------------------
 
 
-def _folder(name: str, root: Path | None) -> Path:
+def folder(data: str, root: Path | None) -> Path:
+    """Where CIFAR-10-C or CIFAR-100-C lies, see `corrupted`. Raises DataNotFound."""
+    name = FOLDERS[data]
     named = os.environ.get("LPK_DATA")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lpk"
     places = [Path(place).expanduser() for place in (root, named, cache) if place is not None]
     for place in places:
-        for folder in (place / name, place):
-            if (folder / "labels.npy").is_file():
-                return folder
+        for found in (place / name, place):
+            if (found / "labels.npy").is_file():
+                return found
     raise DataNotFound(
         f"{name} is in none of these folders (--data or LPK_DATA names it): {', '.join(map(str, places))}"
     )
 
 
-def _read(folder: Path, name: str, severity: int, split: MemorySplit) -> MemorySplit:
-    images, labels = (_load(folder / f"{part}.npy") for part in (name, "labels"))
+def _read(directory: Path, name: str, severity: int, split: MemorySplit) -> MemorySplit:
+    images, labels = (_load(directory / f"{part}.npy") for part in (name, "labels"))
     count, shape = len(images) // len(SEVERITIES), (*split.images.shape[2:], 3)
     if (
         images.dtype != np.uint8
@@ -180,7 +182,7 @@ def _read(folder: Path, name: str, severity: int, split: MemorySplit) -> MemoryS
         or labels.shape != images.shape[:1]
     ):
         raise ValueError(
-            f"{folder / name}.npy is {images.dtype} {list(images.shape)} with {list(labels.shape)} labels; "
+            f"{directory / name}.npy is {images.dtype} {list(images.shape)} with {list(labels.shape)} labels; "
             f"uint8 [5·N, {', '.join(map(str, shape))}] and 5·N labels are needed"
         )
     chosen = slice((severity - 1) * count, severity * count)

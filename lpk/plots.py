@@ -71,7 +71,8 @@ def density_plot(densities: Sequence[float], lines: Sequence[Line]) -> bytes:
         _draw_lines(axes, x, lines)
         _density_scale(axes, x)
         value_scale(axes, "%")
-        drawn.figure.legend(loc="outside upper left", ncols=3, frameon=False, labelcolor=LIGHT["ink"])
+        columns = 3 if max(len(line.label) for line in lines) < 24 else 2
+        drawn.figure.legend(loc="outside upper left", ncols=columns, frameon=False, labelcolor=LIGHT["ink"])
     return drawn.image
 
 
@@ -138,7 +139,6 @@ def heat_map(
     *,
     unit: str,
     diverging: bool,
-    figures: str = ".1f",
 ) -> None:
     """Cells [row][column] of one colour each, NaN left blank, with numbers where there is room.
 
@@ -157,7 +157,8 @@ def heat_map(
             if len(labels) <= 12 and math.isfinite(value):
                 red, green, blue, _ = colours(scale(value))
                 ink = "black" if 0.3 * red + 0.6 * green + 0.1 * blue > 0.5 else "white"
-                axes.text(j + 0.5, i + 0.5, f"{value:{figures}}", ha="center", va="center", color=ink, fontsize=6)
+                text = f"{round(value, 1) + 0.0:.1f}"  # never -0.0
+                axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=ink, fontsize=6)
     step = math.ceil(len(labels) / 10)
     places = [i + 0.5 for i in range(0, len(labels), step)]
     axes.set_xticks(places, labels[::step], rotation=90, fontsize=7)

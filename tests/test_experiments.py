@@ -382,6 +382,15 @@ def test_other_presets_are_refused(done, tmp_path):
         Study(tmp_path, replace(done.preset, imp=replace(done.preset.imp, rounds=0)), SEEDS)
 
 
+def test_absent_corruptions_are_missed_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("LPK_DATA", raising=False)
+    study = Study(tmp_path / "study", presets.load("cifar10-vgg16"), [0], progress=False)
+    with pytest.raises(FileNotFoundError, match="CIFAR-10-C is in none"):
+        experiments.carry_out("robustness", study)
+    assert not study.out.exists()
+
+
 def test_a_damaged_part_is_named(done):
     path = next((done.out / "disagreement" / "parts").iterdir())
     content = path.read_text()

@@ -18,14 +18,14 @@ VARIANTS: dict[str, pools.Options] = {
     "Lottery Pools (interpolation)": pools.INTERPOLATION,
     "Lottery Pools (average)": pools.AVERAGE,
     "SWA": {"method": "swa"},
-    "EMA (0.95 for the network so far)": {"method": "ema"},
-    "EMA (0.95 for the newcomer)": {"method": "ema-newcomer"},
+    "EMA (network so far 0.95)": {"method": "ema"},
+    "EMA (newcomer 0.95)": {"method": "ema-newcomer"},
 }
 IN_THE_PAPER = {  # behind which line the paper's own stands
     "Lottery Pools (interpolation)": "interpolation",
     "Lottery Pools (average)": "average",
     "SWA": "swa",
-    "EMA (0.95 for the newcomer)": "ema",
+    "EMA (newcomer 0.95)": "ema",
     "original tickets": "ticket",
 }
 FIRST_TABLE = 9  # densities: Table 6 has so many, Table 7 the rest

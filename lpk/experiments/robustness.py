@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from lpk import corruptions
 from lpk.experiments import pools
@@ -28,6 +29,8 @@ def plan(preset: Preset, seeds: Sequence[int]) -> Plan:
         for seed in seeds
         for i, name in enumerate(corruptions.names(preset.data.name))
     ]
+    if preset.data.name in corruptions.FOLDERS:
+        return Plan(parts, _measure, _show, check=partial(corruptions.folder, preset.data.name))
     return Plan(parts, _measure, _show)
 
 

@@ -54,11 +54,16 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """An experiment: measure(subject, **part.settings) is called for each part, and `show` says what came of it."""
+    """An experiment: measure(subject, **part.settings) is called for each part, and `show` says what came of it.
+
+    Attributes:
+        check: is given the study's `root` before anything is computed; raises where something is missing there.
+    """
 
     parts: Sequence[Part]
     measure: Callable[..., Found]
     show: Callable[[Sequence[Measured]], Findings]
+    check: Callable[[Path | None], object] = lambda root: None
 
 
 class Finished(NamedTuple):
@@ -106,6 +111,7 @@ class Study:
         for group in groups(plan):
             finished = self.finished(name, group)
             if None in finished:
+                plan.check(self.root)
                 with self._subject(group) as subject:
                     self._fill(name, plan, group, subject)
                 finished = self.finished(name, group)
