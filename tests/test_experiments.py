@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -222,8 +223,6 @@ def test_dense_candidates_coefficients_and_prune_repeat_the_comparison(done):
 
 
 def test_candidates_are_the_nearest_four_and_nine():
-    from dataclasses import replace
-
     preset = presets.load("cifar10-resnet18")
     options = [p.settings["pool"] for p in experiments.EXPERIMENTS["candidates"].plan(preset, [0]).parts[:4]]
     assert [o and o.get("candidates") for o in options] == [None, None, 4, 9]
@@ -314,8 +313,6 @@ def test_every_paper_preset_has_its_numbers_and_no_other():
 
 
 def test_papers_numbers_stand_beside_ones_own_only_for_the_papers_preset():
-    from dataclasses import replace
-
     preset = presets.load("cifar100-resnet18")
     changed = replace(preset, imp=replace(preset.imp, rewind=8))
     for chosen, beside in ((preset, True), (changed, False)):
@@ -377,8 +374,6 @@ def test_other_presets_are_refused(done, tmp_path):
     with pytest.raises(ValueError, match="seed-0 holds tickets of another preset"):
         experiments.carry_out("disagreement", other)
     with pytest.raises(ValueError, match="at least one"):
-        from dataclasses import replace
-
         Study(tmp_path, replace(done.preset, imp=replace(done.preset.imp, rounds=0)), SEEDS)
 
 
