@@ -101,8 +101,8 @@ def test_the_documentation(tickets, network, validation, tmp_path, monkeypatch):
     pooled = lpk.pool(tickets, 3, model=network, validation=validation, statistics="leave", progress=False)
     network.load_state_dict(pooled.state_dict)
     monkeypatch.chdir(tmp_path)
-    names = {"lpk": lpk, "model": network, "pooled": pooled}
-    exec(compile(code.replace("(3, 32, 32)", "(1, 6, 6)"), "docs/export.md", "exec"), names)
+    names = {"model": network, "pooled": pooled, "images": validation[0]}
+    exec(compile(code, "docs/export.md", "exec"), names)
     assert all(torch.equal(names["state_dict"][name], tensor) for name, tensor in pooled.state_dict.items())
     assert all(torch.equal(names["masks"][name], mask) for name, mask in pooled.masks.items())
     assert {p.name for p in tmp_path.iterdir()} == {"net.safetensors", "net.onnx", "net.pt2", "dense.safetensors"}
