@@ -368,6 +368,15 @@ def test_what_can_not_be_traced_is_an_error_or_runs_in_torch():
             assert torch.equal(made(part), network(part))
 
 
+def test_weights_stay_where_pytorch_evaluates_inputs_of_another_shape():
+    network = pruned(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 2)), 0.5)
+    made = lpk.sparsify(network, fallback="torch")
+    for shape in ((3, 6), (3, 4, 6), (3, 4, 6), (3, 6), (2, 6), (3, 4, 6)):  # the engine does not know [batch, 4, 6]
+        inputs = torch.randn(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(made(inputs), network(inputs), rtol=1e-4, atol=1e-5)
+
+
 def test_bad_input_is_named(network):
     made = lpk.sparsify(network)
     with pytest.raises(RuntimeError, match="require a gradient"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,14 +80,14 @@ class Sparse(nn.Module):
         """Within it the pruned weights are there in full, as tracing and packing need them; then the engine's go."""
         for tensor, remaining in self._pruned.values():
             if tensor.shape != remaining.shape:
-                _replace(tensor, remaining.dense)
+                tensor.data = remaining.dense()
         try:
             yield
         finally:
             packed = self._packed()
             for tensor, _ in self._pruned.values():
                 if id(tensor) in packed:
-                    _replace(tensor, lambda: torch.empty(0))
+                    tensor.data = torch.empty(0)
 
     def _packed(self) -> set[int]:
         """The ids of the weights that are read only while they are packed."""
@@ -121,16 +121,15 @@ def sparsify(
     """
     if fallback not in FALLBACKS:
         raise ValueError(f"fallback is {fallback!r}; one of {', '.join(FALLBACKS)} is possible")
-    with torch.inference_mode(False):
-        model = plain_copy(model).to("cpu").eval().requires_grad_(False)
-        masks: Mapping[str, Tensor] | None = None
-        if ticket is not None:
-            state, masks = _values(ticket)
-            model.load_state_dict(state)
-        for name, parameter in model.named_parameters():
-            if parameter.dtype != torch.float32:
-                raise TypeError(f"{name} is {parameter.dtype}; the engine computes in float32")
-        return Sparse(model, _masks_from_zeros(model) if masks is None else masks, fallback)
+    model = plain_copy(model).to("cpu").eval().requires_grad_(False)
+    masks: Mapping[str, Tensor] | None = None
+    if ticket is not None:
+        state, masks = _values(ticket)
+        model.load_state_dict(state)
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise TypeError(f"{name} is {parameter.dtype}; the engine computes in float32")
+    return Sparse(model, _masks_from_zeros(model) if masks is None else masks, fallback)
 
 
 def _values(
@@ -144,11 +143,6 @@ def _values(
     if isinstance(ticket, Pooled):
         return ticket.state_dict, ticket.masks
     return ticket, None
-
-
-def _replace(tensor: Tensor, make: Callable[[], Tensor]) -> None:
-    with torch.inference_mode(False):  # a tensor made in inference mode can't take an ordinary one's place
-        tensor.data = make()
 
 
 def _masks_from_zeros(model: nn.Module) -> StateDict:
