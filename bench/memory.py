@@ -71,9 +71,8 @@ def held(fast: lpk.sparse.Sparse) -> int:
     for _, remaining in fast._pruned.values():
         parts += vars(remaining).values()
     for network in fast._networks.values():
-        for layout in network._layouts.values() if network else []:
-            for filters in layout.filters.values():
-                parts += vars(filters).values()
+        for filters in network.filters.values() if network else []:
+            parts += vars(filters).values()
     return sum(part.nbytes for part in parts if isinstance(part, Tensor))
 
 

@@ -295,8 +295,7 @@ def test_memory_is_in_proportion_to_what_remains(density):
     before = memory()
     made = sparse.sparsify(network)
     outputs = [made(inputs), made(inputs[:3])]
-    # Values and where they are, both packed for whole images and for patches; activations.
-    assert memory() - before < 6 * density * dense + 500_000
+    assert memory() - before < 4 * density * dense + 500_000  # values, where they are, both packed; activations
     with torch.no_grad():
         torch.testing.assert_close(outputs[1], network(inputs[:3]), rtol=1e-4, atol=1e-5)
 

@@ -49,6 +49,7 @@ class Network:
         self.plan: Plan = trace(model, shape)
         self.dead = dead
         self._layouts: dict[int, _Layout] = {}  # by the lanes of an image
+        self.filters: _Packed = {}
 
     @property
     def whole(self) -> bool:
@@ -59,8 +60,8 @@ class Network:
 
     def changed(self) -> None:
         """To be called after the model's values changed: they are read again."""
-        for layout in self._layouts.values():
-            layout.forget(filters=True)
+        self.filters.clear()
+        self._forget_calls()
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -76,14 +77,20 @@ class Network:
         does: the mean and the unbiased variance of what each of them reads, the others before it normalising by theirs.
         """
         assert self.dead
-        for layout in self._layouts.values():
-            layout.forget(filters=False)
+        self._forget_calls()
         self._layout(1).run(len(inputs)).measure(inputs.float())
 
     def _layout(self, lanes: int) -> _Layout:
         if lanes not in self._layouts:
-            self._layouts[lanes] = _Layout(self.plan if lanes == 1 else cut(self.plan, lanes), self.dead)
+            plan = self.plan if lanes == 1 else cut(self.plan, lanes)
+            self._layouts[lanes] = _Layout(plan, self.filters, self.dead)
         return self._layouts[lanes]
+
+    def _forget_calls(self) -> None:
+        """They hold what was derived from the model's values."""
+        for layout in self._layouts.values():
+            for run in layout.runs.values():
+                run.calls.clear()
 
     def _parts(self, inputs: Tensor) -> Iterator[Tensor]:
         """Groups of whole blocks, and what is left over."""
@@ -94,26 +101,25 @@ class Network:
             inputs = inputs[size:]
 
 
-class _Layout:
-    """A plan with its filters, packed once, and its runs, by the number of images."""
+# Filters by the position of their layer among the plan's, and by the strides of the input they were packed for. Layouts share
+# those of the same strides, as a linear layer's are.
+_Packed = dict[tuple[int, tuple[int, ...]], Filters]
 
-    def __init__(self, plan: Plan, dead: bool) -> None:
+
+class _Layout:
+    """A plan, and its runs, by the number of images."""
+
+    def __init__(self, plan: Plan, filters: _Packed, dead: bool) -> None:
         self.plan = plan
+        self.filters = filters
         self.dead = dead
-        self.filters: dict[Step, Filters] = {}
+        self.layers = {step: i for i, step in enumerate(s for s in plan.steps if isinstance(s, Convolve))}
         self.runs: dict[int, _Run] = {}
 
     def run(self, batch: int) -> _Run:
         if batch not in self.runs:
             self.runs[batch] = _Run(self, batch)
         return self.runs[batch]
-
-    def forget(self, *, filters: bool) -> None:
-        """What was derived from BatchNorm's values, and with `filters` from the weights."""
-        if filters:
-            self.filters.clear()
-        for run in self.runs.values():
-            run.calls.clear()
 
 
 def _convolution(layer: nn.Conv2d | nn.Linear) -> kernels.Convolution:
@@ -143,7 +149,7 @@ class _Run:
     def forward(self, inputs: Tensor) -> Tensor:
         self._pack_input(inputs)
         if not self.calls:
-            if not self.layout.dead and not self.layout.filters:
+            if not self.layout.dead and any(self._key(step) not in self.layout.filters for step in self.layout.layers):
                 for step, weight in live_weights(self.plan).items():
                     self._filters(step, weight)
             self.calls = list(_joined(part for step in self.plan.steps for part in self._parts(step)))
@@ -171,13 +177,16 @@ class _Run:
 
     def _filters(self, step: Convolve, weight: Tensor | None = None) -> Filters:
         """A layer's filters, packed from `weight`, by default its own, if they aren't yet."""
-        filters = self.layout.filters
-        if step not in filters:
+        filters, key = self.layout.filters, self._key(step)
+        if key not in filters:
             weight = step.layer.weight.detach() if weight is None else weight
             convolution = _convolution(step.layer)
             x, out = self.buffers[step.inputs[0]], self.buffers[step.out]
-            filters[step] = kernels.pack(weight.view(convolution.weight_shape), convolution, x, out)
-        return filters[step]
+            filters[key] = kernels.pack(weight.view(convolution.weight_shape), convolution, x, out)
+        return filters[key]
+
+    def _key(self, step: Convolve) -> tuple[int, tuple[int, ...]]:
+        return self.layout.layers[step], kernels.input_strides(self.buffers[step.inputs[0]])
 
     def _normalise(self, step: Convolve | Affine, x: Blocks) -> None:
         """BatchNorm by the statistics of x, which its layer is given."""
