@@ -54,7 +54,7 @@ def changed(section: str, **values: Any) -> dict[str, Any]:
 
 
 def test_the_shipped_names() -> None:
-    assert presets.names() == tuple(sorted([*TABLES, "demo", "digits"]))
+    assert presets.names() == tuple(sorted([*TABLES, "demo", "digits", "fashion-mnist"]))
 
 
 @pytest.mark.parametrize("name", TABLES)
