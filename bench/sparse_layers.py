@@ -3,7 +3,8 @@
     python -m bench.sparse_layers [--batch 128] [--threads 2] [--densities 0.35,0.2,0.05,0.01] [--layers 64x32]
 
 For each layer and density: milliseconds, billions of multiplications with weights that are not zero (GMAC/s), their
-share of what the processor's FMA units can do, and PyTorch's conv2d in channels_last beside it.
+share of what the processor's FMA units can do, and PyTorch's conv2d in channels_last beside it. Winograd's algorithm
+multiplies a quarter of what is counted here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pathlib import Path
 import torch
 
 from lpk import _core
-from lpk.sparse import kernels
+from lpk.sparse import kernels, packing
+from lpk.sparse.blocks import empty_blocks
 from lpk.sparse.patches import best_cut, lanes_of
 
 # name: channels, filters, input size, kernel, stride
@@ -108,14 +110,14 @@ def main() -> None:
 @torch.no_grad()
 def layer(name: str, densities: list[float], options: argparse.Namespace, most: float) -> None:
     channels, filters, size, kernel, stride = LAYERS[name]
-    convolution = kernels.Convolution(filters, channels, (kernel, kernel), (stride, stride), (kernel // 2, kernel // 2))
+    convolution = packing.Convolution(filters, channels, (kernel, kernel), (stride, stride), (kernel // 2, kernel // 2))
     border = int(size > 1)
     x = torch.randn(options.batch, channels, size, size)
     height, width = convolution.output_size(size, size)
     patches, patch = best_cut(height, width, lanes_of(options.batch))
     larger = (patch[0] * stride, patch[1] * stride)
-    blocks = kernels.pack_input(x, kernels.empty_blocks(*x.shape, border, patches=patches, patch=larger))
-    out = kernels.empty_blocks(options.batch, filters, height, width, border, patches=patches, patch=patch)
+    blocks = kernels.pack_input(x, empty_blocks(*x.shape, border, patches=patches, patch=larger))
+    out = empty_blocks(options.batch, filters, height, width, border, patches=patches, patch=patch)
     weight, bias = torch.randn(convolution.weight_shape), torch.randn(filters)
 
     def row(what: str, multiplications: int, call: Callable[[], object]) -> None:
@@ -128,11 +130,15 @@ def layer(name: str, densities: list[float], options: argparse.Namespace, most: 
         torch_weight = weight.contiguous(memory_format=torch.channels_last)
         call = lambda: torch.nn.functional.conv2d(last, torch_weight, bias, stride, kernel // 2)  # noqa: E731
         row("torch", weight.numel(), call)
-    dense = kernels.pack_dense_filters(weight, convolution, blocks)
+    dense = packing.pack_dense_filters(weight, convolution, blocks)
     row("dense", weight.numel(), lambda: kernels.convolution(dense, blocks, out, bias=bias, activation="relu"))
+    if _core.winograd_applies(convolution.handle):
+        winograd = packing.pack_winograd_filters(weight, convolution)
+        call = lambda: kernels.convolution(winograd, blocks, out, bias=bias, activation="relu")  # noqa: E731
+        row("winograd", weight.numel(), call)
     for density in densities:
         pruned = weight * (torch.rand_like(weight) < density)
-        sparse = kernels.pack_filters(pruned, convolution, blocks, out, channels_per_block=options.channels_per_block)
+        sparse = packing.pack_filters(pruned, convolution, blocks, out, channels_per_block=options.channels_per_block)
         row(
             f"{density:g}",
             len(sparse.entries),

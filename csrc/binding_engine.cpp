@@ -1,4 +1,4 @@
-// The inference engine's part of lpk._core. Tensors arrive as addresses: lpk/sparse/kernels.py has checked them.
+// The inference engine's part of lpk._core. Tensors arrive as addresses: lpk/sparse has checked them.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -59,7 +59,8 @@ void define_filters(py::module_& m) {
                      channels_per_block, threads);
       },
       Release());
-  m.def("dense_from", &dense_from);
+  m.def("sparse_cost", &sparse_cost);
+  m.def("winograd_cost", &winograd_cost);
   m.def("best_channels_per_block", &best_channels_per_block);
   m.def("dense_filters_size", &dense_filters_size);
   m.def(
@@ -68,6 +69,15 @@ void define_filters(py::module_& m) {
          int threads) {
         pack_dense_filters(floats(packed), reinterpret_cast<int32_t*>(offsets), floats(weights), convolution, in,
                            threads);
+      },
+      Release());
+  m.def("winograd_applies", &winograd_applies);
+  m.def("winograd_together", &winograd_together);
+  m.def("winograd_filters_size", &winograd_filters_size);
+  m.def(
+      "pack_winograd_filters",
+      [](uintptr_t packed, uintptr_t weights, const Convolution& convolution, int threads) {
+        pack_winograd_filters(floats(packed), floats(weights), convolution, threads);
       },
       Release());
 }
@@ -135,6 +145,14 @@ void define_operations(py::module_& m) {
     return operation(out, in, ending, [=](const Activations& to, const Activations& from, const Epilogue& epilogue,
                                           int threads) {
       dense_convolution(to, from, convolution, filters, epilogue, threads);
+    });
+  });
+  m.def("winograd_convolution", [](const Activations& out, const Activations& in, const Convolution& convolution,
+                                   uintptr_t weights, int64_t together, const Ending& ending) {
+    const WinogradFilters filters{floats(weights), together};
+    return operation(out, in, ending, [=](const Activations& to, const Activations& from, const Epilogue& epilogue,
+                                          int threads) {
+      winograd_convolution(to, from, convolution, filters, epilogue, threads);
     });
   });
   m.def("scale_shift", [](const Activations& out, const Activations& in, const Ending& ending) {

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from lpk import _core
-from lpk.sparse import kernels
-from lpk.sparse.kernels import Blocks, Convolution, empty_blocks
+from lpk.sparse import kernels, packing
+from lpk.sparse.blocks import Blocks, empty_blocks
+from lpk.sparse.packing import Convolution
 
 INSTRUCTION_SETS = _core.instruction_sets()
 MODULES = {"identity": lambda x: x, "relu": F.relu, "relu6": F.relu6}
@@ -132,18 +133,45 @@ def convolutions(draw):
     return convolution, *(n + draw(st.integers(0, 12)) for n in least)
 
 
-@arbitrary
-@hypothesis.given(
-    problem=convolutions(),
+@st.composite
+def winograd_convolutions(draw):
+    """The same, of those that Winograd's algorithm is for; some with more filters than lie together."""
+    padding = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
+    convolution = Convolution(draw(st.integers(1, 14)), draw(st.sampled_from([1, 2, 5, 97])), (3, 3), padding=padding)
+    return convolution, *(max(1, 3 - 2 * p) + draw(st.integers(0, 12)) for p in padding)
+
+
+around = dict(
     batch=st.integers(1, 40),
     density=st.sampled_from([0.0, 0.01, 0.1, 0.5, 0.9, 1.0]),
     borders=st.tuples(st.integers(0, 1), st.integers(0, 2), st.integers(0, 2)),
     has=st.tuples(*[st.booleans()] * 3),
     activation=st.sampled_from(list(MODULES)),
-    channels_per_block=st.sampled_from([None, 1, 2, 3]),
     seed=st.integers(0, 99),
 )
-def test_convolution(problem, batch, density, borders, has, activation, channels_per_block, seed):
+
+
+@arbitrary
+@hypothesis.given(problem=convolutions(), channels_per_block=st.sampled_from([None, 1, 2, 3]), **around)
+def test_convolution(channels_per_block, **given):
+    def packed(weight, convolution, x, out):
+        yield lambda: packing.pack_filters(weight, convolution, x, out, channels_per_block=channels_per_block)
+        yield lambda: packing.pack_dense_filters(weight, convolution, x)
+
+    check_convolution(packed, **given)
+
+
+@arbitrary
+@hypothesis.given(problem=winograd_convolutions(), **around)
+def test_winograd_convolution(**given):
+    def packed(weight, convolution, x, out):
+        yield lambda: packing.pack_winograd_filters(weight, convolution)
+
+    check_convolution(packed, **given, tile=True)
+
+
+def check_convolution(packed, problem, batch, density, borders, has, activation, seed, tile=False):
+    """packed: the ways to pack filters for x and out; tile: whether pixels share each other's rounding."""
     convolution, height, width = problem
     generator.manual_seed(seed)
     filters = convolution.filters
@@ -169,13 +197,11 @@ def test_convolution(problem, batch, density, borders, has, activation, channels
     given = x, weight, scale, bias, residual
     expected = MODULES[activation](apply(*given))
     magnitude = apply(*(None if t is None else t.abs() for t in given))
+    magnitude = magnitude.amax((2, 3), keepdim=True) if tile else magnitude
     blocks = in_blocks(x, max(convolution.padding) + borders[0])
     residual_blocks = None if residual is None else in_blocks(residual, borders[2])
     like = empty_blocks(**size)
-    for pack in (
-        lambda: kernels.pack_filters(weight, convolution, blocks, like, channels_per_block=channels_per_block),
-        lambda: kernels.pack_dense_filters(weight, convolution, blocks),
-    ):
+    for pack in packed(weight, convolution, blocks, like):
         call = lambda out, pack=pack: kernels.convolution(  # noqa: E731
             pack(), blocks, out, scale=scale, bias=bias, residual=residual_blocks, activation=activation
         )
@@ -191,8 +217,8 @@ def test_linear(batch):
     convolution, blocks = Convolution(33, 70, (1, 1)), in_blocks(x)
     like = empty_blocks(*expected.shape)
     for filters in (
-        kernels.pack_filters(weight, convolution, blocks, like),
-        kernels.pack_dense_filters(weight, convolution, blocks),
+        packing.pack_filters(weight, convolution, blocks, like),
+        packing.pack_dense_filters(weight, convolution, blocks),
     ):
         for out in same_for_all_threads(
             lambda out, filters=filters: kernels.convolution(filters, blocks, out, bias=bias),
@@ -206,9 +232,12 @@ def test_the_residual_may_be_the_output():
     convolution, blocks = Convolution(4, 4, (3, 3), padding=(1, 1)), in_blocks(x, 1)
     added = random(20, 4, 9, 9)
     expected = F.relu(F.conv2d(x.double(), weight.double(), padding=1) + added)
-    out = in_blocks(added)
-    filters = kernels.pack_filters(weight, convolution, blocks, out)
-    check_close(kernels.convolution(filters, blocks, out, residual=out, activation="relu"), expected, 30)
+    for filters in (
+        packing.pack_winograd_filters(weight, convolution),
+        packing.pack_filters(weight, convolution, blocks, empty_blocks(20, 4, 9, 9)),
+    ):
+        out = in_blocks(added)
+        check_close(kernels.convolution(filters, blocks, out, residual=out, activation="relu"), expected, 30)
     whole = empty_blocks(20, 9, 9, 9)
     out, shifted = Blocks(whole.data[:, :4], 20, 0), Blocks(whole.data[:, 3:7], 20, 0)
     with fails(ValueError, "out", "overlap residual"):
@@ -223,7 +252,7 @@ def test_packed_filters():
     convolution = Convolution(2, 2, (1, 2))
     channel = 6 * 7 * 16
     for channels_per_block, starts, order in ((2, [0, 2, 3], [0, 1, 2]), (1, [0, 1, 1, 2, 3], [0, 1, 2])):
-        filters = kernels.pack_filters(weight, convolution, x, x, channels_per_block=channels_per_block)
+        filters = packing.pack_filters(weight, convolution, x, x, channels_per_block=channels_per_block)
         values, offsets = filters.entries[:, 0], filters.entries.view(torch.int32)[:, 1]
         assert filters.start.tolist() == starts
         assert values[order].tolist() == [1, 2, 3] and offsets[order].tolist() == [16, channel, channel + 16]
@@ -238,11 +267,44 @@ def test_nan_is_not_hidden():
     for instruction_set in INSTRUCTION_SETS:
         with configured(instruction_set):
             for filters in (
-                kernels.pack_filters(weight, convolution, blocks, empty_blocks(3, 3, 5, 5)),
-                kernels.pack_dense_filters(weight, convolution, blocks),
+                packing.pack_filters(weight, convolution, blocks, empty_blocks(3, 3, 5, 5)),
+                packing.pack_dense_filters(weight, convolution, blocks),
             ):
                 out = kernels.convolution(filters, blocks, empty_blocks(3, 3, 5, 5), activation="relu")
                 assert torch.equal(kernels.unpack_output(out).isnan(), expected)
+            filters = packing.pack_winograd_filters(weight, convolution)
+            out = kernels.convolution(filters, blocks, empty_blocks(3, 3, 5, 5), activation="relu")
+            found = kernels.unpack_output(out).isnan()  # and may spread to the 4 x 4 pixels that are computed together
+            assert bool(found[expected].all()) and not found[[0, 2]].any()
+
+
+def test_winograd_is_for_windows_of_3_with_stride_1():
+    for convolution in (
+        Convolution(4, 4, (3, 1)),
+        Convolution(4, 4, (3, 3), stride=(1, 2)),
+        Convolution(4, 4, (3, 3), dilation=(2, 1)),
+        Convolution(4, 4, (3, 3), groups=2),
+    ):
+        weight = random(*convolution.weight_shape)
+        with fails(ValueError, "3 x 3 windows"):
+            packing.pack_winograd_filters(weight, convolution)
+
+
+def test_pack_takes_what_is_fastest():
+    """Few weights one by one; of windows of 3 x 3 with stride 1 all, by Winograd's algorithm; else all as they are."""
+
+    def packed(density, **options):
+        convolution = Convolution(64, 64, **options)
+        weight = random(*convolution.weight_shape) * (
+            torch.rand(convolution.weight_shape, generator=generator) < density
+        )
+        out = empty_blocks(16, 64, *convolution.output_size(16, 16))
+        return type(packing.pack(weight, convolution, empty_blocks(16, 64, 16, 16, 1), out))
+
+    window = dict(kernel=(3, 3), padding=(1, 1))
+    assert packed(0.05, **window) is packed(0.05, stride=(2, 2), **window) is packing.SparseFilters
+    assert packed(1, **window) is packed(0.6, **window) is packing.WinogradFilters
+    assert packed(1, stride=(2, 2), **window) is packed(1, kernel=(1, 1)) is packing.DenseFilters
 
 
 # --- Patches ---
@@ -278,12 +340,12 @@ def test_patches(batch, image, patches, border, larger):
 def test_errors_of_patches():
     x = empty_blocks(2, 2, 8, 8, 1, patches=(4, 2))
     convolution = Convolution(2, 2, (3, 3), padding=(1, 1))
-    filters = kernels.pack_filters(random(2, 2, 3, 3), convolution, x, x)
+    filters = packing.pack_filters(random(2, 2, 3, 3), convolution, x, x)
     with fails(ValueError, "(4, 2) patches", "(2, 4)"):
         kernels.convolution(filters, x, empty_blocks(2, 2, 8, 8, patches=(2, 4)))
     wide = Convolution(2, 2, (5, 5))
     with fails(ValueError, "border of x is 1", "(4, 4)"):
-        filters = kernels.pack_filters(random(2, 2, 5, 5), wide, x, x)
+        filters = packing.pack_filters(random(2, 2, 5, 5), wide, x, x)
         kernels.convolution(filters, x, empty_blocks(2, 2, 4, 4, patches=(4, 2), patch=(2, 4)))
     with fails(ValueError, "3 x 1 patches"):
         empty_blocks(2, 2, 8, 8, patches=(3, 1))
@@ -413,8 +475,8 @@ def test_errors_of_convolutions():
     convolution = Convolution(3, 2, (3, 3), padding=(1, 1))
     x, out = empty_blocks(5, 2, 6, 6, 1), empty_blocks(5, 3, 6, 6)
     with fails(ValueError, "weight", "[3, 2, 3, 3]"):
-        kernels.pack_filters(random(3, 2, 3, 4), convolution, x, out)
-    filters = kernels.pack_filters(random(3, 2, 3, 3), convolution, x, out)
+        packing.pack_filters(random(3, 2, 3, 4), convolution, x, out)
+    filters = packing.pack_filters(random(3, 2, 3, 3), convolution, x, out)
     with fails(ValueError, "scale", "[3]"):
         kernels.convolution(filters, x, out, scale=random(2))
     with fails(ValueError, "2 input channels", "3"):
@@ -429,7 +491,7 @@ def test_errors_of_convolutions():
         kernels.convolution(filters, x, out, residual=x)
     square = Convolution(2, 2, (3, 3), padding=(1, 1))
     with fails(ValueError, "out", "overlap x"):
-        kernels.convolution(kernels.pack_filters(random(2, 2, 3, 3), square, x, x), x, x)
+        kernels.convolution(packing.pack_filters(random(2, 2, 3, 3), square, x, x), x, x)
 
 
 def test_errors_of_pools():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, wraps
+from functools import wraps
 from itertools import pairwise
 from typing import Any, ParamSpec
 
@@ -16,147 +16,10 @@ import torch
 from torch import Tensor
 
 from lpk import _core
+from lpk.sparse.blocks import Blocks, Pair, check_floats
+from lpk.sparse.packing import Convolution, Filters, SparseFilters, WinogradFilters, input_strides, reach
 
-IMAGES = 16  # in a block
 ACTIVATIONS = {"identity": 0, "relu": 1, "relu6": 2}
-Pair = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """The activations of `batch` images: [blocks, channels, height + 2 border, width + 2 border, 16].
-
-    A slice of the channels of larger blocks is one, too: `Blocks(whole.data[:, 3:7], whole.batch, whole.border)`.
-    The border must be zero. One of at least 1 also keeps the channels of images of 2ⁿ pixels out of each other's cache
-    sets.
-
-    With patches (rows, columns), an image of size `image` is cut into that many equal patches, and each lane of a
-    block is a patch of height x width: lane (i · rows + r) · columns + c is patch (r, c) of the block's image i. The
-    last patches may reach beyond the image. `exchange_borders` fills the border.
-    """
-
-    data: Tensor
-    batch: int
-    border: int
-    patches: Pair = (1, 1)
-    image: Pair | None = None  # height and width; None: that of all patches
-
-    def __post_init__(self) -> None:
-        data, border = self.data, self.border
-        check_floats("data", data)
-        if data.dim() != 5 or data.shape[-1] != IMAGES:
-            raise ValueError(f"data must be [blocks, channels, height, width, {IMAGES}], not {list(data.shape)}")
-        height, width = data.shape[2:4]
-        if border < 0 or height <= 2 * border or width <= 2 * border:
-            raise ValueError(f"a border of {border} leaves no pixels of {height} x {width}")
-        if min(self.patches) < 1 or IMAGES % (self.patches[0] * self.patches[1]):
-            raise ValueError(f"{IMAGES} lanes can't hold whole images of {self.patches[0]} x {self.patches[1]} patches")
-        if any(n > m for n, m in zip(self.shape[2:], self.covered, strict=True)):
-            raise ValueError(f"the patches cover {self.covered} pixels, fewer than the image {self.image}")
-        if self.batch < 1 or data.shape[0] != block_count(self.batch, self.patches):
-            raise ValueError(f"{self.batch} images are not stored in {data.shape[0]} blocks")
-        inner = [height * width * IMAGES, width * IMAGES, IMAGES, 1]
-        if any(s != e and n > 1 for s, e, n in zip(data.stride()[1:], inner, data.shape[1:], strict=True)):
-            raise ValueError("data must be contiguous, or a slice of the channels of a contiguous tensor")
-        if data.data_ptr() % 64:
-            raise ValueError("data must lie at a multiple of 64 bytes")
-        if data[0].numel() >= 2**31:
-            raise ValueError("one block of images must have less than 2^31 elements")
-
-    @property
-    def patch(self) -> Pair:
-        """Height and width of a patch; of the image, where it is not cut."""
-        return self.data.shape[2] - 2 * self.border, self.data.shape[3] - 2 * self.border
-
-    @property
-    def covered(self) -> Pair:
-        """Height and width of all patches together."""
-        return self.patches[0] * self.patch[0], self.patches[1] * self.patch[1]
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """Images, channels, height and width, as of an ordinary tensor."""
-        return self.batch, self.data.shape[1], *(self.image or self.covered)
-
-    @cached_property
-    def handle(self) -> _core.Activations:
-        return self._handle(self.border)
-
-    @cached_property
-    def with_border(self) -> _core.Activations:
-        """The border as part of what is seen."""
-        return self._handle(0)
-
-    def _handle(self, border: int) -> _core.Activations:
-        blocks, channels, height, width, _ = self.data.shape
-        return _core.Activations(
-            data=self.data.data_ptr(), blocks=blocks, channels=channels, height=height - 2 * border,
-            width=width - 2 * border, border=border,
-            block_stride=self.data.stride(0) if blocks > 1 else self.data[0].numel(),
-            patches=self.patches, image=self.shape[2:],
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """What is computed, for weights [filters, channels / groups, *kernel]."""
-
-    filters: int
-    channels: int
-    kernel: Pair
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
-    groups: int = 1
-
-    def __post_init__(self) -> None:
-        at_least_1 = [self.filters, self.channels, self.groups, *self.kernel, *self.stride, *self.dilation]
-        if min(at_least_1) < 1 or min(self.padding) < 0:
-            raise ValueError(f"a size of {self} is too small")
-        if self.filters % self.groups or self.channels % self.groups:
-            raise ValueError(f"{self.groups} groups do not divide {self.filters} filters and {self.channels} channels")
-
-    @property
-    def weight_shape(self) -> tuple[int, int, int, int]:
-        return self.filters, self.channels // self.groups, *self.kernel
-
-    def output_size(self, height: int, width: int) -> Pair:
-        sizes = zip((height, width), self.kernel, self.stride, self.padding, self.dilation, strict=True)
-        high, wide = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
-        return high, wide
-
-    @property
-    def reach(self) -> Pair:
-        """How far the windows of a patch reach behind its end, in pixels."""
-        return reach(self.kernel, self.stride, self.padding, self.dilation)
-
-    @cached_property
-    def handle(self) -> _core.Convolution:
-        return _core.Convolution(
-            filters=self.filters, channels=self.channels, groups=self.groups, kernel=self.kernel, stride=self.stride,
-            padding=self.padding, dilation=self.dilation,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class SparseFilters:
-    """The weights of a convolution that are not zero, for inputs with the strides of one it was packed for."""
-
-    convolution: Convolution
-    entries: Tensor  # [n, 2]: value and, as int32, offset
-    start: Tensor
-    channels_per_block: int
-    strides: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class DenseFilters:
-    """All weights of a convolution, for inputs with the strides of one it was packed for."""
-
-    convolution: Convolution
-    weights: Tensor
-    offsets: Tensor
-    strides: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -174,20 +37,6 @@ def run(operations: Sequence[Operation]) -> None:
 
 
 # --- Checks ---
-
-
-def check_floats(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> None:
-    if x.dtype != torch.float32 or x.device.type != "cpu":
-        raise TypeError(f"{name} must be float32 on the CPU, not {x.dtype} on {x.device}")
-    if x.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError(f"{name} requires grad; detach it, or run under torch.no_grad()")
-    if shape is not None and tuple(x.shape) != shape:
-        raise ValueError(f"{name} must have the shape {list(shape)}, not {list(x.shape)}")
-
-
-def reach(kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
-    rows, columns = (d * (k - 1) - p - s + 1 for k, s, p, d in zip(kernel, stride, padding, dilation, strict=True))
-    return rows, columns
 
 
 def check_same(name: str, x: Blocks, shape: tuple[int, ...]) -> None:
@@ -225,14 +74,12 @@ def ending(scale: Tensor | None, shift: Tensor | None, residual: Blocks | None, 
     return _core.Ending(scale=address(scale), bias=address(shift), residual=added, activation=ACTIVATIONS[activation])
 
 
-def check_convolution(convolution: Convolution, x: Blocks, strides: tuple[int, ...], out: Blocks) -> None:
+def check_convolution(convolution: Convolution, x: Blocks, out: Blocks) -> None:
     batch, channels, height, width = x.shape
     if channels != convolution.channels:
         raise ValueError(f"the convolution has {convolution.channels} input channels, x has {channels}")
     if x.border < max(convolution.padding):
         raise ValueError(f"the border of x is {x.border}, but the padding is {convolution.padding}")
-    if input_strides(x) != strides:
-        raise ValueError("the filters were packed for inputs of another height, width or border")
     check_apart("x", x, out)
     check_same("out", out, (batch, convolution.filters, *convolution.output_size(height, width)))
     check_patches(x, out, convolution.stride)
@@ -263,31 +110,7 @@ def check_apart(name: str, x: Blocks, out: Blocks, *, may_be: bool = False) -> N
         raise ValueError(f"out must not overlap {name}")
 
 
-def input_strides(x: Blocks) -> tuple[int, ...]:
-    return tuple(x.data.shape[2:4])
-
-
-def block_count(batch: int, patches: Pair = (1, 1)) -> int:
-    return -(-batch * patches[0] * patches[1] // IMAGES)
-
-
 # --- Operations ---
-
-
-def empty_blocks(
-    batch: int,
-    channels: int,
-    height: int,
-    width: int,
-    border: int = 0,
-    *,
-    patches: Pair = (1, 1),
-    patch: Pair | None = None,
-) -> Blocks:
-    """Blocks of zeros. `patch`: the size of a patch; None: the smallest that is possible."""
-    high, wide = patch or (-(-height // patches[0]), -(-width // patches[1]))
-    data = torch.zeros(block_count(batch, patches), channels, high + 2 * border, wide + 2 * border, IMAGES)
-    return Blocks(data, batch, border, patches, (height, width))
 
 
 def pack_input(x: Tensor, out: Blocks) -> Blocks:
@@ -307,67 +130,8 @@ def unpack_output(x: Blocks) -> Tensor:
     return out
 
 
-def pack_filters(
-    weight: Tensor,
-    convolution: Convolution,
-    x: Blocks,
-    out: Blocks,
-    *,
-    channels_per_block: int | None = None,
-) -> SparseFilters:
-    """The weights that are not zero, for inputs with the strides of x.
-
-    They work for every batch; `channels_per_block`, a matter of speed alone, is chosen for that of out.
-    """
-    check_floats("weight", weight, convolution.weight_shape)
-    weight = weight.contiguous()
-    threads = torch.get_num_threads()
-
-    def starts(channels_per_block: int) -> Tensor:
-        blocks = -(-convolution.channels // channels_per_block)
-        start = torch.empty(blocks * convolution.filters + 1, dtype=torch.int64)
-        _core.count_filters(start.data_ptr(), weight.data_ptr(), convolution.handle, channels_per_block, threads)
-        return start
-
-    if channels_per_block is None:
-        nonzeros = int(starts(convolution.channels)[-1])
-        channels_per_block = _core.best_channels_per_block(convolution.handle, out.handle, nonzeros)
-    start = starts(channels_per_block)
-    entries = torch.empty(int(start[-1]), 2)
-    _core.pack_filters(
-        entries.data_ptr(), start.data_ptr(), weight.data_ptr(), convolution.handle, x.handle,
-        channels_per_block, threads,
-    )  # fmt: skip
-    return SparseFilters(convolution, entries, start, channels_per_block, input_strides(x))
-
-
-def pack(weight: Tensor, convolution: Convolution, x: Blocks, out: Blocks) -> SparseFilters | DenseFilters:
-    """The filters that take less time, by a model that was fitted to measurements (docs/performance.md).
-
-    It knows the convolution, the size of the output, the instruction set and the share of weights that are not zero.
-    """
-    remaining = int(weight.count_nonzero()) / weight.numel()
-    depthwise = convolution.groups == convolution.channels > 1
-    if depthwise or remaining <= _core.dense_from(convolution.handle, out.handle):
-        return pack_filters(weight, convolution, x, out)
-    return pack_dense_filters(weight, convolution, x)
-
-
-def pack_dense_filters(weight: Tensor, convolution: Convolution, x: Blocks) -> DenseFilters:
-    """All weights, for inputs with the strides of x."""
-    check_floats("weight", weight, convolution.weight_shape)
-    weight = weight.contiguous()
-    packed = torch.empty(_core.dense_filters_size(convolution.handle))
-    offsets = torch.empty(weight[0].numel(), dtype=torch.int32)
-    _core.pack_dense_filters(
-        packed.data_ptr(), offsets.data_ptr(), weight.data_ptr(), convolution.handle, x.handle,
-        torch.get_num_threads(),
-    )  # fmt: skip
-    return DenseFilters(convolution, packed, offsets, input_strides(x))
-
-
 def prepare_convolution(
-    filters: SparseFilters | DenseFilters,
+    filters: Filters,
     x: Blocks,
     out: Blocks,
     *,
@@ -380,7 +144,9 @@ def prepare_convolution(
 
     The residual may be out.
     """
-    check_convolution(filters.convolution, x, filters.strides, out)
+    check_convolution(filters.convolution, x, out)
+    if not isinstance(filters, WinogradFilters) and input_strides(x) != filters.strides:
+        raise ValueError("the filters were packed for inputs of another height, width or border")
     scale = per_channel("scale", scale, filters.convolution.filters)
     bias = per_channel("bias", bias, filters.convolution.filters)
     if residual is not None:
@@ -392,6 +158,8 @@ def prepare_convolution(
     if isinstance(filters, SparseFilters):
         entries, start = filters.entries.data_ptr(), filters.start.data_ptr()
         handle = _core.sparse_convolution(*common, entries, start, filters.channels_per_block, end)
+    elif isinstance(filters, WinogradFilters):
+        handle = _core.winograd_convolution(*common, filters.weights.data_ptr(), filters.together, end)
     else:
         handle = _core.dense_convolution(*common, filters.weights.data_ptr(), filters.offsets.data_ptr(), end)
     return Operation(handle, out, alive)

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpk.sparse import kernels
+from lpk.sparse import kernels, packing
+from lpk.sparse.blocks import IMAGES, Blocks, empty_blocks
 from lpk.sparse.dead import live_weights
 from lpk.sparse.fold import affine, fold
-from lpk.sparse.kernels import Blocks, Operation
+from lpk.sparse.kernels import Operation
+from lpk.sparse.packing import Filters
 from lpk.sparse.patches import cut, lanes_of
 from lpk.sparse.plan import Affine, Convolve, Flatten, Foreign, Plan, Pool, Relayout, Shape, Step, Value, pair, trace
 
@@ -21,8 +23,6 @@ POOLS: dict[str, Callable[..., Operation]] = {
     "average": kernels.prepare_average_pool,
     "global average": kernels.prepare_global_average_pool,
 }
-
-Filters = kernels.SparseFilters | kernels.DenseFilters
 
 # Images go through the network in groups whose activations fit into this many bytes of cache, one block of images for
 # each thread at least.
@@ -96,13 +96,13 @@ class Network:
         """Groups of whole blocks, and what is left over."""
         group = _group(self.plan, torch.get_num_threads())
         while len(inputs):
-            size = min(group, len(inputs) // kernels.IMAGES) * kernels.IMAGES or len(inputs)
+            size = min(group, len(inputs) // IMAGES) * IMAGES or len(inputs)
             yield inputs[:size]
             inputs = inputs[size:]
 
 
-# Filters by the position of their layer among the plan's, and by the strides of the input they were packed for. Layouts share
-# those of the same strides, as a linear layer's are.
+# Filters by the position of their layer among the plan's, and by the strides of the input they were packed for: layouts
+# share those of the same strides, as a linear layer's are.
 _Packed = dict[tuple[int, tuple[int, ...]], Filters]
 
 
@@ -122,11 +122,11 @@ class _Layout:
         return self.runs[batch]
 
 
-def _convolution(layer: nn.Conv2d | nn.Linear) -> kernels.Convolution:
+def _convolution(layer: nn.Conv2d | nn.Linear) -> packing.Convolution:
     """A linear layer is a convolution of one pixel."""
     if isinstance(layer, nn.Linear):
-        return kernels.Convolution(layer.out_features, layer.in_features, (1, 1))
-    return kernels.Convolution(
+        return packing.Convolution(layer.out_features, layer.in_features, (1, 1))
+    return packing.Convolution(
         layer.out_channels,
         layer.in_channels,
         kernel=pair(layer.kernel_size),
@@ -182,11 +182,11 @@ class _Run:
             weight = step.layer.weight.detach() if weight is None else weight
             convolution = _convolution(step.layer)
             x, out = self.buffers[step.inputs[0]], self.buffers[step.out]
-            filters[key] = kernels.pack(weight.view(convolution.weight_shape), convolution, x, out)
+            filters[key] = packing.pack(weight.view(convolution.weight_shape), convolution, x, out)
         return filters[key]
 
     def _key(self, step: Convolve) -> tuple[int, tuple[int, ...]]:
-        return self.layout.layers[step], kernels.input_strides(self.buffers[step.inputs[0]])
+        return self.layout.layers[step], packing.input_strides(self.buffers[step.inputs[0]])
 
     def _normalise(self, step: Convolve | Affine, x: Blocks) -> None:
         """BatchNorm by the statistics of x, which its layer is given."""
@@ -227,7 +227,7 @@ class _Run:
         if isinstance(step, Pool):
             return POOLS[step.kind](x, out, **step.options)
         assert isinstance(step, Flatten)
-        flat = Blocks(out.data.view(x.data.shape[0], *x.shape[1:], kernels.IMAGES), self.batch, 0)
+        flat = Blocks(out.data.view(x.data.shape[0], *x.shape[1:], IMAGES), self.batch, 0)
         return kernels.prepare_scale_shift(x, flat)
 
     def _relayout(self, step: Relayout) -> None:
@@ -262,7 +262,7 @@ def _assign(plan: Plan, batch: int) -> Iterator[tuple[Value, Blocks]]:
         if free.get(kind := _kind(value)):
             return free[kind].pop()
         options: dict[str, Any] = {"patches": value.patches, "patch": value.patch}
-        return kernels.empty_blocks(batch, *value.image, value.border, **options)
+        return empty_blocks(batch, *value.image, value.border, **options)
 
     owned = {plan.input: buffer(plan.input)}
     yield plan.input, owned[plan.input]
@@ -283,5 +283,5 @@ def _group(plan: Plan, threads: int) -> int:
     """How many blocks of images go through the network together: their two largest activations fit into CACHE."""
     values = [plan.input, *(step.out for step in plan.steps)]
     sizes = sorted(c * (h + 2 * v.border) * (w + 2 * v.border) for v in values for c, h, w in [v.image])
-    block = 4 * kernels.IMAGES * sum(sizes[-2:])
+    block = 4 * IMAGES * sum(sizes[-2:])
     return threads * max(1, min(16, CACHE // (block * threads)))

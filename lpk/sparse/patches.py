@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from lpk.sparse.kernels import IMAGES, reach
+from lpk.sparse.blocks import IMAGES
+from lpk.sparse.packing import reach
 from lpk.sparse.plan import Affine, Convolve, Flatten, Plan, Pool, Relayout, Step, Value, pair
 
 Pair = tuple[int, int]

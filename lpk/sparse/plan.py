@@ -22,7 +22,7 @@ class NotSupported(ValueError):
 @dataclass(eq=False)
 class Value:
     """An activation. `border`: the pixels around each image or patch that its readers need; `patches` and `patch`: how
-    many an image is cut into, and their size, see kernels.Blocks."""
+    many an image is cut into, and their size, see lpk.sparse.blocks.Blocks."""
 
     shape: Shape
     border: int = 0

@@ -9,7 +9,7 @@
 // outside the image: exchange_borders puts them there after each operation.
 //
 // Every output is computed by one thread in one fixed order: the bits do not depend on the number of threads.
-// Addresses are multiples of 64; sizes were checked by the caller (lpk/sparse/kernels.py).
+// Addresses are multiples of 64; sizes were checked by the caller (lpk/sparse).
 #pragma once
 
 #include <cstdint>
@@ -107,6 +107,17 @@ struct DenseFilters {
 
 constexpr int64_t kFour = 4;
 
+// The weights of a 3 x 3 convolution with stride 1, transformed for Winograd's F(4 x 4, 3 x 3): `together` filters side
+// by side, [filters / together][36][channels][together], filled up with zeros.
+struct WinogradFilters {
+  const float* weights;
+  int64_t together;
+};
+
+constexpr int64_t kWindow = 6;   // pixels, squared, that Winograd's transforms take
+constexpr int64_t kOutputs = 4;  // pixels, squared, that come out
+constexpr int64_t kPositions = kWindow * kWindow;
+
 // An ordinary tensor of these strides into blocks, and blocks into a contiguous one.
 void pack_input(const Activations& out, const float* in, int64_t batch, const int64_t* strides, int threads);
 void unpack_output(float* out, const Activations& in, int64_t batch, int threads);
@@ -120,8 +131,6 @@ void count_filters(int64_t* start, const float* weights, const Convolution& conv
                    int threads);
 void pack_filters(NonZero* entries, const int64_t* start, const float* weights, const Convolution& convolution,
                   const Activations& in, int64_t channels_per_block, int threads);
-// From which share of its weights on the dense convolution takes less time.
-double dense_from(const Convolution& convolution, const Activations& out);
 // How many input channels a block of the filters should have for this output.
 int64_t best_channels_per_block(const Convolution& convolution, const Activations& out, int64_t nonzeros);
 void sparse_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
@@ -132,6 +141,19 @@ void pack_dense_filters(float* packed, int32_t* offsets, const float* weights, c
                         const Activations& in, int threads);
 void dense_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
                        const DenseFilters& filters, const Epilogue& epilogue, int threads);
+
+// Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2016): 36 products take the place of 144.
+bool winograd_applies(const Convolution& convolution);
+int64_t winograd_together(const Convolution& convolution);
+int64_t winograd_filters_size(const Convolution& convolution);
+void pack_winograd_filters(float* packed, const float* weights, const Convolution& convolution, int threads);
+void winograd_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
+                          const WinogradFilters& filters, const Epilogue& epilogue, int threads);
+
+// About how long a block of images takes, where `share` of the weights is not zero, for one that the dense convolution
+// takes; infinite where an algorithm does not apply. The same for every number of blocks and threads.
+double sparse_cost(const Convolution& convolution, const Activations& out, double share);
+double winograd_cost(const Convolution& convolution, const Activations& out);
 
 // The mean and the unbiased variance of each channel over the images below `batch` and all pixels.
 void channel_statistics(double* mean, double* variance, const Activations& in, int64_t batch, int threads);

@@ -50,10 +50,36 @@ struct DenseTask {
   Finish finish;
 };
 
+// One tile of a Winograd convolution: how much there is of its 6 x 6 inputs, the border included, and of its 4 x 4
+// outputs. Addresses are those of channel 0.
+struct WinogradTile {
+  const float* in;
+  float* out;
+  const float* residual;
+  int in_rows, in_columns;
+  int rows, columns;  // 0: nothing is stored
+};
+
+struct WinogradTask {
+  WinogradFilters filters;
+  int64_t channels;
+  int64_t count;       // of filters
+  int64_t in_row;      // floats from one row to the next
+  int64_t in_channel;  // and from one channel to the next
+  int64_t out_row;
+  int64_t residual_row;
+  Finish finish;
+};
+
 // Computes the filters from `first` to `last` for one tile. `sums` has room for the tile's sums of all these filters.
 using SparseLoop = void (*)(const SparseTask& task, const Tile& tile, int64_t first, int64_t last, float* sums);
 // The same for fours of filters.
 using DenseLoop = void (*)(const DenseTask& task, const Tile& tile, int64_t first, int64_t last, float* sums);
+
+// Computes, for some tiles at once, the groups from `first` to `last` of filters that lie together. `memory` has room for
+// 36 * (channels + 1 + filters that lie together) pixels for each tile.
+using WinogradLoop = void (*)(const WinogradTask& task, const WinogradTile* tiles, int64_t first, int64_t last,
+                              float* memory);
 
 // The pixels of a window that lie in the image; floats from one to the next.
 struct Region {
@@ -69,12 +95,19 @@ struct Exchange {
 };
 
 struct Loops {
+  // Measured, for a product of the dense loop: how fast one of the sparse loop is, and the weight of what is no product.
+  double sparse_speed;
+  double memory_cost;
   // How many pixels' sums the registers hold.
   int sparse_pixels;
   int dense_pixels;
   // The loop for tiles of this size; null: there is none.
   SparseLoop (*sparse)(int rows, int columns, int64_t stride);
   DenseLoop (*dense)(int rows, int columns, int64_t stride);
+
+  // How many tiles are computed at once where so many filters lie together; and the loop, null: there is none.
+  int (*winograd_tiles)(int64_t together);
+  WinogradLoop (*winograd)(int64_t together);
 
   // out = in * scale + shift + residual (null: none), then clamped, for n floats; n is a multiple of 16.
   void (*scale_shift)(float* out, const float* in, const float* residual, int64_t n, float scale, float shift,

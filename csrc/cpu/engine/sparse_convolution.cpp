@@ -23,21 +23,7 @@ std::vector<int64_t> balanced(const SparseFilters& filters, int64_t count, int64
   return borders;
 }
 
-Tiling tiling_of(const Activations& out, const Convolution& convolution) {
-  return best_tiling(out, convolution, loops().sparse_pixels, [&](int rows, int columns) {
-    return loops().sparse(rows, columns, convolution.stride_x) != nullptr;
-  });
-}
-
 }  // namespace
-
-// Measured, a weight of the sparse loop costs 4/3 of one of the dense loop for each pixel of the tile, and one pixel more
-// for walking it. Weights of 1 x 1 windows share no pixels in the first-level cache: they cost nearly twice that.
-double dense_from(const Convolution& convolution, const Activations& out) {
-  const Tiling tiling = tiling_of(out, convolution);
-  const double pixels = tiling.rows * tiling.columns;
-  return (convolution.window() == 1 ? 0.42 : 0.75) * pixels / (pixels + 1);
-}
 
 // With few channels in a block, the input of a tile stays in the first-level cache for all filters; with many, the sums
 // are loaded and stored less often. Measured, the best number falls with the root of both the entries that a channel
@@ -45,7 +31,7 @@ double dense_from(const Convolution& convolution, const Activations& out) {
 int64_t best_channels_per_block(const Convolution& convolution, const Activations& out, int64_t nonzeros) {
   constexpr double kBest = 108.0;
   if (convolution.groups > 1 || nonzeros == 0) return convolution.channels;
-  const Tiling tiling = tiling_of(out, convolution);
+  const Tiling tiling = sparse_tiling(out, convolution);
   const double entries = double(nonzeros) / double(convolution.filters * convolution.channels);
   const double pixels = double(covered_pixels(convolution, tiling.rows, tiling.columns));
   const double best = kBest / std::sqrt(entries * pixels);
@@ -55,7 +41,7 @@ int64_t best_channels_per_block(const Convolution& convolution, const Activation
 
 void sparse_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
                         const SparseFilters& filters, const Epilogue& epilogue, int threads) {
-  const Tiling tiling = tiling_of(out, convolution);
+  const Tiling tiling = sparse_tiling(out, convolution);
   const int64_t channel_blocks = (convolution.channels + filters.channels_per_block - 1) / filters.channels_per_block;
   const SparseTask task{filters, convolution.filters, channel_blocks, convolution.stride_x * kImages,
                         finish_of(epilogue, out)};

@@ -50,6 +50,12 @@ Tiling best_tiling(const Activations& out, const Convolution& convolution, int p
   return best;
 }
 
+inline Tiling sparse_tiling(const Activations& out, const Convolution& convolution) {
+  return best_tiling(out, convolution, loops().sparse_pixels, [&](int rows, int columns) {
+    return loops().sparse(rows, columns, convolution.stride_x) != nullptr;
+  });
+}
+
 // A tile with its addresses, and its width.
 struct PlacedTile : Tile {
   int columns;

@@ -1,0 +1,36 @@
+// What the ways to compute a convolution cost, in the time of the dense loop: fitted to bench/sparse_layers.py.
+#include "tiling.h"
+
+namespace lpk::engine {
+
+// A product takes a little longer than in the dense loop, and one pixel of the tile more for walking the weight; in both
+// a filter costs something besides, in products. Weights of 1 x 1 windows share no pixels in the first-level cache: they
+// cost nearly twice as much.
+double sparse_cost(const Convolution& convolution, const Activations& out, double share) {
+  constexpr double kOnePixel = 0.56, kFilter = 8, kDenseFilter = 10, kAlways = 0.03;
+  const Tiling tiling = sparse_tiling(out, convolution);
+  const double pixels = tiling.rows * tiling.columns, weights = double(convolution.weights());
+  const double speed = loops().sparse_speed * (convolution.window() == 1 ? kOnePixel : 1.0);
+  const double products = weights * share / speed * (pixels + 1) / pixels;
+  const double memory = loops().memory_cost;
+  return (products + memory * kFilter) / (weights + memory * kDenseFilter) + memory * kAlways;
+}
+
+// A quarter of the products, and the transforms of inputs, which all filters share, and of outputs, which all channels
+// do. Tiles that reach beyond the image are computed in vain. Four times as many weights have to come from memory for
+// all pixels of a block; too many do not fit into any cache.
+double winograd_cost(const Convolution& convolution, const Activations& out) {
+  constexpr double kProducts = 0.3, kInput = 2.4, kOutput = 2.4, kWeights = 16;
+  constexpr int64_t kMostWeights = (16 << 20) / sizeof(float);
+  if (!winograd_applies(convolution) || winograd_filters_size(convolution) > kMostWeights)
+    return std::numeric_limits<double>::infinity();
+  const int64_t tiles = ((out.height + kOutputs - 1) / kOutputs) * ((out.width + kOutputs - 1) / kOutputs);
+  const int64_t at_once = loops().winograd_tiles(winograd_together(convolution));
+  const double computed = double((tiles + at_once - 1) / at_once * at_once * kOutputs * kOutputs);
+  const double pixels = double(out.height * out.width);
+  const double memory =
+      kInput / double(convolution.filters) + kOutput / double(convolution.channels) + kWeights / computed;
+  return computed / pixels * (kProducts + loops().memory_cost * memory);
+}
+
+}  // namespace lpk::engine

@@ -1,0 +1,118 @@
+"""How the inference engine stores activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lpk import _core
+
+IMAGES = 16  # in a block
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The activations of `batch` images: [blocks, channels, height + 2 border, width + 2 border, 16].
+
+    A slice of the channels of larger blocks is one, too: `Blocks(whole.data[:, 3:7], whole.batch, whole.border)`.
+    The border must be zero. One of at least 1 also keeps the channels of images of 2ⁿ pixels out of each other's cache
+    sets.
+
+    With patches (rows, columns), an image of size `image` is cut into that many equal patches, and each lane of a
+    block is a patch of height x width: lane (i · rows + r) · columns + c is patch (r, c) of the block's image i. The
+    last patches may reach beyond the image. `exchange_borders` fills the border.
+    """
+
+    data: Tensor
+    batch: int
+    border: int
+    patches: Pair = (1, 1)
+    image: Pair | None = None  # height and width; None: that of all patches
+
+    def __post_init__(self) -> None:
+        data, border = self.data, self.border
+        check_floats("data", data)
+        if data.dim() != 5 or data.shape[-1] != IMAGES:
+            raise ValueError(f"data must be [blocks, channels, height, width, {IMAGES}], not {list(data.shape)}")
+        height, width = data.shape[2:4]
+        if border < 0 or height <= 2 * border or width <= 2 * border:
+            raise ValueError(f"a border of {border} leaves no pixels of {height} x {width}")
+        if min(self.patches) < 1 or IMAGES % (self.patches[0] * self.patches[1]):
+            raise ValueError(f"{IMAGES} lanes can't hold whole images of {self.patches[0]} x {self.patches[1]} patches")
+        if any(n > m for n, m in zip(self.shape[2:], self.covered, strict=True)):
+            raise ValueError(f"the patches cover {self.covered} pixels, fewer than the image {self.image}")
+        if self.batch < 1 or data.shape[0] != block_count(self.batch, self.patches):
+            raise ValueError(f"{self.batch} images are not stored in {data.shape[0]} blocks")
+        inner = [height * width * IMAGES, width * IMAGES, IMAGES, 1]
+        if any(s != e and n > 1 for s, e, n in zip(data.stride()[1:], inner, data.shape[1:], strict=True)):
+            raise ValueError("data must be contiguous, or a slice of the channels of a contiguous tensor")
+        if data.data_ptr() % 64:
+            raise ValueError("data must lie at a multiple of 64 bytes")
+        if data[0].numel() >= 2**31:
+            raise ValueError("one block of images must have less than 2^31 elements")
+
+    @property
+    def patch(self) -> Pair:
+        """Height and width of a patch; of the image, where it is not cut."""
+        return self.data.shape[2] - 2 * self.border, self.data.shape[3] - 2 * self.border
+
+    @property
+    def covered(self) -> Pair:
+        """Height and width of all patches together."""
+        return self.patches[0] * self.patch[0], self.patches[1] * self.patch[1]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Images, channels, height and width, as of an ordinary tensor."""
+        return self.batch, self.data.shape[1], *(self.image or self.covered)
+
+    @cached_property
+    def handle(self) -> _core.Activations:
+        return self._handle(self.border)
+
+    @cached_property
+    def with_border(self) -> _core.Activations:
+        """The border as part of what is seen."""
+        return self._handle(0)
+
+    def _handle(self, border: int) -> _core.Activations:
+        blocks, channels, height, width, _ = self.data.shape
+        return _core.Activations(
+            data=self.data.data_ptr(), blocks=blocks, channels=channels, height=height - 2 * border,
+            width=width - 2 * border, border=border,
+            block_stride=self.data.stride(0) if blocks > 1 else self.data[0].numel(),
+            patches=self.patches, image=self.shape[2:],
+        )  # fmt: skip
+
+
+def empty_blocks(
+    batch: int,
+    channels: int,
+    height: int,
+    width: int,
+    border: int = 0,
+    *,
+    patches: Pair = (1, 1),
+    patch: Pair | None = None,
+) -> Blocks:
+    """Blocks of zeros. `patch`: the size of a patch; None: the smallest that is possible."""
+    high, wide = patch or (-(-height // patches[0]), -(-width // patches[1]))
+    data = torch.zeros(block_count(batch, patches), channels, high + 2 * border, wide + 2 * border, IMAGES)
+    return Blocks(data, batch, border, patches, (height, width))
+
+
+def block_count(batch: int, patches: Pair = (1, 1)) -> int:
+    return -(-batch * patches[0] * patches[1] // IMAGES)
+
+
+def check_floats(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> None:
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        raise TypeError(f"{name} must be float32 on the CPU, not {x.dtype} on {x.device}")
+    if x.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(f"{name} requires grad; detach it, or run under torch.no_grad()")
+    if shape is not None and tuple(x.shape) != shape:
+        raise ValueError(f"{name} must have the shape {list(shape)}, not {list(x.shape)}")

@@ -1,0 +1,167 @@
+"""The weights of a convolution as the inference engine reads them: in the form that takes the least time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lpk import _core
+from lpk.sparse.blocks import Blocks, Pair, check_floats
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """What is computed, for weights [filters, channels / groups, *kernel]."""
+
+    filters: int
+    channels: int
+    kernel: Pair
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        at_least_1 = [self.filters, self.channels, self.groups, *self.kernel, *self.stride, *self.dilation]
+        if min(at_least_1) < 1 or min(self.padding) < 0:
+            raise ValueError(f"a size of {self} is too small")
+        if self.filters % self.groups or self.channels % self.groups:
+            raise ValueError(f"{self.groups} groups do not divide {self.filters} filters and {self.channels} channels")
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        return self.filters, self.channels // self.groups, *self.kernel
+
+    def output_size(self, height: int, width: int) -> Pair:
+        sizes = zip((height, width), self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        high, wide = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
+        return high, wide
+
+    @property
+    def reach(self) -> Pair:
+        """How far the windows of a patch reach behind its end, in pixels."""
+        return reach(self.kernel, self.stride, self.padding, self.dilation)
+
+    @cached_property
+    def handle(self) -> _core.Convolution:
+        return _core.Convolution(
+            filters=self.filters, channels=self.channels, groups=self.groups, kernel=self.kernel, stride=self.stride,
+            padding=self.padding, dilation=self.dilation,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SparseFilters:
+    """The weights of a convolution that are not zero, for inputs with the strides of one it was packed for."""
+
+    convolution: Convolution
+    entries: Tensor  # [n, 2]: value and, as int32, offset
+    start: Tensor
+    channels_per_block: int
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DenseFilters:
+    """All weights of a convolution, for inputs with the strides of one it was packed for."""
+
+    convolution: Convolution
+    weights: Tensor
+    offsets: Tensor
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class WinogradFilters:
+    """All weights of a 3 x 3 convolution with stride 1, transformed."""
+
+    convolution: Convolution
+    weights: Tensor
+    together: int  # filters side by side
+
+
+Filters = SparseFilters | DenseFilters | WinogradFilters
+
+
+def reach(kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
+    rows, columns = (d * (k - 1) - p - s + 1 for k, s, p, d in zip(kernel, stride, padding, dilation, strict=True))
+    return rows, columns
+
+
+def input_strides(x: Blocks) -> tuple[int, ...]:
+    return tuple(x.data.shape[2:4])
+
+
+def pack_filters(
+    weight: Tensor,
+    convolution: Convolution,
+    x: Blocks,
+    out: Blocks,
+    *,
+    channels_per_block: int | None = None,
+) -> SparseFilters:
+    """The weights that are not zero, for inputs with the strides of x.
+
+    They work for every batch; `channels_per_block`, a matter of speed alone, is chosen for that of out.
+    """
+    check_floats("weight", weight, convolution.weight_shape)
+    weight = weight.contiguous()
+    threads = torch.get_num_threads()
+
+    def starts(channels_per_block: int) -> Tensor:
+        blocks = -(-convolution.channels // channels_per_block)
+        start = torch.empty(blocks * convolution.filters + 1, dtype=torch.int64)
+        _core.count_filters(start.data_ptr(), weight.data_ptr(), convolution.handle, channels_per_block, threads)
+        return start
+
+    if channels_per_block is None:
+        nonzeros = int(starts(convolution.channels)[-1])
+        channels_per_block = _core.best_channels_per_block(convolution.handle, out.handle, nonzeros)
+    start = starts(channels_per_block)
+    entries = torch.empty(int(start[-1]), 2)
+    _core.pack_filters(
+        entries.data_ptr(), start.data_ptr(), weight.data_ptr(), convolution.handle, x.handle,
+        channels_per_block, threads,
+    )  # fmt: skip
+    return SparseFilters(convolution, entries, start, channels_per_block, input_strides(x))
+
+
+def pack(weight: Tensor, convolution: Convolution, x: Blocks, out: Blocks) -> Filters:
+    """The filters that take the least time, by a model that was fitted to measurements (docs/performance.md).
+
+    It knows the convolution, the size of the output, the instruction set and the share of weights that are not zero.
+    """
+    share = int(weight.count_nonzero()) / weight.numel()
+    sparse = _core.sparse_cost(convolution.handle, out.handle, share)
+    winograd = _core.winograd_cost(convolution.handle, out.handle)
+    depthwise = convolution.groups == convolution.channels > 1
+    if depthwise or sparse <= min(winograd, 1.0):
+        return pack_filters(weight, convolution, x, out)
+    return pack_winograd_filters(weight, convolution) if winograd < 1 else pack_dense_filters(weight, convolution, x)
+
+
+def pack_dense_filters(weight: Tensor, convolution: Convolution, x: Blocks) -> DenseFilters:
+    """All weights, for inputs with the strides of x."""
+    check_floats("weight", weight, convolution.weight_shape)
+    weight = weight.contiguous()
+    packed = torch.empty(_core.dense_filters_size(convolution.handle))
+    offsets = torch.empty(weight[0].numel(), dtype=torch.int32)
+    _core.pack_dense_filters(
+        packed.data_ptr(), offsets.data_ptr(), weight.data_ptr(), convolution.handle, x.handle,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return DenseFilters(convolution, packed, offsets, input_strides(x))
+
+
+def pack_winograd_filters(weight: Tensor, convolution: Convolution) -> WinogradFilters:
+    """All weights, for the 3 x 3 windows that Winograd's algorithm takes; ValueError for others."""
+    check_floats("weight", weight, convolution.weight_shape)
+    if not _core.winograd_applies(convolution.handle):
+        raise ValueError(f"Winograd's algorithm is for 3 x 3 windows with stride 1 and one group, not {convolution}")
+    weight = weight.contiguous()
+    packed = torch.empty(_core.winograd_filters_size(convolution.handle))
+    _core.pack_winograd_filters(packed.data_ptr(), weight.data_ptr(), convolution.handle, torch.get_num_threads())
+    return WinogradFilters(convolution, packed, _core.winograd_together(convolution.handle))
