@@ -10,6 +10,39 @@ import lpk
 from lpk.flat import Layout
 from lpk.tickets import Ticket, Tickets
 
+# Four tickets within seconds.
+TINY_PRESET = """
+[data]
+name = "digits"
+validation = 200
+train = 600
+augment = false
+
+[model]
+name = "small-resnet"
+widths = [8, 16]
+
+[train]
+epochs = 3
+batch_size = 64
+lr = 0.1
+momentum = 0.9
+weight_decay = 1e-4
+milestones = [2]
+gamma = 0.1
+warmup = 0
+
+[imp]
+rounds = 3
+fraction = 0.3
+rewind = 1
+prunable = "convolutions"
+
+[pool]
+calibration = 200
+batch_size = 50
+"""
+
 
 def make_network(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)

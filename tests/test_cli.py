@@ -22,45 +22,14 @@ from lpk import cli, models, presets
 from lpk.pooled import Pooled
 from lpk.sparse import load_sparse
 from lpk.tickets import Tickets
+from tests.conftest import TINY_PRESET
 from tests.test_tickets import same
-
-PRESET = """
-[data]
-name = "digits"
-validation = 200
-train = 600
-augment = false
-
-[model]
-name = "small-resnet"
-widths = [8, 16]
-
-[train]
-epochs = 3
-batch_size = 64
-lr = 0.1
-momentum = 0.9
-weight_decay = 1e-4
-milestones = [2]
-gamma = 0.1
-warmup = 0
-
-[imp]
-rounds = 3
-fraction = 0.3
-rewind = 1
-prunable = "convolutions"
-
-[pool]
-calibration = 200
-batch_size = 50
-"""
 
 
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("preset") / "tiny.toml"
-    path.write_text(PRESET)
+    path.write_text(TINY_PRESET)
     return path
 
 
