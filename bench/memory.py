@@ -68,12 +68,12 @@ def peak(name: str, path: Path, batch: int) -> dict[str, float]:
 def held(fast: lpk.sparse.Sparse) -> int:
     """The bytes that it keeps: of the model, of the weights that remain, and of the filters packed for the engine."""
     parts: list[Any] = list(fast._model[0].state_dict().values())
-    for _, remaining in fast._pruned.values():
+    for remaining in fast._remaining.values():
         parts += vars(remaining).values()
     for network in fast._networks.values():
         for filters in network.filters.values() if network else []:
             parts += vars(filters).values()
-    return sum(part.nbytes for part in parts if isinstance(part, Tensor))
+    return sum(part.untyped_storage().nbytes() for part in parts if isinstance(part, Tensor))
 
 
 def main() -> None:

@@ -318,6 +318,11 @@ def plain_copy(model: nn.Module) -> nn.Module:
     return model
 
 
+def is_pruned(model: nn.Module) -> bool:
+    """Whether torch.nn.utils.prune acts on it."""
+    return bool(_pruned(model))
+
+
 def _pruned(model: nn.Module) -> list[tuple[nn.Module, str]]:
     """The modules that torch.nn.utils.prune acts on, and which of their tensors."""
     return [

@@ -6,9 +6,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from lpk import models
-from lpk.sparse.dead import live_weights
+from lpk.sparse.dead import live_windows, without_dead
 from lpk.sparse.plan import trace
 from tests.test_sparse import pruned, same, with_random_statistics
+
+
+def live_weights(plan):
+    return {step: without_dead(step.layer.weight.detach(), windows) for step, windows in live_windows(plan).items()}
 
 
 class Chain(nn.Module):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import copy
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lpk.flat import StateDict, plain_copy
+from lpk.flat import is_pruned, plain_copy
 from lpk.pooled import Pooled
 from lpk.sparse.compact import Remaining, load_sparse, save_sparse
 from lpk.sparse.network import Network
@@ -29,34 +29,24 @@ class Sparse(nn.Module):
     Once it was called, it holds of the pruned weights what remains of them, and that packed for the engine.
     """
 
-    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor], fallback: str) -> None:
+    def __init__(self, model: nn.Module, remaining: Mapping[str, Remaining], fallback: str) -> None:
+        """remaining: of each pruned tensor; those that `_can_go` may be empty in the model."""
         super().__init__()
         self._model = (model,)  # in a tuple, so that it is no submodule: train() and to() must not reach it
         self.fallback = fallback
         self._networks: dict[Shape, Network | None] = {}
-        self._seen: set[tuple[int, ...]] = set()  # the shapes of inputs that filters are packed for
         state = model.state_dict(keep_vars=True)
-        self._pruned = {name: (state[name], Remaining.of(state[name], mask)) for name, mask in masks.items()}
+        self._remaining = {id(state[name]): part for name, part in remaining.items()}
+        self._gone = {id(state[name]) for name in remaining if _can_go(model, name)}
+        for name in remaining:
+            if id(state[name]) in self._gone:
+                state[name].data = _nothing(state[name])
 
     def forward(self, inputs: Tensor) -> Tensor:
         if inputs.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("the inputs require a gradient, and a sparse network has none: use torch.no_grad()")
         if inputs.dtype != torch.float32 or inputs.device.type != "cpu":
             raise TypeError(f"inputs are {inputs.dtype} on {inputs.device}; float32 on the CPU is needed")
-        if inputs.shape in self._seen:
-            return self._compute(inputs)
-        with self._dense():
-            output = self._compute(inputs)
-        self._seen.add(inputs.shape)
-        return output
-
-    def save(self, path: str | Path) -> None:
-        """Writes the network as `save_sparse` does: `sparsify(model, path)` reads it. Raises OSError."""
-        masks = {name: remaining.mask() for name, (_, remaining) in self._pruned.items()}
-        with self._dense():
-            save_sparse(path, self._model[0].state_dict(), masks)
-
-    def _compute(self, inputs: Tensor) -> Tensor:
         shape = tuple(inputs.shape[1:])
         if shape not in self._networks:
             self._networks[shape] = self._network(shape)
@@ -67,35 +57,36 @@ class Sparse(nn.Module):
             output: Tensor = self._model[0](inputs)
         return output.clone()
 
+    def save(self, path: str | Path) -> None:
+        """Writes the network as `save_sparse` does: `sparsify(model, path)` reads it. Raises OSError."""
+        state = self._model[0].state_dict(keep_vars=True)
+        dense = {key: part.dense() for key, part in self._remaining.items() if key in self._gone}
+        masks = {name: self._remaining[id(t)].mask() for name, t in state.items() if id(t) in self._remaining}
+        save_sparse(path, {name: dense.get(id(t), t.detach()) for name, t in state.items()}, masks)
+
     def _network(self, shape: Shape) -> Network | None:
+        model = self._model[0]
         try:
-            return Network(self._model[0], shape, dead=False)
+            network = Network(model, shape, dead=False, read=self._read)
         except NotSupported:
-            if self.fallback == "torch":
-                return None
-            raise
+            if self.fallback != "torch":
+                raise
+            self._restore(model.parameters())
+            return None
+        packed = {id(weight) for weight in network.plan.packed}
+        self._restore(p for p in model.parameters() if id(p) not in packed)
+        self._restore(network.plan.foreign)
+        return network
 
-    @contextmanager
-    def _dense(self) -> Iterator[None]:
-        """Within it the pruned weights are there in full, as tracing and packing need them; then the engine's go."""
-        for tensor, remaining in self._pruned.values():
-            if tensor.shape != remaining.shape:
-                tensor.data = remaining.dense()
-        try:
-            yield
-        finally:
-            packed = self._packed()
-            for tensor, _ in self._pruned.values():
-                if id(tensor) in packed:
-                    tensor.data = torch.empty(0)
+    def _read(self, weight: Tensor) -> Tensor:
+        return self._remaining[id(weight)].dense() if id(weight) in self._gone else weight.detach()
 
-    def _packed(self) -> set[int]:
-        """The ids of the weights that are read only while they are packed."""
-        plans = [network.plan for network in self._networks.values() if network is not None]
-        if len(plans) < len(self._networks):
-            return set()  # PyTorch evaluates the whole model
-        packed = {id(weight) for plan in plans for weight in plan.packed}
-        return packed - {id(tensor) for plan in plans for tensor in plan.foreign}
+    def _restore(self, tensors: Iterable[Tensor]) -> None:
+        """The values of tensors that PyTorch reads."""
+        for tensor in tensors:
+            if id(tensor) in self._gone:
+                tensor.data = self._remaining[id(tensor)].dense()
+                self._gone.remove(id(tensor))
 
 
 def sparsify(
@@ -121,15 +112,50 @@ def sparsify(
     """
     if fallback not in FALLBACKS:
         raise ValueError(f"fallback is {fallback!r}; one of {', '.join(FALLBACKS)} is possible")
-    model = plain_copy(model).to("cpu").eval().requires_grad_(False)
-    masks: Mapping[str, Tensor] | None = None
-    if ticket is not None:
+    if ticket is None:
+        model, remaining = _copy_of_what_remains(model)
+    else:
         state, masks = _values(ticket)
+        model = plain_copy(model)
         model.load_state_dict(state)
+        remaining = _remaining(model, masks)
+    model = model.to("cpu").eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise TypeError(f"{name} is {parameter.dtype}; the engine computes in float32")
-    return Sparse(model, _masks_from_zeros(model) if masks is None else masks, fallback)
+    return Sparse(model, remaining, fallback)
+
+
+def _copy_of_what_remains(model: nn.Module) -> tuple[nn.Module, dict[str, Remaining]]:
+    """A copy that never holds those pruned weights that can go, which makes the difference for the peak of memory."""
+    if is_pruned(model):  # by torch.nn.utils.prune: only a copy shows its parameters
+        model = plain_copy(model)
+        return model, _remaining(model)
+    remaining = _remaining(model)
+    weights = {name: p for name, p in model.named_parameters() if name in remaining and _can_go(model, name)}
+    empty: dict[int, object] = {id(p): nn.Parameter(_nothing(p), requires_grad=False) for p in weights.values()}
+    return copy.deepcopy(model, empty), remaining
+
+
+def _remaining(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> dict[str, Remaining]:
+    """What remains of each pruned tensor. masks: None where what is not zero remains, in parameters of two or more
+    dimensions that have zeros."""
+    if masks is not None:
+        state = model.state_dict()
+        return {name: Remaining.of(state[name], mask) for name, mask in masks.items()}
+    pruned = {name: p for name, p in model.named_parameters() if p.dim() >= 2 and bool((p == 0).any())}
+    return {name: Remaining.of(p, p != 0) for name, p in pruned.items()}
+
+
+def _can_go(model: nn.Module, name: str) -> bool:
+    """Whether a tensor is the weight of a layer that the engine may pack."""
+    module, _, attribute = name.rpartition(".")
+    return attribute == "weight" and isinstance(model.get_submodule(module), nn.Conv2d | nn.Linear)
+
+
+def _nothing(tensor: Tensor) -> Tensor:
+    """Zeros of the tensor's shape that take no memory: a network can be traced with them."""
+    return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
 
 
 def _values(
@@ -143,8 +169,3 @@ def _values(
     if isinstance(ticket, Pooled):
         return ticket.state_dict, ticket.masks
     return ticket, None
-
-
-def _masks_from_zeros(model: nn.Module) -> StateDict:
-    """What is not zero remains, in parameters of two or more dimensions that have zeros."""
-    return {name: p != 0 for name, p in model.named_parameters() if p.dim() >= 2 and bool((p == 0).any())}

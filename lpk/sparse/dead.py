@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -9,29 +11,38 @@ from lpk.sparse.fold import fold
 from lpk.sparse.plan import Affine, Convolve, Flatten, Plan, Pool, Relayout, Value
 
 Channels = dict[Value, Tensor]  # of each value, bool [channels]
+Windows = dict[Convolve, Tensor]  # of each layer, bool [filters, channels of a group]: those that are not all zero
 
 
-def live_weights(plan: Plan) -> dict[Convolve, Tensor]:
-    """The weights of each convolution and linear layer, as shaped as the layer's, the dead ones zero.
+def live_windows(plan: Plan, read: Callable[[Tensor], Tensor] = Tensor.detach) -> Windows:
+    """Without the dead ones: the output is the same for all finite inputs, at the images' borders as elsewhere.
 
-    The network's output stays the same for all finite inputs, at the images' borders as elsewhere.
+    read: the values of a layer's weight.
     """
-    zero = _zero_channels(plan)
     layers = [step for step in plan.steps if isinstance(step, Convolve)]
-    weights = {step: _without(step, zero[step.inputs[0]]) for step in layers}
-    read = _read_channels(plan, weights)
-    for step, weight in weights.items():
-        weight[~read[step.out]] = 0
-    return weights
+    windows = {step: _of_weight(read(step.layer.weight)) for step in layers}
+    zero = _zero_channels(plan, windows)
+    windows = {step: _without(step, window, zero[step.inputs[0]]) for step, window in windows.items()}
+    wanted = _read_channels(plan, windows)
+    return {step: window & wanted[step.out][:, None] for step, window in windows.items()}
 
 
-def _zero_channels(plan: Plan) -> Channels:
+def without_dead(weight: Tensor, windows: Tensor) -> Tensor:
+    """A layer's weight, of which these windows are alive."""
+    return weight.masked_fill(~windows.view(*windows.shape, *[1] * (weight.dim() - 2)), 0)
+
+
+def _of_weight(weight: Tensor) -> Tensor:
+    return (weight != 0).view(*weight.shape[:2], -1).any(2)
+
+
+def _zero_channels(plan: Plan, windows: Windows) -> Channels:
     """The channels that are zero for every input: filters without weights, if what follows them makes zero of it."""
     zero = {plan.input: torch.zeros(plan.input.image[0], dtype=torch.bool)}
     for step in plan.steps:
         if isinstance(step, Convolve | Affine):
             x = zero[step.inputs[0]]
-            sums = (_without(step, x) == 0).flatten(1).all(1) if isinstance(step, Convolve) else x
+            sums = ~_without(step, windows[step], x).any(1) if isinstance(step, Convolve) else x
             _, shift = fold(step)
             shift = torch.zeros(len(sums)) if shift is None else shift
             if step.residual is not None:
@@ -48,7 +59,7 @@ def _zero_channels(plan: Plan) -> Channels:
     return zero
 
 
-def _read_channels(plan: Plan, weights: dict[Convolve, Tensor]) -> Channels:
+def _read_channels(plan: Plan, windows: Windows) -> Channels:
     """The channels that some weight reads, of a filter that is read itself."""
     values = [plan.input, *(step.out for step in plan.steps)]
     read = {value: torch.zeros(value.image[0], dtype=torch.bool) for value in values}
@@ -56,8 +67,7 @@ def _read_channels(plan: Plan, weights: dict[Convolve, Tensor]) -> Channels:
     for step in reversed(plan.steps):
         out = read[step.out]
         if isinstance(step, Convolve):
-            weight = weights[step]
-            used = (weight != 0).view(*weight.shape[:2], -1).any(2) & out[:, None]
+            used = windows[step] & out[:, None]
             read[step.inputs[0]] |= used.view(_groups(step), -1, used.shape[1]).any(1).flatten()
             for value in step.inputs[1:]:
                 read[value] |= out
@@ -72,11 +82,11 @@ def _read_channels(plan: Plan, weights: dict[Convolve, Tensor]) -> Channels:
     return read
 
 
-def _without(step: Convolve, channels: Tensor) -> Tensor:
-    """A layer's weights, a copy, those of these input channels zero."""
-    weight, groups = step.layer.weight.detach(), _groups(step)
-    of_filters = channels.view(groups, 1, -1).expand(groups, len(weight) // groups, -1).reshape(*weight.shape[:2])
-    return weight.masked_fill(of_filters.view(*weight.shape[:2], *[1] * (weight.dim() - 2)), 0)
+def _without(step: Convolve, windows: Tensor, channels: Tensor) -> Tensor:
+    """A layer's windows but those of these input channels."""
+    groups = _groups(step)
+    of_filters = channels.view(groups, 1, -1).expand(groups, len(windows) // groups, -1).reshape(windows.shape)
+    return windows & ~of_filters
 
 
 def _groups(step: Convolve) -> int:

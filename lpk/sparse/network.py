@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lpk.sparse import kernels, packing
 from lpk.sparse.blocks import IMAGES, Blocks, empty_blocks
-from lpk.sparse.dead import live_weights
+from lpk.sparse.dead import live_windows, without_dead
 from lpk.sparse.fold import affine, fold
 from lpk.sparse.kernels import Operation
 from lpk.sparse.packing import Filters
@@ -39,15 +39,19 @@ class Network:
         shape: of one sample, (channels, height, width) or (features,).
         dead: whether weights that change nothing are computed with. Without them, `measure` is not possible: the
             statistics of channels that nobody reads would be others.
+        read: the values of a layer's weight; by default they are in the weight.
 
     Raises NotSupported where the model can't be traced.
     """
 
     name = "sparse"
 
-    def __init__(self, model: nn.Module, shape: Shape, *, dead: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, shape: Shape, *, dead: bool = True, read: Callable[[Tensor], Tensor] = Tensor.detach
+    ) -> None:
         self.plan: Plan = trace(model, shape)
         self.dead = dead
+        self.read = read
         self._layouts: dict[int, _Layout] = {}  # by the lanes of an image
         self.filters: _Packed = {}
 
@@ -83,7 +87,7 @@ class Network:
     def _layout(self, lanes: int) -> _Layout:
         if lanes not in self._layouts:
             plan = self.plan if lanes == 1 else cut(self.plan, lanes)
-            self._layouts[lanes] = _Layout(plan, self.filters, self.dead)
+            self._layouts[lanes] = _Layout(plan, self)
         return self._layouts[lanes]
 
     def _forget_calls(self) -> None:
@@ -109,10 +113,9 @@ _Packed = dict[tuple[int, tuple[int, ...]], Filters]
 class _Layout:
     """A plan, and its runs, by the number of images."""
 
-    def __init__(self, plan: Plan, filters: _Packed, dead: bool) -> None:
+    def __init__(self, plan: Plan, network: Network) -> None:
         self.plan = plan
-        self.filters = filters
-        self.dead = dead
+        self.network = network
         self.layers = {step: i for i, step in enumerate(s for s in plan.steps if isinstance(s, Convolve))}
         self.runs: dict[int, _Run] = {}
 
@@ -149,9 +152,7 @@ class _Run:
     def forward(self, inputs: Tensor) -> Tensor:
         self._pack_input(inputs)
         if not self.calls:
-            if not self.layout.dead and any(self._key(step) not in self.layout.filters for step in self.layout.layers):
-                for step, weight in live_weights(self.plan).items():
-                    self._filters(step, weight)
+            self._pack_live_filters()
             self.calls = list(_joined(part for step in self.plan.steps for part in self._parts(step)))
         for call in self.calls:
             call()
@@ -175,11 +176,19 @@ class _Run:
         out = self.buffers[self.plan.input]
         kernels.pack_input(inputs.reshape(len(inputs), *self.plan.input.image), out)
 
-    def _filters(self, step: Convolve, weight: Tensor | None = None) -> Filters:
-        """A layer's filters, packed from `weight`, by default its own, if they aren't yet."""
-        filters, key = self.layout.filters, self._key(step)
+    def _pack_live_filters(self) -> None:
+        network = self.layout.network
+        if not network.dead and any(self._key(step) not in network.filters for step in self.layout.layers):
+            for step, windows in live_windows(self.plan, network.read).items():
+                self._filters(step, windows)
+
+    def _filters(self, step: Convolve, windows: Tensor | None = None) -> Filters:
+        """A layer's filters, packed if they aren't yet; windows: those that are alive."""
+        network, key = self.layout.network, self._key(step)
+        filters = network.filters
         if key not in filters:
-            weight = step.layer.weight.detach() if weight is None else weight
+            weight = network.read(step.layer.weight)
+            weight = weight if windows is None else without_dead(weight, windows)
             convolution = _convolution(step.layer)
             x, out = self.buffers[step.inputs[0]], self.buffers[step.out]
             filters[key] = packing.pack(weight.view(convolution.weight_shape), convolution, x, out)
