@@ -10,7 +10,9 @@ import safetensors.torch
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+import lpk
 from lpk import files, models, ops
 from lpk.flat import Layout
 from lpk.sparse import load_sparse, save_sparse
@@ -275,6 +277,21 @@ def test_the_file_that_they_were_made_from_is_read(tmp_path):
     files.save_tensors(tmp_path / "net", PARTS, HEADER)
     state, _ = load_sparse(tmp_path / "net")
     assert state["w"].tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 0]]
+
+
+def test_pruned_weights_of_other_layers(tmp_path):
+    """Only convolutions and linear layers are packed; BatchNorm's weights may have masks, too."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 3)).eval()
+    with torch.no_grad():
+        network[1].weight[1] = network[1].bias[2] = network[3].weight[:, :9] = 0
+    state = network.state_dict()
+    save_sparse(tmp_path / "a", state, {name: state[name] != 0 for name in ("1.weight", "1.bias", "3.weight")})
+    inputs = torch.randn(5, 2, 5, 5)
+    made = lpk.sparsify(network, tmp_path / "a")
+    torch.testing.assert_close(made(inputs), network(inputs).detach())
+    made.save(tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_bad_input_is_named(tmp_path):

@@ -26,7 +26,7 @@ class Sparse(nn.Module):
 
     Maps float32 inputs [B, ...] on the CPU to what the model returns in evaluation mode, up to rounding; the bits do
     not depend on the number of threads. It has no gradients and no parameters: its values are those the model had.
-    Once it was called, it holds of the pruned weights what remains of them, and that packed for the engine.
+    It holds of the pruned weights what remains of them, and that packed for the engine once it was called.
     """
 
     def __init__(self, model: nn.Module, remaining: Mapping[str, Remaining], fallback: str) -> None:
@@ -73,8 +73,6 @@ class Sparse(nn.Module):
                 raise
             self._restore(model.parameters())
             return None
-        packed = {id(weight) for weight in network.plan.packed}
-        self._restore(p for p in model.parameters() if id(p) not in packed)
         self._restore(network.plan.foreign)
         return network
 

@@ -99,11 +99,6 @@ class Plan:
     steps: list[Step]
 
     @property
-    def packed(self) -> list[Tensor]:
-        """The weights that the engine packs."""
-        return [step.layer.weight for step in self.steps if isinstance(step, Convolve)]
-
-    @property
     def foreign(self) -> list[Tensor]:
         """The model's tensors that PyTorch reads."""
         return [tensor for step in self.steps if isinstance(step, Foreign) for tensor in step.reads]
