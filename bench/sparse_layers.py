@@ -138,7 +138,8 @@ def layer(name: str, densities: list[float], options: argparse.Namespace, most: 
         row("winograd", weight.numel(), call)
     for density in densities:
         pruned = weight * (torch.rand_like(weight) < density)
-        sparse = packing.pack_filters(pruned, convolution, blocks, out, channels_per_block=options.channels_per_block)
+        best = _core.best_channels_per_block(convolution.handle, out.handle, int(pruned.count_nonzero()))
+        sparse = packing.pack_filters(pruned, convolution, blocks, options.channels_per_block or best)
         row(
             f"{density:g}",
             len(sparse.entries),

@@ -39,7 +39,7 @@ class Eager:
         self._tried = not self.batchnorms
         self._stale = True
 
-    def changed(self) -> None:
+    def changed(self, *, weights: bool = True) -> None:
         """To be called after the model's values changed."""
         self._stale = True
 

@@ -149,11 +149,11 @@ class Evaluator:
         """The value of a network without errors, or without loss."""
         return float(self.total or 0) if self.criterion == "accuracy" else 0.0
 
-    def written(self) -> None:
-        """To be called after `flat` was written to."""
+    def written(self, *, weights: bool = True) -> None:
+        """To be called after `flat` was written to. weights: False: only BatchNorm's statistics were."""
         self.flat.written()
         if self._chosen is not None:
-            self._chosen.changed()
+            self._chosen.changed(weights=weights)
 
     def calibrate(self) -> None:
         """Estimates BatchNorm's statistics for the network in `flat` from the calibration samples.
@@ -179,7 +179,7 @@ class Evaluator:
                 if count > 1 and self.tolerance and self._error(mean, squares, count) <= self.tolerance:
                     break
             flat.rest[self._running] = mean.to(flat.rest.dtype)
-        self.written()
+        self.written(weights=False)
 
     def _error(self, mean: Tensor, squares: Tensor, count: int) -> float:
         """The standard error of the statistics' mean over `count` batches, relative, as calibrate says."""

@@ -155,7 +155,7 @@ around = dict(
 @hypothesis.given(problem=convolutions(), channels_per_block=st.sampled_from([None, 1, 2, 3]), **around)
 def test_convolution(channels_per_block, **given):
     def packed(weight, convolution, x, out):
-        yield lambda: packing.pack_filters(weight, convolution, x, out, channels_per_block=channels_per_block)
+        yield lambda: packing.pack_filters(weight, convolution, x, channels_per_block)
         yield lambda: packing.pack_dense_filters(weight, convolution, x)
 
     check_convolution(packed, **given)
@@ -215,9 +215,8 @@ def test_linear(batch):
     x, weight, bias = random(batch, 70, 1, 1), random(33, 70, 1, 1), random(33)
     expected = F.linear(x.flatten(1).double(), weight.flatten(1).double(), bias.double())[:, :, None, None]
     convolution, blocks = Convolution(33, 70, (1, 1)), in_blocks(x)
-    like = empty_blocks(*expected.shape)
     for filters in (
-        packing.pack_filters(weight, convolution, blocks, like),
+        packing.pack_filters(weight, convolution, blocks),
         packing.pack_dense_filters(weight, convolution, blocks),
     ):
         for out in same_for_all_threads(
@@ -234,7 +233,7 @@ def test_the_residual_may_be_the_output():
     expected = F.relu(F.conv2d(x.double(), weight.double(), padding=1) + added)
     for filters in (
         packing.pack_winograd_filters(weight, convolution),
-        packing.pack_filters(weight, convolution, blocks, empty_blocks(20, 4, 9, 9)),
+        packing.pack_filters(weight, convolution, blocks),
     ):
         out = in_blocks(added)
         check_close(kernels.convolution(filters, blocks, out, residual=out, activation="relu"), expected, 30)
@@ -252,7 +251,7 @@ def test_packed_filters():
     convolution = Convolution(2, 2, (1, 2))
     channel = 6 * 7 * 16
     for channels_per_block, starts, order in ((2, [0, 2, 3], [0, 1, 2]), (1, [0, 1, 1, 2, 3], [0, 1, 2])):
-        filters = packing.pack_filters(weight, convolution, x, x, channels_per_block=channels_per_block)
+        filters = packing.pack_filters(weight, convolution, x, channels_per_block)
         values, offsets = filters.entries[:, 0], filters.entries.view(torch.int32)[:, 1]
         assert filters.start.tolist() == starts
         assert values[order].tolist() == [1, 2, 3] and offsets[order].tolist() == [16, channel, channel + 16]
@@ -267,7 +266,7 @@ def test_nan_is_not_hidden():
     for instruction_set in INSTRUCTION_SETS:
         with configured(instruction_set):
             for filters in (
-                packing.pack_filters(weight, convolution, blocks, empty_blocks(3, 3, 5, 5)),
+                packing.pack_filters(weight, convolution, blocks),
                 packing.pack_dense_filters(weight, convolution, blocks),
             ):
                 out = kernels.convolution(filters, blocks, empty_blocks(3, 3, 5, 5), activation="relu")
@@ -340,12 +339,12 @@ def test_patches(batch, image, patches, border, larger):
 def test_errors_of_patches():
     x = empty_blocks(2, 2, 8, 8, 1, patches=(4, 2))
     convolution = Convolution(2, 2, (3, 3), padding=(1, 1))
-    filters = packing.pack_filters(random(2, 2, 3, 3), convolution, x, x)
+    filters = packing.pack_filters(random(2, 2, 3, 3), convolution, x)
     with fails(ValueError, "(4, 2) patches", "(2, 4)"):
         kernels.convolution(filters, x, empty_blocks(2, 2, 8, 8, patches=(2, 4)))
     wide = Convolution(2, 2, (5, 5))
     with fails(ValueError, "border of x is 1", "(4, 4)"):
-        filters = packing.pack_filters(random(2, 2, 5, 5), wide, x, x)
+        filters = packing.pack_filters(random(2, 2, 5, 5), wide, x)
         kernels.convolution(filters, x, empty_blocks(2, 2, 4, 4, patches=(4, 2), patch=(2, 4)))
     with fails(ValueError, "3 x 1 patches"):
         empty_blocks(2, 2, 8, 8, patches=(3, 1))
@@ -475,8 +474,8 @@ def test_errors_of_convolutions():
     convolution = Convolution(3, 2, (3, 3), padding=(1, 1))
     x, out = empty_blocks(5, 2, 6, 6, 1), empty_blocks(5, 3, 6, 6)
     with fails(ValueError, "weight", "[3, 2, 3, 3]"):
-        packing.pack_filters(random(3, 2, 3, 4), convolution, x, out)
-    filters = packing.pack_filters(random(3, 2, 3, 3), convolution, x, out)
+        packing.pack_filters(random(3, 2, 3, 4), convolution, x)
+    filters = packing.pack_filters(random(3, 2, 3, 3), convolution, x)
     with fails(ValueError, "scale", "[3]"):
         kernels.convolution(filters, x, out, scale=random(2))
     with fails(ValueError, "2 input channels", "3"):
@@ -491,7 +490,7 @@ def test_errors_of_convolutions():
         kernels.convolution(filters, x, out, residual=x)
     square = Convolution(2, 2, (3, 3), padding=(1, 1))
     with fails(ValueError, "out", "overlap x"):
-        kernels.convolution(packing.pack_filters(random(2, 2, 3, 3), square, x, x), x, x)
+        kernels.convolution(packing.pack_filters(random(2, 2, 3, 3), square, x), x, x)
 
 
 def test_errors_of_pools():

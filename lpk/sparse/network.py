@@ -62,9 +62,10 @@ class Network:
         foreign = any(isinstance(step, Foreign) for step in self.plan.steps)
         return not foreign and any(isinstance(layer, nn.Conv2d) for layer in layers)
 
-    def changed(self) -> None:
-        """To be called after the model's values changed: they are read again."""
-        self.filters.clear()
+    def changed(self, *, weights: bool = True) -> None:
+        """To be called after the model's values changed: they are read again. weights: False: only BatchNorm's did."""
+        if weights or not self.dead:
+            self.filters.clear()
         self._forget_calls()
 
     @torch.no_grad()
@@ -117,6 +118,7 @@ class _Layout:
         self.plan = plan
         self.network = network
         self.layers = {step: i for i, step in enumerate(s for s in plan.steps if isinstance(s, Convolve))}
+        self.convolutions = {step: _convolution(step.layer) for step in self.layers}
         self.runs: dict[int, _Run] = {}
 
     def run(self, batch: int) -> _Run:
@@ -189,7 +191,7 @@ class _Run:
         if key not in filters:
             weight = network.read(step.layer.weight)
             weight = weight if windows is None else without_dead(weight, windows)
-            convolution = _convolution(step.layer)
+            convolution = self.layout.convolutions[step]
             x, out = self.buffers[step.inputs[0]], self.buffers[step.out]
             filters[key] = packing.pack(weight.view(convolution.weight_shape), convolution, x, out)
         return filters[key]

@@ -95,52 +95,41 @@ def input_strides(x: Blocks) -> tuple[int, ...]:
     return tuple(x.data.shape[2:4])
 
 
+def pack(weight: Tensor, convolution: Convolution, x: Blocks, out: Blocks) -> Filters:
+    """The filters that take the least time, by a model that was fitted to measurements (docs/performance.md).
+
+    It knows the convolution, the size of the output, the instruction set and the share of weights that are not zero.
+    """
+    nonzeros = int(weight.count_nonzero())
+    sparse = _core.sparse_cost(convolution.handle, out.handle, nonzeros / weight.numel())
+    winograd = _core.winograd_cost(convolution.handle, out.handle)
+    depthwise = convolution.groups == convolution.channels > 1
+    if depthwise or sparse <= min(winograd, 1.0):
+        channels_per_block = _core.best_channels_per_block(convolution.handle, out.handle, nonzeros)
+        return pack_filters(weight, convolution, x, channels_per_block)
+    return pack_winograd_filters(weight, convolution) if winograd < 1 else pack_dense_filters(weight, convolution, x)
+
+
 def pack_filters(
-    weight: Tensor,
-    convolution: Convolution,
-    x: Blocks,
-    out: Blocks,
-    *,
-    channels_per_block: int | None = None,
+    weight: Tensor, convolution: Convolution, x: Blocks, channels_per_block: int | None = None
 ) -> SparseFilters:
     """The weights that are not zero, for inputs with the strides of x.
 
-    They work for every batch; `channels_per_block`, a matter of speed alone, is chosen for that of out.
+    channels_per_block, a matter of speed alone: of the input; None: all are one block.
     """
     check_floats("weight", weight, convolution.weight_shape)
     weight = weight.contiguous()
-    threads = torch.get_num_threads()
-
-    def starts(channels_per_block: int) -> Tensor:
-        blocks = -(-convolution.channels // channels_per_block)
-        start = torch.empty(blocks * convolution.filters + 1, dtype=torch.int64)
-        _core.count_filters(start.data_ptr(), weight.data_ptr(), convolution.handle, channels_per_block, threads)
-        return start
-
-    if channels_per_block is None:
-        nonzeros = int(starts(convolution.channels)[-1])
-        channels_per_block = _core.best_channels_per_block(convolution.handle, out.handle, nonzeros)
-    start = starts(channels_per_block)
+    threads = _threads(weight)
+    channels_per_block = channels_per_block or convolution.channels
+    blocks = -(-convolution.channels // channels_per_block)
+    start = torch.empty(blocks * convolution.filters + 1, dtype=torch.int64)
+    _core.count_filters(start.data_ptr(), weight.data_ptr(), convolution.handle, channels_per_block, threads)
     entries = torch.empty(int(start[-1]), 2)
     _core.pack_filters(
         entries.data_ptr(), start.data_ptr(), weight.data_ptr(), convolution.handle, x.handle,
         channels_per_block, threads,
     )  # fmt: skip
     return SparseFilters(convolution, entries, start, channels_per_block, input_strides(x))
-
-
-def pack(weight: Tensor, convolution: Convolution, x: Blocks, out: Blocks) -> Filters:
-    """The filters that take the least time, by a model that was fitted to measurements (docs/performance.md).
-
-    It knows the convolution, the size of the output, the instruction set and the share of weights that are not zero.
-    """
-    share = int(weight.count_nonzero()) / weight.numel()
-    sparse = _core.sparse_cost(convolution.handle, out.handle, share)
-    winograd = _core.winograd_cost(convolution.handle, out.handle)
-    depthwise = convolution.groups == convolution.channels > 1
-    if depthwise or sparse <= min(winograd, 1.0):
-        return pack_filters(weight, convolution, x, out)
-    return pack_winograd_filters(weight, convolution) if winograd < 1 else pack_dense_filters(weight, convolution, x)
 
 
 def pack_dense_filters(weight: Tensor, convolution: Convolution, x: Blocks) -> DenseFilters:
@@ -151,7 +140,7 @@ def pack_dense_filters(weight: Tensor, convolution: Convolution, x: Blocks) -> D
     offsets = torch.empty(weight[0].numel(), dtype=torch.int32)
     _core.pack_dense_filters(
         packed.data_ptr(), offsets.data_ptr(), weight.data_ptr(), convolution.handle, x.handle,
-        torch.get_num_threads(),
+        _threads(weight),
     )  # fmt: skip
     return DenseFilters(convolution, packed, offsets, input_strides(x))
 
@@ -163,5 +152,10 @@ def pack_winograd_filters(weight: Tensor, convolution: Convolution) -> WinogradF
         raise ValueError(f"Winograd's algorithm is for 3 x 3 windows with stride 1 and one group, not {convolution}")
     weight = weight.contiguous()
     packed = torch.empty(_core.winograd_filters_size(convolution.handle))
-    _core.pack_winograd_filters(packed.data_ptr(), weight.data_ptr(), convolution.handle, torch.get_num_threads())
+    _core.pack_winograd_filters(packed.data_ptr(), weight.data_ptr(), convolution.handle, _threads(weight))
     return WinogradFilters(convolution, packed, _core.winograd_together(convolution.handle))
+
+
+def _threads(weight: Tensor) -> int:
+    """As many as are worth waking up."""
+    return torch.get_num_threads() if weight.numel() > 2**16 else 1
