@@ -109,6 +109,15 @@ def test_steps_one_by_one_equal_the_demo(run, preset, tmp_path):
     assert "average" not in ours["rows"][1]["pools"] and "average" in ours["rows"][2]["pools"]
 
 
+@pytest.fixture
+def interruptible():
+    """Child processes take SIGINT, even where the tests were started in the background and ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
 def test_killed_imp_goes_on_and_ends_with_the_same_tickets(run, preset, tmp_path, kill):
     path = tmp_path / "killed"

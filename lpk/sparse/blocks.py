@@ -101,8 +101,13 @@ def empty_blocks(
 ) -> Blocks:
     """Blocks of zeros. `patch`: the size of a patch; None: the smallest that is possible."""
     high, wide = patch or (-(-height // patches[0]), -(-width // patches[1]))
-    data = torch.zeros(block_count(batch, patches), channels, high + 2 * border, wide + 2 * border, IMAGES)
+    data = torch.zeros(stored_shape(batch, channels, border, patches, (high, wide)))
     return Blocks(data, batch, border, patches, (height, width))
+
+
+def stored_shape(batch: int, channels: int, border: int, patches: Pair, patch: Pair) -> tuple[int, ...]:
+    """Of the data of blocks."""
+    return block_count(batch, patches), channels, patch[0] + 2 * border, patch[1] + 2 * border, IMAGES
 
 
 def block_count(batch: int, patches: Pair = (1, 1)) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -9,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpk.sparse import kernels, packing
-from lpk.sparse.blocks import IMAGES, Blocks, empty_blocks
+from lpk.sparse import arena, kernels, packing
+from lpk.sparse.blocks import IMAGES, Blocks, stored_shape
 from lpk.sparse.dead import live_windows, without_dead
 from lpk.sparse.fold import affine, fold
 from lpk.sparse.kernels import Operation
@@ -148,7 +150,7 @@ class _Run:
 
     def __init__(self, layout: _Layout, batch: int) -> None:
         self.layout, self.plan, self.batch = layout, layout.plan, batch
-        self.buffers = dict(_assign(self.plan, batch))
+        self.buffers = _buffers(self.plan, batch)
         self.calls: list[Callable[[], None]] = []
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -263,26 +265,43 @@ def _joined(parts: Iterable[Operation | Callable[[], None]]) -> Iterator[Callabl
     yield partial(kernels.run, operations)
 
 
-def _assign(plan: Plan, batch: int) -> Iterator[tuple[Value, Blocks]]:
-    """A buffer for each value. One whose last reader has run is used again by a later value of the same shape: the
-    border stays zero, since nothing writes there."""
+def _buffers(plan: Plan, batch: int) -> dict[Value, Blocks]:
+    """A buffer for each value, all in one arena."""
+    slots = _slots(plan)
+    kinds = {slot: value for value, slot in slots.items()}
+    shapes = {
+        slot: stored_shape(batch, value.image[0], value.border, value.patches, value.patch or value.image[1:])
+        for slot, value in kinds.items()
+    }
+    parts = arena.zeros(sum(map(math.prod, shapes.values()))).split([math.prod(shape) for shape in shapes.values()])
+    blocks = {
+        slot: Blocks(part.view(shape), batch, kinds[slot].border, kinds[slot].patches, kinds[slot].image[1:])
+        for (slot, shape), part in zip(shapes.items(), parts, strict=True)
+    }
+    return {value: blocks[slot] for value, slot in slots.items()}
+
+
+def _slots(plan: Plan) -> dict[Value, int]:
+    """The number of each value's buffer. One whose last reader has run is used again by a later value of the same kind:
+    the border stays zero, since nothing writes there."""
     last = {value: i for i, step in enumerate(plan.steps) for value in step.inputs}
-    free: dict[Hashable, list[Blocks]] = {}
+    free: dict[Hashable, list[int]] = {}
+    slots: dict[Value, int] = {}
+    count = itertools.count()
 
-    def buffer(value: Value) -> Blocks:
-        if free.get(kind := _kind(value)):
-            return free[kind].pop()
-        options: dict[str, Any] = {"patches": value.patches, "patch": value.patch}
-        return empty_blocks(batch, *value.image, value.border, **options)
+    def add(value: Value) -> None:
+        slots[value] = free[kind].pop() if free.get(kind := _kind(value)) else next(count)
 
-    owned = {plan.input: buffer(plan.input)}
-    yield plan.input, owned[plan.input]
+    add(plan.input)
+    alive = {plan.input}
     for i, step in enumerate(plan.steps):
-        owned[step.out] = buffer(step.out)
-        yield step.out, owned[step.out]
+        add(step.out)
+        alive.add(step.out)
         for value in {*step.inputs, step.out} - {plan.output}:
-            if last.get(value, i) == i and value in owned:
-                free.setdefault(_kind(value), []).append(owned.pop(value))
+            if last.get(value, i) == i and value in alive:
+                free.setdefault(_kind(value), []).append(slots[value])
+                alive.remove(value)
+    return slots
 
 
 def _kind(value: Value) -> Hashable:

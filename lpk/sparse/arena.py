@@ -1,0 +1,23 @@
+"""Memory for activations, in pages of 2 MiB where the system has them: fewer of them have to be looked up."""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+from torch import Tensor
+
+PAGE = 2 << 20  # bytes
+LEAST = PAGE // 2  # what is smaller takes ordinary pages
+
+
+def zeros(size: int) -> Tensor:
+    """float32 [size], at a multiple of 64 bytes."""
+    bytes_ = 4 * size
+    if bytes_ < LEAST or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(size)
+    memory = mmap.mmap(-1, bytes_ + PAGE)  # zeros, of which only what is used is there
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(memory, dtype=torch.float32)
+    first = -whole.data_ptr() % PAGE // 4
+    return whole[first : first + size]
