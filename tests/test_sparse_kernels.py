@@ -161,7 +161,7 @@ def test_convolution(channels_per_block, **given):
     check_convolution(packed, **given)
 
 
-@arbitrary
+@hypothesis.settings(arbitrary, max_examples=25)
 @hypothesis.given(problem=winograd_convolutions(), **around)
 def test_winograd_convolution(**given):
     def packed(weight, convolution, x, out):
