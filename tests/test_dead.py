@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from lpk import models
 from lpk.sparse.dead import live_windows, without_dead
+from lpk.sparse.network import Network
 from lpk.sparse.plan import trace
 from tests.test_sparse import pruned, same, with_random_statistics
 
@@ -46,6 +47,17 @@ def test_what_is_dead(bias, zero):
     assert not second[~read].any() and torch.equal(second[read, 1:], network.second.weight[read, 1:])
     assert bool((second[read, 0] == 0).all()) == zero
     same(network, torch.randn(3, 2, 5, 5))
+
+
+def test_what_batchnorm_lifts_is_alive_again():
+    torch.manual_seed(0)
+    model, inputs = Chain(-0.5).eval(), torch.randn(3, 2, 5, 5)
+    network = Network(model, (2, 5, 5), dead=False)
+    network(inputs)
+    with torch.no_grad():
+        model.bn.bias[0] = 0.5
+        network.changed(weights=False)
+        torch.testing.assert_close(network(inputs), model(inputs), rtol=1e-4, atol=1e-5)
 
 
 def test_what_nobody_reads_is_dead_through_additions_pools_and_flattening():

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 
 import hypothesis
 import hypothesis.strategies as st
@@ -309,16 +310,6 @@ def test_shapes_and_batches_that_come_later():
             torch.testing.assert_close(made(inputs), network(inputs), rtol=1e-4, atol=1e-4)
 
 
-def test_in_inference_mode(network):
-    inputs = torch.randn(4, 1, 6, 6)
-    with torch.inference_mode():
-        made = sparse.sparsify(pruned(network, 0.3))
-        expected = network(inputs)
-        torch.testing.assert_close(made(inputs), expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(made(inputs[:2]), expected[:2], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(made(inputs[:3]), expected[:3].clone(), rtol=1e-4, atol=1e-5)
-
-
 class Shared(nn.Module):
     """Its weights are read by the engine and by PyTorch, too."""
 
@@ -353,6 +344,30 @@ class Dynamic(nn.Module):
 
     def forward(self, x):
         return self.layer(x if x.sum() > 0 else -x)
+
+
+MODES = (torch.no_grad, torch.inference_mode)
+
+
+@pytest.mark.parametrize("traced", [True, False])
+@pytest.mark.parametrize("modes", itertools.product(MODES, repeat=3))
+def test_in_every_mode(modes, traced, tmp_path):
+    """Made, called and called again in one mode or the other, whatever reads the weights."""
+    network = Shared().eval() if traced else Dynamic().eval()
+    for parameter in network.parameters():
+        parameter.data *= torch.rand_like(parameter) < 0.5
+    inputs = torch.rand(4, 3, 6, 5) if traced else torch.rand(4, 1, 6, 6)
+    with torch.no_grad():
+        expected = network(inputs)
+    first, second, third = modes
+    with first():
+        made = lpk.sparsify(network, fallback="torch")
+    for mode, count in ((second, 4), (third, 2)):
+        with mode():
+            torch.testing.assert_close(made(inputs[:count]), expected[:count], rtol=1e-4, atol=1e-5)
+            made.save(tmp_path / "network.safetensors")
+        read = sparse.load_sparse(tmp_path / "network.safetensors")[0]
+        assert all(torch.equal(read[name], value) for name, value in network.state_dict().items())
 
 
 def test_what_can_not_be_traced_is_an_error_or_runs_in_torch():

@@ -87,6 +87,8 @@ class Sparse(nn.Module):
                 self._gone.remove(id(tensor))
 
 
+@torch.inference_mode(False)  # ordinary tensors, whatever mode it is called and evaluated in
+@torch.no_grad()
 def sparsify(
     model: nn.Module,
     ticket: Ticket | Pooled | Mapping[str, Tensor] | str | Path | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 
 import torch
@@ -17,7 +18,8 @@ def zeros(size: int) -> Tensor:
     if bytes_ < LEAST or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.zeros(size)
     memory = mmap.mmap(-1, bytes_ + PAGE)  # zeros, of which only what is used is there
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(memory, dtype=torch.float32)
     first = -whole.data_ptr() % PAGE // 4
     return whole[first : first + size]

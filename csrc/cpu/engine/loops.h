@@ -77,7 +77,7 @@ using SparseLoop = void (*)(const SparseTask& task, const Tile& tile, int64_t fi
 using DenseLoop = void (*)(const DenseTask& task, const Tile& tile, int64_t first, int64_t last, float* sums);
 
 // Computes, for some tiles at once, the groups from `first` to `last` of filters that lie together. `memory` has room for
-// 36 * (channels + 1 + filters that lie together) pixels for each tile.
+// 36 * (tiles * (channels + filters that lie together) + 1) pixels.
 using WinogradLoop = void (*)(const WinogradTask& task, const WinogradTile* tiles, int64_t first, int64_t last,
                               float* memory);
 
