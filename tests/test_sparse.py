@@ -350,7 +350,7 @@ MODES = (torch.no_grad, torch.inference_mode)
 
 
 @pytest.mark.parametrize("traced", [True, False])
-@pytest.mark.parametrize("modes", itertools.product(MODES, repeat=3))
+@pytest.mark.parametrize("modes", list(itertools.product(MODES, repeat=3)))
 def test_in_every_mode(modes, traced, tmp_path):
     """Made, called and called again in one mode or the other, whatever reads the weights."""
     network = Shared().eval() if traced else Dynamic().eval()
