@@ -1,7 +1,7 @@
-"""A search step: from two vectors, the pruned interpolation for each of K coefficients.
+"""A search step: from two vectors, the pruned interpolation for each of K coefficients, each written to its own memory.
 
-lpk finds all the thresholds in one sweep, then writes each output in one pass: one call does all of them. `lpk.packed`
-first packs the two vectors, which pays where they are sparse.
+lpk finds all the thresholds in one sweep, then writes all outputs in another. `lpk.packed` first packs the two vectors,
+which pays where they are sparse, and then writes one output after the other.
 """
 
 import torch
@@ -13,16 +13,10 @@ from tests import reference
 CONTESTANTS = ("lpk", "lpk.packed", "torch.topk", "torch.kthvalue", "numpy.partition", "cupy.partition", "copy")
 
 
-def lpk_search_step(a, b, alphas, keep, out):
-    thresholds, lasts = ops.interpolate_threshold(a, b, alphas, keep)
-    for alpha, threshold, last in zip(alphas, thresholds, lasts, strict=True):
-        ops.interpolate_prune(a, b, alpha, keep, threshold=(threshold, last), out=out)
-
-
-def packed_search_step(a, b, alphas, keep, out):
+def packed_search_step(a, b, alphas, keep, outs):
     packed = ops.pack(a, b)
     thresholds, lasts = ops.interpolate_threshold(packed.a, packed.b, alphas, keep)
-    for alpha, threshold, last in zip(alphas, thresholds, lasts, strict=True):
+    for alpha, threshold, last, out in zip(alphas, thresholds, lasts, outs, strict=True):
         ops.interpolate_prune_packed(packed, alpha, keep, threshold=(threshold, last), out=out)
 
 
@@ -37,6 +31,9 @@ def moved(contestant, case, a, b):
             # that tell where they stand, and the output.
             packed_bytes = int(((a != 0) | (b != 0)).sum()) * a.itemsize
             return case.bytes * (shared + 1) + packed_bytes * (shared + 2) + case.n / 8
+        case "lpk" if case.device == "cpu":
+            # The vectors for the thresholds, and again for all outputs; each output.
+            return case.bytes * (2 * shared + 1)
         case _:
             # The vectors for the thresholds; then, for each coefficient, both again and the output.
             return case.bytes * (shared + 3)
@@ -44,12 +41,13 @@ def moved(contestant, case, a, b):
 
 def call_of(contestant, a, b, alphas, keep):
     """Peers answer one coefficient a call."""
-    out = torch.empty_like(a)
     match contestant:
         case "lpk":
-            return lambda: lpk_search_step(a, b, alphas, keep, out)
+            outs = a.new_empty(len(alphas), len(a))
+            return lambda: ops.interpolate_prune_all(a, b, alphas, keep, out=outs)
         case "lpk.packed":
-            return lambda: packed_search_step(a, b, alphas, keep, out)
+            outs = a.new_empty(len(alphas), len(a))
+            return lambda: packed_search_step(a, b, alphas, keep, outs)
         case "torch.topk":
             return lambda: reference.topk_prune(a, b, 0.3, keep)
         case "torch.kthvalue":
@@ -60,6 +58,7 @@ def call_of(contestant, a, b, alphas, keep):
             a, b = cupy_peers.arrays(a, b)
             return lambda: cupy_peers.prune(a, b, 0.3, keep)
         case "copy":
+            out = torch.empty_like(a)
             return lambda: out.copy_(a)
 
 

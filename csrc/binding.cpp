@@ -129,6 +129,16 @@ PYBIND11_MODULE(_core, m) {
       },
       Release());
   m.def(
+      "interpolate_prune_all",
+      [](uintptr_t out, uintptr_t a, uintptr_t b, int64_t n, int dtype, int threads, const std::vector<float>& alphas,
+         const std::vector<int32_t>& bits, const std::vector<int64_t>& last) {
+        std::vector<Threshold> thresholds;
+        for (size_t k = 0; k < alphas.size(); ++k) thresholds.push_back(threshold(bits.at(k), last.at(k)));
+        lpk::cpu::interpolate_prune_all(reinterpret_cast<void*>(out), vectors(a, b, n, dtype, threads), alphas,
+                                        thresholds);
+      },
+      Release());
+  m.def(
       "magnitude_mask",
       [](uintptr_t out, uintptr_t x, int64_t n, int dtype, int threads, int32_t bits, int64_t last) {
         lpk::cpu::magnitude_mask(reinterpret_cast<uint8_t*>(out), vectors(x, 0, n, dtype, threads),

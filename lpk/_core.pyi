@@ -11,6 +11,17 @@ def interpolate_threshold(
 def interpolate_prune(
     out: int, a: int, b: int, n: int, dtype: int, threads: int, alpha: float, threshold_bits: int, last: int
 ) -> None: ...
+def interpolate_prune_all(
+    out: int,
+    a: int,
+    b: int,
+    n: int,
+    dtype: int,
+    threads: int,
+    alphas: list[float],
+    threshold_bits: list[int],
+    last: list[int],
+) -> None: ...
 def magnitude_mask(out: int, x: int, n: int, dtype: int, threads: int, threshold_bits: int, last: int) -> None: ...
 def find_support(bits: int, positions: int, a: int, b: int, n: int, dtype: int, threads: int) -> int: ...
 def pack(out: int, x: int, n: int, dtype: int, threads: int, bits: int, positions: int) -> None: ...

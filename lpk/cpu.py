@@ -25,6 +25,11 @@ def interpolate_prune(out: Tensor, a: Tensor, b: Tensor | None, alpha: Tensor, v
     _core.interpolate_prune(out.data_ptr(), a.data_ptr(), _address(b), *_vector(a), float(alpha), *pair)
 
 
+def interpolate_prune_all(out: Tensor, a: Tensor, b: Tensor, alphas: Tensor, values: Tensor, last: Tensor) -> None:
+    cuts = values.view(torch.int32).tolist(), last.tolist()
+    _core.interpolate_prune_all(out.data_ptr(), a.data_ptr(), b.data_ptr(), *_vector(a), alphas.tolist(), *cuts)
+
+
 def magnitude_mask(out: Tensor, x: Tensor, value: Tensor, last: Tensor) -> None:
     _core.magnitude_mask(out.data_ptr(), x.data_ptr(), *_vector(x), int(value.view(torch.int32)), int(last))
 

@@ -68,6 +68,11 @@ def interpolate_prune(out: Tensor, a: Tensor, b: Tensor | None, alpha: Tensor, v
         _triton().interpolate_prune(out, a, b, _on(a, alpha), _on(a, value), _on(a, last), first_bad(a.device))
 
 
+def interpolate_prune_all(out: Tensor, a: Tensor, b: Tensor, alphas: Tensor, values: Tensor, last: Tensor) -> None:
+    for row, *numbers in zip(out, alphas, values, last, strict=True):
+        interpolate_prune(row, a, b, *numbers)
+
+
 @on_the_vectors_device
 def magnitude_mask(out: Tensor, x: Tensor, value: Tensor, last: Tensor) -> None:
     if _core.cuda_compiled:

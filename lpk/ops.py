@@ -83,10 +83,7 @@ def interpolate_threshold(a: Tensor, b: Tensor, alphas: Sequence[float] | Tensor
     """
     _check_inputs(a=a, b=b, alphas=alphas)
     _check_keep(keep, a.numel())
-    alphas = torch.as_tensor(alphas, dtype=torch.float32)
-    if alphas.dim() != 1:
-        raise ValueError(f"alphas has shape {tuple(alphas.shape)}; a list of coefficients is needed")
-    return torch.ops.lpk.interpolate_threshold(a, b, alphas, keep)
+    return torch.ops.lpk.interpolate_threshold(a, b, _numbers("alphas", alphas, torch.float32), keep)
 
 
 def interpolate_prune(
@@ -120,6 +117,40 @@ def interpolate_prune(
     if out is None:
         return torch.ops.lpk.interpolate_prune(a, b, alpha, value, last)
     torch.ops.lpk.interpolate_prune_out(a, b, alpha, value, last, out)
+    return out
+
+
+def interpolate_prune_all(
+    a: Tensor,
+    b: Tensor,
+    alphas: Sequence[float] | Tensor,
+    keep: int,
+    *,
+    thresholds: tuple[Tensor, Tensor] | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """`interpolate_prune` for each coefficient: on a CPU in one pass over a and b, which costs less than one for each.
+
+    Args:
+        a, b: vectors [n].
+        alphas: K coefficients in [0, 1].
+        keep: how many entries survive, 0..n.
+        thresholds: what `interpolate_threshold` returned for these coefficients. Without them, they are found first.
+        out: where to write, contiguous [K, n]; its memory must be apart from that of `a` and `b`.
+
+    Returns:
+        `out`, or a new matrix [K, n] of the dtype of `a`: row k is pruned for coefficient k.
+    """
+    _check_inputs(a=a, b=b, alphas=alphas, out=out)
+    _check_keep(keep, a.numel())
+    alphas = _numbers("alphas", alphas, torch.float32)
+    if thresholds is None:
+        thresholds = torch.ops.lpk.interpolate_threshold(a, b, alphas, keep)
+    values = _numbers("thresholds[0]", thresholds[0], torch.float32, alphas.numel())
+    last = _numbers("thresholds[1]", thresholds[1], torch.int64, alphas.numel())
+    if out is None:
+        return torch.ops.lpk.interpolate_prune_all(a, b, alphas, values, last)
+    torch.ops.lpk.interpolate_prune_all_out(a, b, alphas, values, last, out)
     return out
 
 
@@ -262,6 +293,13 @@ def _number(name: str, value: float | Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.reshape(())
 
 
+def _numbers(name: str, values: Sequence[float] | Tensor, dtype: torch.dtype, count: int | None = None) -> Tensor:
+    tensor = torch.as_tensor(values, dtype=dtype)
+    if tensor.dim() != 1 or count not in (None, len(tensor)):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; a list of {count or 'coefficients'} is needed")
+    return tensor
+
+
 def _threshold(threshold: Threshold) -> tuple[Tensor, Tensor]:
     value, last = threshold
     return _number("threshold[0]", value, torch.float32), _number("threshold[1]", last, torch.int64)
@@ -327,8 +365,24 @@ def _check_out_of_packed(out: Tensor, n: int, a: Tensor, **others: Tensor) -> No
         raise TypeError(f"out is {out.dtype} but a is {a.dtype}; they must be the same")
     if out.numel() != n:
         raise ValueError(f"out has {out.numel()} elements but the packed vectors had {n}")
+    _check_apart(out, a=a, **others)
+
+
+def _check_rows(out: Tensor, a: Tensor, alphas: Tensor) -> None:
+    """That `out` has a row like `a` for each coefficient."""
+    if out.dtype != a.dtype:
+        raise TypeError(f"out is {out.dtype} but a is {a.dtype}; they must be the same")
+    if out.shape != (len(alphas), len(a)):
+        raise ValueError(f"out has shape {tuple(out.shape)}; ({len(alphas)}, {len(a)}) is needed")
+    if not out.is_contiguous():
+        raise ValueError("out is not contiguous; a contiguous matrix is needed")
+    if out.device != a.device:
+        raise ValueError(f"out is on {out.device} but a is on {a.device}")
+
+
+def _check_apart(out: Tensor, **inputs: Tensor) -> None:
     begin, end = out.data_ptr(), out.data_ptr() + out.nbytes
-    for name, tensor in ("a", a), *others.items():
+    for name, tensor in inputs.items():
         if begin < tensor.data_ptr() + tensor.nbytes and tensor.data_ptr() < end:
             raise ValueError(f"out overlaps {name}; pass memory of its own")
 
@@ -340,9 +394,11 @@ def _check_alphas(alphas: Tensor) -> None:
             raise ValueError(f"alpha is {value}; a coefficient lies in [0, 1]")
 
 
-def _check_threshold(value: Tensor) -> None:
-    if not value.is_cuda and not float(value) >= 0.0:
-        raise ValueError(f"threshold is {float(value)}; a magnitude of at least 0 is needed")
+def _check_threshold(values: Tensor) -> None:
+    """Thresholds that lie on a GPU are not read here."""
+    for value in () if values.is_cuda else values.reshape(-1).tolist():
+        if not value >= 0.0:
+            raise ValueError(f"threshold is {value}; a magnitude of at least 0 is needed")
 
 
 def _backend(x: Tensor) -> ModuleType:
@@ -423,6 +479,36 @@ def _interpolate_prune(a: Tensor, b: Tensor, alpha: Tensor, value: Tensor, last:
 def _(a: Tensor, b: Tensor, alpha: Tensor, value: Tensor, last: Tensor) -> Tensor:
     _check_vectors(a=a, b=b)
     return torch.empty_like(a)
+
+
+@custom_op("lpk::interpolate_prune_all_out", mutates_args=("out",))
+def _interpolate_prune_all_out(a: Tensor, b: Tensor, alphas: Tensor, values: Tensor, last: Tensor, out: Tensor) -> None:
+    _check_vectors(a=a, b=b)
+    _check_rows(out, a, alphas)
+    _check_apart(out, a=a, b=b)
+    _check_alphas(alphas)
+    _check_threshold(values)
+    _backend(a).interpolate_prune_all(out, a, b, alphas, values, last)
+
+
+@_interpolate_prune_all_out.register_fake
+def _(a: Tensor, b: Tensor, alphas: Tensor, values: Tensor, last: Tensor, out: Tensor) -> None:
+    _check_vectors(a=a, b=b)
+    _check_rows(out, a, alphas)
+
+
+@custom_op("lpk::interpolate_prune_all", mutates_args=())
+def _interpolate_prune_all(a: Tensor, b: Tensor, alphas: Tensor, values: Tensor, last: Tensor) -> Tensor:
+    _check_vectors(a=a, b=b)
+    out = a.new_empty(len(alphas), len(a))
+    _interpolate_prune_all_out(a, b, alphas, values, last, out)
+    return out
+
+
+@_interpolate_prune_all.register_fake
+def _(a: Tensor, b: Tensor, alphas: Tensor, values: Tensor, last: Tensor) -> Tensor:
+    _check_vectors(a=a, b=b)
+    return a.new_empty(len(alphas), len(a))
 
 
 _ONE = torch.ones(())

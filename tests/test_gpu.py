@@ -40,6 +40,8 @@ def test_same_bits_as_the_cpu(backend, n, kind, dtype):
             assert torch.equal(ours.cpu(), expected), keep
         pruned = ops.interpolate_prune(on_a, on_b, 0.3, keep).cpu()
         assert torch.equal(bits(pruned), bits(ops.interpolate_prune(a, b, 0.3, keep))), keep
+        rows = ops.interpolate_prune_all(on_a, on_b, ALPHAS, keep).cpu()
+        assert torch.equal(bits(rows), bits(ops.interpolate_prune_all(a, b, ALPHAS, keep))), keep
         assert torch.equal(ops.magnitude_mask(on_a, keep).cpu(), ops.magnitude_mask(a, keep)), keep
     ops.raise_if_not_finite()
 

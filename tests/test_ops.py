@@ -90,6 +90,9 @@ DISTRIBUTIONS = {
     "mostly_zeros": rounded(lambda rng, n: rng.standard_normal(n) * (rng.random(n) < 0.02)),
     "channels": rounded(lambda rng, n: rng.standard_normal(n) * np.where(np.arange(n) % 64 == 0, 10, 1e-3)),
     "denormals": lambda rng, n, dtype: random_patterns(rng, n, dtype, 1 << MANTISSA_BITS[dtype]),
+    "last_places": lambda rng, n, dtype: from_patterns(
+        INFINITY_PATTERN[dtype] // 2 + rng.integers(-6, 7, n), rng.integers(0, 2, n), dtype
+    ),
     "any_exponent": lambda rng, n, dtype: random_patterns(rng, n, dtype, INFINITY_PATTERN[dtype]),
 }
 
@@ -135,6 +138,9 @@ def check(p):
         assert same(ops.interpolate(p.a, p.b, alpha), p.interpolated[k]), alpha
     for keep in p.keeps:
         thresholds, lasts = ops.interpolate_threshold(p.a, p.b, p.alphas, keep)
+        rows = ops.interpolate_prune_all(p.a, p.b, p.alphas, keep)
+        given_rows = ops.interpolate_prune_all(p.a, p.b, p.alphas, keep, thresholds=(thresholds, lasts))
+        assert rows.shape == given_rows.shape == (len(p.alphas), len(p.a))
         assert thresholds.dtype == torch.float32 and lasts.dtype == torch.int64
         for k, alpha in enumerate(p.alphas):
             pair, mask, pruned = p.expected(k, keep)
@@ -142,6 +148,7 @@ def check(p):
             assert same(ops.interpolate_prune(p.a, p.b, alpha, keep), pruned), (alpha, keep)
             given = ops.interpolate_prune(p.a, p.b, alpha, keep, threshold=(thresholds[k], lasts[k]))
             assert same(given, pruned), (alpha, keep)
+            assert same(rows[k], pruned) and same(given_rows[k], pruned), (alpha, keep)
             assert same(ops.magnitude_prune(p.interpolated[k], keep), pruned), (alpha, keep)
             assert torch.equal(ops.magnitude_mask(p.interpolated[k], keep), mask), (alpha, keep)
 
@@ -269,6 +276,18 @@ def test_many_coefficients_in_one_sweep(dtype):
         assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
 
 
+@configurations(selections=["bracket"], threads=[1])
+@pytest.mark.parametrize(("first", "alpha"), [(0, 0.5), (0x40000000 - 30, 3 * 2**-26)])
+def test_interpolations_that_rounding_moves_out_of_the_interval_between_both(first, alpha, configuration):
+    """As the products of denormals are; or where alpha and 1 - alpha, rounded, sum to less than 1."""
+    rng = np.random.default_rng(0)
+    a, b = (from_patterns(first + rng.integers(0, 60, 20_000), np.zeros(20_000, int), torch.float32) for _ in range(2))
+    assert ((interpolated := reference.interpolate(a, b, alpha)) > torch.maximum(a, b)).any() or (
+        interpolated < torch.minimum(a, b)
+    ).any()
+    check(Problem(a, b, [alpha], range(500, 20_000, 500)))
+
+
 @every_dtype
 def test_views_that_are_not_aligned(dtype):
     p = problem("normal", dtype, 1025)
@@ -297,6 +316,11 @@ def test_outputs_larger_than_the_cache(offset, dtype, configuration):
     x = ops.interpolate_prune(p.a, p.b, p.alphas[0], keep, threshold=p.expected(0, keep)[0], out=out[offset:-1])
     assert same(x, p.expected(0, keep)[2])
     assert out[:offset].tolist() == [7] * offset and out[-1] == 7
+    memory = torch.full((3 * len(p.a) + offset + 1,), 7.0, dtype=dtype)
+    rows = memory[offset:-1].view(3, -1)
+    assert ops.interpolate_prune_all(p.a, p.b, [p.alphas[0], 1.0, p.alphas[0]], keep, out=rows) is rows
+    assert same(rows[0], x) and same(rows[1], ops.magnitude_prune(p.a, keep)) and same(rows[2], x)
+    assert memory[:offset].tolist() == [7] * offset and memory[-1] == 7
 
 
 def test_calls_from_several_python_threads():
@@ -415,6 +439,10 @@ def pair_calls():
         "interpolate_threshold": lambda a, b, **o: ops.interpolate_threshold(a, b, [0.5], 2, **o),
         "interpolate_prune": lambda a, b, **o: ops.interpolate_prune(a, b, 0.5, 2, **o),
         "interpolate_prune_given": lambda a, b, **o: ops.interpolate_prune(a, b, 0.5, 2, threshold=(1.0, 3), **o),
+        "interpolate_prune_all": lambda a, b, **o: ops.interpolate_prune_all(a, b, [0.1, 0.5], 2, **o),
+        "interpolate_prune_all_given": lambda a, b, **o: ops.interpolate_prune_all(
+            a, b, [0.1, 0.5], 2, thresholds=([1.0, 1.0], [3, 3]), **o
+        ),
     }
 
 
@@ -481,6 +509,7 @@ def test_errors_of_keep(keep):
         lambda: ops.interpolate_threshold(A, B, [0.5], keep),
         lambda: ops.interpolate_prune(A, B, 0.5, keep),
         lambda: ops.interpolate_prune(A, B, 0.5, keep, threshold=(1.0, 3)),
+        lambda: ops.interpolate_prune_all(A, B, [0.5], keep),
         lambda: ops.magnitude_prune(A, keep),
         lambda: ops.magnitude_mask(A, keep),
     ):
@@ -501,6 +530,38 @@ def test_errors_of_alpha(alpha):
     for alphas in ([0.5, alpha], torch.tensor([0.5, alpha])):
         with pytest.raises(ValueError, match=rf"^alphas?\b.*{str(alpha)[:2]}.*\[0, 1\]"):
             ops.interpolate_threshold(A, B, alphas, 2)
+        with pytest.raises(ValueError, match=rf"^alphas?\b.*{str(alpha)[:2]}.*\[0, 1\]"):
+            ops.interpolate_prune_all(A, B, alphas, 2, thresholds=([1.0, 1.0], [3, 3]))
+
+
+def test_errors_of_interpolate_prune_all():
+    def call(out=None, **given):
+        return ops.interpolate_prune_all(A, B, [0.1, 0.5], 2, out=out, **given)
+
+    with fails(ValueError, "alphas", "()", "list"):
+        ops.interpolate_prune_all(A, B, 0.5, 2)
+    with fails(ValueError, "thresholds[0]", "(1,)", "2"):
+        call(thresholds=([1.0], [3, 3]))
+    with fails(ValueError, "thresholds[1]", "(3,)", "2"):
+        call(thresholds=([1.0, 1.0], [3, 3, 3]))
+    with fails(ValueError, "threshold", "-1.0", "at least 0"):
+        call(thresholds=([1.0, -1.0], [3, 3]))
+    for shape in ((8,), (16,), (8, 2), (3, 8), (2, 7)):
+        with fails(ValueError, "out", str(shape), "(2, 8)"):
+            call(torch.empty(shape))
+    with fails(ValueError, "out", "contiguous"):
+        call(torch.empty(8, 2).T)
+    with fails(TypeError, "out", "float16", "float32"):
+        call(torch.empty(2, 8, dtype=torch.float16))
+    with fails(TypeError, "out", "ndarray"):
+        call(np.empty((2, 8), np.float32))
+    memory = torch.ones(40)
+    for start in (1, 8, 16, 23):
+        with fails(ValueError, "out", "overlap"):
+            ops.interpolate_prune_all(memory[16:24], B, [0.1, 0.5], 2, out=memory[start : start + 16].view(2, 8))
+    beside = ops.interpolate_prune_all(memory[:8], memory[24:32], [0.1, 0.5], 2, out=memory[8:24].view(2, 8))
+    assert beside.tolist() == [[1, 1, 0, 0, 0, 0, 0, 0]] * 2
+    assert ops.interpolate_prune_all(A, B, [], 2).shape == (0, 8)
 
 
 def test_errors_of_out():
@@ -602,6 +663,8 @@ OPERATORS = {
     "interpolate_threshold": (A, B, HALFWAY.reshape(1), 3),
     "interpolate_prune": (A, B, HALFWAY, *PAIR),
     "interpolate_prune_out": (A, B, HALFWAY, *PAIR, OUT),
+    "interpolate_prune_all": (A, B, HALFWAY.reshape(1), *(part.reshape(1) for part in PAIR)),
+    "interpolate_prune_all_out": (A, B, HALFWAY.reshape(1), *(part.reshape(1) for part in PAIR), torch.zeros(1, 8)),
     "pack": (A, B),
     "interpolate_prune_packed": (*PACKED, HALFWAY, 3, *PAIR),
     "interpolate_prune_packed_out": (*PACKED, HALFWAY, 3, *PAIR, OUT),
@@ -630,6 +693,7 @@ def test_torch_compile():
         thresholds, lasts = ops.interpolate_threshold(a, b, [0.05, 0.5], keep)
         x = ops.interpolate_prune(a, b, alpha, keep, threshold=(thresholds[0], lasts[0]))
         ops.interpolate(a, b, alpha, out=scratch)
+        x = ops.interpolate_prune_all(a, b, [0.05, 0.5, alpha], keep)[2] + 0 * x
         return x * 2, ops.magnitude_prune(scratch, keep), ops.magnitude_mask(x, keep), thresholds
 
     expected_scratch = p.interpolated[1]

@@ -37,6 +37,9 @@ struct Support {
 void interpolate(void* out, const Vectors& vectors, float alpha);
 std::vector<Threshold> interpolate_threshold(const Vectors& vectors, const std::vector<float>& alphas, int64_t keep);
 void interpolate_prune(void* out, const Vectors& vectors, float alpha, const Threshold& threshold);
+// Row after row, one for each coefficient; `out` is apart from the vectors.
+void interpolate_prune_all(void* out, const Vectors& vectors, const std::vector<float>& alphas,
+                           const std::vector<Threshold>& thresholds);
 void magnitude_mask(uint8_t* out, const Vectors& vectors, const Threshold& threshold);
 
 // Fills in `support`; returns its size. Then pack(): the elements of one vector, x = a, that are in it, side by side.

@@ -25,18 +25,24 @@ inline Cut cut(const Threshold& threshold, Dtype dtype) {
   return {key, exact ? threshold.last + 1 : 0};
 }
 
-// Calls body(offset, count, key) for pieces of 0..n, on v.threads threads, with the key that a piece's survivors must
-// exceed: up to position `last` an entry equal to the threshold survives, behind it it does not. The body returns
-// false where it met a NaN or an infinity, which is thrown here.
+// body(offset, count, key) for first..stop, with the key that survivors must exceed: up to position `last` an entry equal
+// to the threshold survives, behind it it does not. The body returns false where it met a NaN or an infinity.
+template <class Body>
+bool on_both_sides(const Cut& at, int64_t first, int64_t stop, Body&& body) {
+  const int64_t middle = std::min(std::max(at.split, first), stop);
+  const bool before = first >= middle || body(first, middle - first, at.key - 1);
+  const bool behind = middle >= stop || body(middle, stop - middle, at.key);
+  return before && behind;
+}
+
+// The same for pieces of 0..n, on v.threads threads. Throws where one met a NaN or an infinity.
 template <class Body>
 void for_pieces(const Vectors& v, float alpha, const Threshold& threshold, Body&& body) {
   const Cut at = cut(threshold, v.dtype);
   std::atomic<bool> finite{true};
   parallel_for(chunks(v.n), v.threads, [&](int64_t begin, int64_t end, int) {
     const int64_t first = begin * kChunk, stop = std::min(end * kChunk, v.n);
-    const int64_t middle = std::min(std::max(at.split, first), stop);
-    if (first < middle && !body(first, middle - first, at.key - 1)) finite = false;
-    if (middle < stop && !body(middle, stop - middle, at.key)) finite = false;
+    if (!on_both_sides(at, first, stop, body)) finite = false;
   });
   if (!finite) throw_not_finite(v, alpha);
 }
