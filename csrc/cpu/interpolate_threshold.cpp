@@ -21,6 +21,8 @@ constexpr int64_t kSample = 32768;        // most positions that choose the brac
 constexpr int64_t kLeastSample = 1024;    // at least these
 constexpr double kSigmas = 4.5;           // half the bracket's width, in standard deviations of the sample's rank
 constexpr int64_t kDirect = 8192;         // below this, all magnitudes are simply selected from
+constexpr int64_t kFew = 4096;            // so many keys, or fewer, are selected from without a sample
+constexpr int64_t kFewSampled = 1024;
 constexpr int64_t kStoredShare = 16;      // a bracket with more than n / 16 + kSample magnitudes inside is given up
 
 enum class Selection { kAuto, kBracket, kHistogram };
@@ -35,13 +37,69 @@ struct Found {
   bool done = false;
 };
 
+// Keys that lie one after the other.
+struct Piece {
+  const Key* keys;
+  int64_t size;
+};
+
+Found key_of_rank(const std::vector<Piece>& pieces, int64_t rank);
+
 int64_t sample_size(int64_t n) { return std::min(n, std::clamp(n / 64, kLeastSample, kSample)); }
 
-Found select(Key* begin, Key* end, int64_t rank) {  // rank counts from 1, the largest first
+// The keys whose ranks in a sample enclose a share of them; the ends of the key range where there is no such key.
+Bracket enclosing(std::vector<Key>& sample, double share) {
+  const auto size = int64_t(sample.size());
+  const double width = kSigmas * std::sqrt(double(size) * share * (1.0 - share)) + 2.0;
+  const auto above = int64_t(std::floor(share * double(size) - width));
+  const auto below = int64_t(std::ceil(share * double(size) + width));
+  Bracket result{1.0f, 0.0f, -1, std::numeric_limits<Key>::max(), false};
+  if (above >= 0) result.hi = key_of_rank({{sample.data(), size}}, above + 1).key;
+  if (below < size) result.lo = key_of_rank({{sample.data(), size}}, below + 1).key;
+  result.tied = std::count(sample.begin(), sample.end(), result.lo) > 1 ||
+                std::count(sample.begin(), sample.end(), result.hi) > 1;
+  return result;
+}
+
+Found select(Key* begin, Key* end, int64_t rank) {
   std::nth_element(begin, begin + (rank - 1), end, std::greater<Key>());
   const Key key = begin[rank - 1];
   const int64_t above = std::count_if(begin, end, [=](Key k) { return k > key; });
   return {key, rank - above, -1, 0, true};
+}
+
+// The entry of this rank, counted from 1, the largest first, among the keys of all pieces. Where they are many, a sample
+// of them gives a bracket, too, which leaves few to select from.
+Found key_of_rank(const std::vector<Piece>& pieces, int64_t rank) {
+  int64_t n = 0;
+  for (const Piece& piece : pieces) n += piece.size;
+  if (n > kFew) {
+    std::vector<Key> sample;
+    const int64_t step = n / kFewSampled;
+    int64_t next = step / 2;
+    for (const Piece& piece : pieces) {
+      for (; next < piece.size; next += step) sample.push_back(piece.keys[next]);
+      next -= piece.size;
+    }
+    const Bracket bracket = enclosing(sample, double(rank) / double(n));
+    const std::unique_ptr<Key[]> inside(new Key[n + kChunk]);
+    Key* end = inside.get();
+    int64_t from_hi = 0, above_lo = 0;
+    for (const Piece& piece : pieces) {
+      for (int64_t at = 0; at < piece.size; at += kChunk) {
+        Tally tally;
+        loops(kFloat32).sweep(piece.keys, nullptr, at, std::min(kChunk, piece.size - at), &bracket, 1, &tally, &end);
+        from_hi += tally.from_hi;
+        above_lo += tally.above_lo;
+      }
+    }
+    const int64_t size = end - inside.get();
+    if (from_hi < rank && rank <= above_lo && size <= n / 2) return key_of_rank({{inside.get(), size}}, rank - from_hi);
+  }
+  std::vector<Key> keys;
+  keys.reserve(n);
+  for (const Piece& piece : pieces) keys.insert(keys.end(), piece.keys, piece.keys + piece.size);
+  return select(keys.data(), keys.data() + n, rank);
 }
 
 // The position of the entry that `found` describes: the chunk is scanned again.
@@ -152,27 +210,13 @@ Sample gather(const Vectors& v) {
   return sample;
 }
 
-// The keys of the sample whose ranks enclose the threshold's rank; the ends of the key range where there is no such key.
 Bracket bracket(const Sample& sample, const Vectors& v, float alpha, int64_t keep) {
-  Source s{sample.a.data(), v.b ? sample.b.data() : nullptr, alpha, 1.0f - alpha};
+  const Source source{sample.a.data(), v.b ? sample.b.data() : nullptr, alpha, 1.0f - alpha};
   std::vector<Key> keys(sample.n);
-  loops(v.dtype).keys(keys.data(), s, 0, sample.n);
-  const double share = double(keep) / double(v.n), size = double(sample.n);
-  const double width = kSigmas * std::sqrt(size * share * (1.0 - share)) + 2.0;
-  const auto above = int64_t(std::floor(share * size - width)), below = int64_t(std::ceil(share * size + width));
-  Bracket result{s.alpha, s.beta, -1, std::numeric_limits<Key>::max(), false};
-  auto from = keys.begin();
-  if (above >= 0) {
-    from += above;
-    std::nth_element(keys.begin(), from, keys.end(), std::greater<Key>());
-    result.hi = *from;
-  }
-  if (below < sample.n) {
-    std::nth_element(from, keys.begin() + below, keys.end(), std::greater<Key>());
-    result.lo = keys[below];
-  }
-  result.tied = std::count(keys.begin(), keys.end(), result.lo) > 1 ||
-                std::count(keys.begin(), keys.end(), result.hi) > 1;
+  loops(v.dtype).keys(keys.data(), source, 0, sample.n);
+  Bracket result = enclosing(keys, double(keep) / double(v.n));
+  result.alpha = source.alpha;
+  result.beta = source.beta;
   return result;
 }
 
@@ -260,21 +304,9 @@ class Sweep {
 
   // The stored keys stand in index order, thread after thread: the tie that survives last is found by counting there.
   Found among_stored(int k, int64_t rank) const {
-    // A histogram of the bracket narrows them down to a few.
-    constexpr int kBins = 2048;
-    const Key first = brackets_[k].lo + 1;
-    const int64_t width = int64_t(brackets_[k].hi) - first;
-    int shift = 0;
-    while ((width - 1) >> shift >= kBins) ++shift;
-    std::vector<int64_t> counts(kBins);
-    for_stored(k, [&](Key key) { ++counts[uint32_t(key - first) >> shift]; });
-    const auto [bin, rank_in_bin] = bin_of(counts, rank);
-    std::vector<Key> order;
-    order.reserve(counts[bin]);
-    for_stored(k, [&, bin = bin](Key key) {
-      if (Key(uint32_t(key - first) >> shift) == bin) order.push_back(key);
-    });
-    Found found = select(order.data(), order.data() + order.size(), rank_in_bin);
+    std::vector<Piece> pieces;
+    for (int t = 0; t < threads_; ++t) pieces.push_back({store(t, k).keys.get(), store(t, k).size});
+    Found found = key_of_rank(pieces, rank);
     int thread = 0;
     int64_t at = 0;
     locate(found, chunks(v_.n), [&](int64_t c) {
@@ -285,12 +317,6 @@ class Sweep {
       return std::count(here, here + inside, found.key);
     });
     return found;
-  }
-
-  template <class Body>
-  void for_stored(int k, Body&& body) const {
-    for (int t = 0; t < threads_; ++t)
-      for (int64_t i = 0; i < store(t, k).size; ++i) body(store(t, k).keys[i]);
   }
 
   const Store& store(int thread, int k) const { return stores_[thread * count_ + k]; }
