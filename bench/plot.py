@@ -159,11 +159,13 @@ def draw(result: Row, device: str, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], prog="python -m bench.plot")
-    parser.add_argument("results", nargs="*", type=Path, help="default: all of bench/results")
+    parser.add_argument("results", nargs="*", type=Path, help="default: those of the kernels in bench/results")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "bench", help="default: docs/bench")
     given = parser.parse_args()
     for source in given.results or sorted((HERE / "results").glob("*.json")):
         result = files.read_json(source)
+        if not given.results and "device" not in result["rows"][0]:
+            continue  # of the search, or of whole networks
         for device in sorted({row["device"] for row in result["rows"]}):
             path = given.out / f"{source.stem}-{device}.svg"
             draw(result, device, path)

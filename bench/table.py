@@ -52,7 +52,7 @@ def table(result: Row, device: str) -> str | None:
     steps.pop("copy", None)
     size = "2^26 float32 weights" if lpk["n"] == LARGE else f"{lpk['n']:,} float32 weights (ResNet-18)"
     lines = [
-        f"Per coefficient, masked output written, {size}, 20% kept, 11 coefficients sharing one sweep:",
+        f"Per coefficient, masked output written, {size}, 20% kept, 11 coefficients in one call:",
         "",
         "| | milliseconds | times lpk's |",
         "|---|---:|---:|",

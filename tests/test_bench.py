@@ -206,6 +206,13 @@ def test_plot_names_what_it_shows_and_is_the_same_each_time(source, tmp_path, mo
     assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes()
 
 
+def test_plot_draws_the_kernels_of_the_committed_results(tmp_path, monkeypatch, capsys):
+    matplotlib.use("Agg")
+    command(bench.plot, monkeypatch, "--out", tmp_path)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn and not any(name.startswith(("search-", "sparse-")) for name in drawn)
+
+
 # --- what the benchmarks, the table and the plot must agree on ---
 
 
