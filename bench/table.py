@@ -1,9 +1,10 @@
-"""Prints what was measured, bench/results/*.json, as the tables of README.md and docs/performance.md.
+"""Prints what was measured, bench/results/*.json, as the tables of README.md and docs/performance.md; and what
+experiments found, docs/results/*.json, as those of docs/results.md.
 
 python -m bench.table results.json ... [--update README.md]
 
 The tables of the kernels stand between <!-- bench --> and <!-- /bench -->, those of the search between
-<!-- bench: search --> and <!-- /bench: search -->, those of whole networks likewise between bench: sparse.
+<!-- bench: search --> and <!-- /bench: search -->, those of whole networks likewise between bench: sparse, an experiment's between its name.
 """
 
 from __future__ import annotations
@@ -77,8 +78,24 @@ def table(result: Row, device: str) -> str | None:
     return "\n".join(lines) + "\n"
 
 
+def experiment(result: Row) -> str:
+    """The tables and the summary of an experiment that `lpk run` wrote."""
+    lines = []
+    for shown in result["tables"]:
+        best = {tuple(cell) for cell in shown["best"]}
+        lines += [f"{shown['title']}:", ""] if shown["title"] else []
+        lines += ["| " + " | ".join(shown["heads"]) + " |", "|---|" + "---:|" * (len(shown["heads"]) - 1)]
+        for i, line in enumerate(shown["lines"]):
+            cells = (f"**{cell}**" if (i, j) in best else cell for j, cell in enumerate(line))
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join([*lines, result["summary"], ""])
+
+
 def tables_of(result: Row) -> tuple[str, list[str]]:
     """What the markers are called that the tables of one file stand between, and the tables."""
+    if "experiment" in result:
+        return result["experiment"], [experiment(result)]
     if "preset" in result:
         kind, text = "bench: search", search.table(result)
     elif result.get("benchmark") == "sparse":

@@ -108,13 +108,23 @@ def _blur(images: Tensor, share: float) -> Tensor:
     return F.gaussian_blur(images, 2 * max(1, round(3 * sigma)) + 1, sigma)
 
 
+def _each(images: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """One image after the other, on one thread: for so little at a time, others only make it wait."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return torch.stack([change(image) for image in images])
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _jpeg(images: Tensor, quality: float) -> Tensor:
-    decoded = []
-    for image in images:
+    def compressed(image: Tensor) -> Tensor:
         file = io.BytesIO()
         F.to_pil_image(image).save(file, "jpeg", quality=int(quality))
-        decoded.append(F.pil_to_tensor(Image.open(file)))
-    return torch.stack(decoded)
+        return F.pil_to_tensor(Image.open(file))
+
+    return _each(images, compressed)
 
 
 def _pixelate(images: Tensor, share: float) -> Tensor:
@@ -130,7 +140,7 @@ def _elastic(images: Tensor, share: float) -> Tensor:
     # uniform noise blurred by sigma has the deviation 0.16 / sigma, and torchvision moves by alpha / 2 times that
     sigma = 0.1 * width
     transform = v2.ElasticTransform(alpha=share * width * 2 * sigma / 0.16, sigma=sigma)
-    return torch.stack([transform(image) for image in images])
+    return _each(images, transform)
 
 
 MADE = {

@@ -2,7 +2,8 @@
 //
 // A sample of the positions gives, for each coefficient, a bracket of magnitudes that holds the threshold unless luck
 // was very bad. One sweep over a and b then counts, for all coefficients, what lies above each bracket and stores the
-// few magnitudes inside it, among which the threshold is selected. Where a bracket missed, or too many magnitudes lie
+// few magnitudes inside it, among which the threshold is selected. (It interpolates only what is near the brackets: on
+// which side of them an interpolation is, its two elements mostly tell.) Where a bracket missed, or too many magnitudes lie
 // strictly inside it, two histogram passes find the threshold whatever the data are.
 #include <algorithm>
 #include <atomic>
