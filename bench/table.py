@@ -4,7 +4,8 @@ experiments found, docs/results/*.json, as those of docs/results.md.
 python -m bench.table results.json ... [--update README.md]
 
 The tables of the kernels stand between <!-- bench --> and <!-- /bench -->, those of the search between
-<!-- bench: search --> and <!-- /bench: search -->, those of whole networks likewise between bench: sparse, an experiment's between its name.
+<!-- bench: search --> and <!-- /bench: search -->, those of whole networks likewise between bench: sparse, and an
+experiment's between its name.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ import torch
 import typer
 from torch.utils.data import DataLoader, TensorDataset
 
+import bench.table
 import lpk
-from lpk import presets
+from lpk import files, presets
 from lpk.cli import app
 from lpk.tickets import Tickets
 from tests.conftest import make_images, make_network
@@ -196,6 +197,17 @@ def test_relative_links_resolve(page):
         path = target.partition("#")[0]
         if path and not re.match(r"\w+:", path):
             assert (page.parent / path).exists(), f"{page.name} links to {target}"
+
+
+def test_tables_of_the_results_page_are_those_of_the_results():
+    page = (ROOT / "docs" / "results.md").read_text()
+    shown = [path for path in sorted((ROOT / "docs" / "results").glob("*.json")) if f"<!-- {path.stem} -->" in page]
+    assert shown
+    for path in shown:
+        name, tables = bench.table.tables_of(files.read_json(path))
+        assert name == path.stem
+        page = bench.table.updated(page, name, tables)
+    assert page == (ROOT / "docs" / "results.md").read_text()
 
 
 def test_version_is_the_same_everywhere():
