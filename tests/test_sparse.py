@@ -310,6 +310,16 @@ def test_shapes_and_batches_that_come_later():
             torch.testing.assert_close(made(inputs), network(inputs), rtol=1e-4, atol=1e-4)
 
 
+def test_in_inference_mode(network):
+    inputs = torch.randn(4, 1, 6, 6)
+    with torch.inference_mode():
+        made = sparse.sparsify(pruned(network, 0.3))
+        expected = network(inputs)
+        torch.testing.assert_close(made(inputs), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(made(inputs[:2]), expected[:2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(made(inputs[:3]), expected[:3].clone(), rtol=1e-4, atol=1e-5)
+
+
 class Shared(nn.Module):
     """Its weights are read by the engine and by PyTorch, too."""
 
