@@ -12,10 +12,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+SETUPTOOLS = 77  # the oldest that reads pyproject.toml
+
+if int(setuptools.__version__.partition(".")[0]) < SETUPTOOLS:
+    sys.exit(
+        f"lpk needs setuptools {SETUPTOOLS} or newer, and this Python has {setuptools.__version__}.\n"
+        "Run `python -m pip install --upgrade setuptools`, or `pip install .`, which brings its own."
+    )
 
 
 def find_nvcc() -> str | None:

@@ -8,7 +8,7 @@ import importlib.util
 
 import torch
 
-from lpk import ops
+from lpk import _core, ops
 
 RESNET18 = 11_164_352  # its prunable weights
 LARGE = 2**26  # what fills a GPU
@@ -53,6 +53,9 @@ class Case:
             library = name.partition(".")[0]
             if name in ("lpk", "copy"):
                 yield name
+            elif name == "lpk.triton":
+                if self.device == "cuda" and _core.cuda_compiled and importlib.util.find_spec("triton"):
+                    yield name
             elif name == "lpk.packed":
                 if self.device == "cpu" and self.distribution == "tickets":
                     yield name

@@ -16,6 +16,7 @@ import torch
 
 from bench import results
 from bench.cases import cases, dtype_name, vectors
+from lpk import _core
 
 ROUNDS = 9
 SECONDS = 2  # what one contestant may take, unless its call alone takes longer
@@ -68,7 +69,7 @@ def measure(benchmark, request, case, contestant):
         benchmark.group = f"{operation} {case}"
         # A peer's scratch tensors belong on the device too. lpk needs no such help.
         place = contextlib.nullcontext() if contestant.startswith("lpk") else torch.device(case.device)
-        with threads(case.threads), place:
+        with threads(case.threads), place, backend(contestant):
             benchmark.extra_info.update(
                 operation=operation,
                 peer=contestant,
@@ -110,6 +111,17 @@ def threads(count):
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def backend(contestant):
+    """`lpk.triton` is what runs on a GPU where the CUDA kernels were not compiled."""
+    compiled = _core.cuda_compiled
+    _core.cuda_compiled = compiled and contestant != "lpk.triton"
+    try:
+        yield
+    finally:
+        _core.cuda_compiled = compiled
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -27,6 +27,7 @@ OPERATIONS = {
 # Okabe and Ito's colours, told apart by the colour-blind too; a peer has the same one in every panel.
 LPK, FLOOR = "#000000", "#777777"
 PEERS = {
+    "lpk.triton": "#56B4E9",
     "lpk.packed": "#56B4E9",
     "torch.lerp": "#0072B2",
     "torch weighted sum": "#D55E00",

@@ -21,6 +21,7 @@ from bench.results import Row, describe, three
 from lpk import files
 
 NAMES = {
+    "lpk.triton": "lpk, its Triton kernels",
     "lpk.packed": "lpk, of packed vectors",
     "torch.topk": "PyTorch, `abs` and `torch.topk`",
     "torch.kthvalue": "PyTorch, `torch.kthvalue`",

@@ -6,14 +6,14 @@ from bench import cupy_peers
 from lpk import ops
 from tests import reference
 
-CONTESTANTS = ("lpk", "torch.lerp", "torch weighted sum", "numpy", "cupy", "copy")
+CONTESTANTS = ("lpk", "lpk.triton", "torch.lerp", "torch weighted sum", "numpy", "cupy", "copy")
 ALPHA = 0.3
 
 
 def call_of(contestant, a, b):
     out = torch.empty_like(a)
     match contestant:
-        case "lpk":
+        case "lpk" | "lpk.triton":
             return lambda: ops.interpolate(a, b, ALPHA, out=out)
         case "torch.lerp":
             return lambda: torch.lerp(b, a, ALPHA, out=out)

@@ -10,7 +10,16 @@ from bench import cupy_peers
 from lpk import ops
 from tests import reference
 
-CONTESTANTS = ("lpk", "lpk.packed", "torch.topk", "torch.kthvalue", "numpy.partition", "cupy.partition", "copy")
+CONTESTANTS = (
+    "lpk",
+    "lpk.triton",
+    "lpk.packed",
+    "torch.topk",
+    "torch.kthvalue",
+    "numpy.partition",
+    "cupy.partition",
+    "copy",
+)
 
 
 def packed_search_step(a, b, alphas, keep, outs):
@@ -42,7 +51,7 @@ def moved(contestant, case, a, b):
 def call_of(contestant, a, b, alphas, keep):
     """Peers answer one coefficient a call."""
     match contestant:
-        case "lpk":
+        case "lpk" | "lpk.triton":
             outs = a.new_empty(len(alphas), len(a))
             return lambda: ops.interpolate_prune_all(a, b, alphas, keep, out=outs)
         case "lpk.packed":

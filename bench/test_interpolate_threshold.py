@@ -6,13 +6,13 @@ from bench import cupy_peers
 from lpk import ops
 from tests import reference
 
-CONTESTANTS = ("lpk", "torch.topk", "torch.kthvalue", "numpy.partition", "cupy.partition", "copy")
+CONTESTANTS = ("lpk", "lpk.triton", "torch.topk", "torch.kthvalue", "numpy.partition", "cupy.partition", "copy")
 
 
 def call_of(contestant, a, b, alphas, keep):
     """Peers answer one coefficient a call."""
     match contestant:
-        case "lpk":
+        case "lpk" | "lpk.triton":
             return lambda: ops.interpolate_threshold(a, b, alphas, keep)
         case "torch.topk":
             return lambda: reference.topk_threshold(a, b, 0.3, keep)
@@ -32,5 +32,5 @@ def test_interpolate_threshold(measure, case, contestant, pair):
     measure(
         call_of(contestant, *pair, case.alphas, case.keep),
         moved=case.bytes * (2 if contestant == "copy" else 2 / case.coefficients),
-        answered=case.coefficients if contestant == "lpk" else 1,
+        answered=case.coefficients if contestant.startswith("lpk") else 1,
     )

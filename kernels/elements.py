@@ -29,22 +29,22 @@ def indices(block, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def load(vector, i, inside):
-    """The elements at i, 0 where not `inside`; None if there is no vector."""
-    if vector is None:
-        return None
-    else:
-        return tl.load(vector + i, mask=inside, other=0.0)
+def load(a, b, i, inside, HAS_B: tl.constexpr):
+    """The elements of a and b at i, 0 where not `inside`; those of a twice if there is no b."""
+    of_a = tl.load(a + i, mask=inside, other=0.0)
+    of_b = of_a
+    if HAS_B:
+        of_b = tl.load(b + i, mask=inside, other=0.0)
+    return of_a, of_b
 
 
 @triton.jit
-def mix(a, b, alpha):
-    """x = fma(alpha, a, beta * b) in float32, rounded to the dtype of a; a itself if b is None."""
-    if b is None:
-        return a
-    else:
-        beta = 1.0 - alpha
-        return tl.fma(alpha, a.to(tl.float32), beta * b.to(tl.float32)).to(a.dtype)
+def mix(a, b, alpha, HAS_B: tl.constexpr):
+    """x = fma(alpha, a, beta * b) in float32, rounded to the dtype of a; a itself if there is no b."""
+    x = a
+    if HAS_B:
+        x = tl.fma(alpha, a.to(tl.float32), (1.0 - alpha) * b.to(tl.float32)).to(a.dtype)
+    return x
 
 
 @triton.jit

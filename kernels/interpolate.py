@@ -15,7 +15,8 @@ def interpolate_kernel(out, a, b, alpha, first_bad, n, BLOCK: tl.constexpr):
     block = tl.program_id(0)
     i = indices(block, BLOCK)
     inside = i < n
-    x = mix(load(a, i, inside), load(b, i, inside), tl.load(alpha))
+    of_a, of_b = load(a, b, i, inside, True)
+    x = mix(of_a, of_b, tl.load(alpha), True)
     report(first_bad, is_bad(x) & inside, block, BLOCK)
     tl.store(out + i, x, mask=inside)
 

@@ -11,11 +11,12 @@ from lpk.kernels.elements import BLOCK, OPTIONS, device_of, indices, is_bad, loa
 
 
 @triton.jit
-def interpolate_prune_kernel(out, a, b, alpha, value, last, first_bad, n, BLOCK: tl.constexpr):
+def interpolate_prune_kernel(out, a, b, alpha, value, last, first_bad, n, HAS_B: tl.constexpr, BLOCK: tl.constexpr):
     block = tl.program_id(0)
     i = indices(block, BLOCK)
     inside = i < n
-    x = mix(load(a, i, inside), load(b, i, inside), tl.load(alpha))
+    of_a, of_b = load(a, b, i, inside, HAS_B)
+    x = mix(of_a, of_b, tl.load(alpha), HAS_B)
     report(first_bad, is_bad(x) & inside, block, BLOCK)
     zero = tl.zeros([BLOCK], x.dtype)
     tl.store(out + i, tl.where(survives(x, i, tl.load(value), tl.load(last)), x, zero), mask=inside)
@@ -37,5 +38,6 @@ def interpolate_prune(
         return
     with device_of(a):
         interpolate_prune_kernel[(triton.cdiv(n, BLOCK),)](
-            out, a, b, alpha, value, last, first_bad, n, BLOCK=BLOCK, **OPTIONS
-        )
+            out, a, a if b is None else b, alpha, value, last, first_bad, n,
+            HAS_B=b is not None, BLOCK=BLOCK, **OPTIONS,
+        )  # fmt: skip

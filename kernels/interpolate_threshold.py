@@ -6,12 +6,12 @@ A magnitude's key is its bit pattern, which orders as the magnitude does. For ea
 2. A sweep over a and b counts the keys above the bracket, and those inside it in equal bins. One bin holds the
    threshold; it is the next bracket. If the sample misled and no bin does, the next bracket is all keys. As many sweeps
    are launched as this could take; once each bin is a single key, the remaining ones return at once.
-3. A sweep counts the entries of the threshold's magnitude in each block, and the block that holds the last survivor
-   is searched for it.
+3. Where only a few entries have the threshold's key, the sweep noted their indices. Where more have it, a last sweep
+   counts them in each block, and the block that holds the last survivor is searched for it.
 
 Only keys strictly inside a bracket are counted one by one with atomic additions: a few percent, seldom the same bin.
 Its ends, where the heavy ties are (zeros, constant vectors), are counted by block. Sums of whole numbers do not depend
-on the order, so the result never varies.
+on the order, and noted indices are ordered, so the result never varies.
 """
 # mypy: allow-untyped-defs
 
@@ -24,17 +24,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lpk.kernels.elements import BLOCK, OPTIONS, device_of, indices, load, mix, report
+from lpk.kernels.elements import OPTIONS, device_of, indices, is_bad, load, mix, report
 
-SAMPLE = 1 << 14
+SAMPLE = 1 << 15
 SEED = 0
 SEGMENT = 1024  # bins that one program adds up
+NOTED = 8  # entries of a bin whose indices are noted
+MOST_COEFFICIENTS = 16  # of one sweep; more are done in turns
 COUNT_BLOCK = 2048  # elements that a program counts at once: what it remembers of each must fit its registers
 BRACKET_WARPS = 32  # one program bisects the whole sample
-FINISHED = -1  # the shift of a bracket that is a single key whose count is known
-
-_FINISHED = tl.constexpr(FINISHED)
-_SEED = tl.constexpr(SEED)
 
 
 @triton.jit
@@ -48,17 +46,19 @@ def magnitude_key(x):
 
 # Numbers that change from call to call are not specialized, lest a new one be compiled for.
 @triton.jit(do_not_specialize=["count"])
-def sample_kernel(keys, a, b, alphas, n, count, SAMPLE: tl.constexpr, BLOCK: tl.constexpr):
+def sample_kernel(
+    keys, a, b, alphas, n, count, HAS_B: tl.constexpr, SAMPLE: tl.constexpr, SEED: tl.constexpr, BLOCK: tl.constexpr
+):
     """keys [K, SAMPLE]: those of `count` entries, one from each of as many equal stretches."""
     s = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     k = tl.program_id(1)
     begin = s.to(tl.int64) * n // count
     width = (s + 1).to(tl.int64) * n // count - begin
-    jitter = (tl.rand(_SEED, s) * width.to(tl.float32)).to(tl.int64)  # a stride would alias with channels
+    jitter = (tl.rand(SEED, s) * width.to(tl.float32)).to(tl.int64)  # a stride would alias with channels
     i = begin + tl.minimum(jitter, width - 1)
     inside = s < count
-    x = mix(load(a, i, inside), load(b, i, inside), tl.load(alphas + k))
-    tl.store(keys + k * SAMPLE + s, magnitude_key(x), mask=inside)
+    of_a, of_b = load(a, b, i, inside, HAS_B)
+    tl.store(keys + k * SAMPLE + s, magnitude_key(mix(of_a, of_b, tl.load(alphas + k), HAS_B)), mask=inside)
 
 
 @triton.jit(do_not_specialize=["upper", "lower"])
@@ -68,13 +68,15 @@ def bracket_kernel(
     """The upper-th and the lower-th largest key of a sample, by bisection; past either end, the extreme keys."""
     k = tl.program_id(0)
     key = tl.load(keys + k * SAMPLE + tl.arange(0, SAMPLE))
-    high_key = tl.to_tensor(0)
-    low_key = tl.to_tensor(0)
+    high_key = k * 0
+    low_key = k * 0
     for step in range(KEY_BITS):
         bit = 1 << (KEY_BITS - 1 - step)
-        high_key = tl.where(tl.sum((key >= (high_key | bit)).to(tl.int32), 0) >= upper, high_key | bit, high_key)
-        low_key = tl.where(tl.sum((key >= (low_key | bit)).to(tl.int32), 0) >= lower, low_key | bit, low_key)
-    bins_shift = tl.to_tensor(0)
+        # Two counts of at most SAMPLE each, in one sum.
+        counts = tl.sum((key >= (high_key | bit)).to(tl.int64) + ((key >= (low_key | bit)).to(tl.int64) << 32), 0)
+        high_key = tl.where((counts & 0xFFFFFFFF) >= upper, high_key | bit, high_key)
+        low_key = tl.where((counts >> 32) >= lower, low_key | bit, low_key)
+    bins_shift = k * 0
     for step in range(KEY_BITS - BIN_BITS):
         bins_shift += (((high_key - low_key) >> (BIN_BITS + step)) > 0).to(tl.int32)
     tl.store(low + k, low_key)
@@ -84,10 +86,10 @@ def bracket_kernel(
 
 @triton.jit
 def clear_kernel(bins, above, shift, SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr):
-    """Zeroes the counts of what is not finished."""
+    """Zeroes the counts of what is not finished: a bracket's shift is -1 once it is a single key."""
     segment = tl.program_id(0)
     k = tl.program_id(1)
-    if tl.load(shift + k) != _FINISHED:
+    if tl.load(shift + k) >= 0:
         where = (k.to(tl.int64) * SEGMENTS + segment) * SEGMENT + tl.arange(0, SEGMENT)
         tl.store(bins + where, tl.zeros([SEGMENT], bins.dtype.element_ty))
         tl.store(above + k, 0, mask=segment == 0)
@@ -103,36 +105,41 @@ def add(counter, count):
 # every address of an addition would pass through shared memory.
 @triton.jit(do_not_specialize_on_alignment=["a", "b"])
 def count_kernel(
-    bins, above, a, b, alphas, low, high, shift, pending, first_bad, n, K,
-    BIN_COUNT: tl.constexpr, INFINITY: tl.constexpr, BLOCK: tl.constexpr,
+    bins, noted, above, a, b, alphas, low, high, shift, pending, first_bad, n, K,
+    HAS_B: tl.constexpr, BIN_COUNT: tl.constexpr, NOTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Counts the keys above and inside each bracket that is not finished."""
+    """Counts the keys above and inside each bracket that is not finished.
+
+    noted [K, BIN_COUNT, NOTED]: the indices of the first entries to come that lie strictly inside.
+    """
     if tl.load(pending) == 0:
         return
     block = tl.program_id(0)
     i = indices(block, BLOCK)
     inside = i < n
-    a = load(a, i, inside)
-    b = load(b, i, inside)
-    largest = tl.zeros([BLOCK], tl.int32)
+    of_a, of_b = load(a, b, i, inside, HAS_B)
+    report(first_bad, is_bad(of_a) | is_bad(of_b), block, BLOCK)
+    first = (block.to(tl.int64) * BLOCK).to(noted.dtype.element_ty)
+    one = tl.full([BLOCK], 1, bins.dtype.element_ty)
     for k in range(K):
         bracket_shift = tl.load(shift + k)
-        if bracket_shift != _FINISHED:
-            key = tl.where(inside, magnitude_key(mix(a, b, tl.load(alphas + k))), -1)
-            largest = tl.maximum(largest, key)
+        if bracket_shift >= 0:
+            key = tl.where(inside, magnitude_key(mix(of_a, of_b, tl.load(alphas + k), HAS_B)), -1)
             bracket_low = tl.load(low + k)
             bracket_high = tl.load(high + k)
-            one = tl.full([BLOCK], 1, bins.dtype.element_ty)
             between = (key > bracket_low) & (key < bracket_high)
-            tl.atomic_add(bins + ((key - bracket_low) >> bracket_shift), one, mask=between, sem="relaxed")
-            # Three counts of at most BLOCK each, in one sum.
-            ends = tl.where(key == bracket_low, 1 << 20, tl.where(key == bracket_high, 1 << 40, 0))
-            counts = tl.sum(tl.where(key > bracket_high, 1, ends), 0)
-            add(above + k, counts & 0xFFFFF)
-            add(bins, (counts >> 20) & 0xFFFFF)
-            add(bins + ((bracket_high - bracket_low) >> bracket_shift), counts >> 40)
+            bin = (key - bracket_low) >> bracket_shift
+            place = tl.atomic_add(bins + bin, one, mask=between, sem="relaxed")
+            note = between & (place < NOTED)
+            tl.store(noted + (bin * NOTED + place.to(tl.int32)), first + tl.arange(0, BLOCK), mask=note)
+            # Two counts of at most BLOCK each, in one sum.
+            upper = tl.sum(tl.where(key > bracket_high, 1, tl.where(key == bracket_high, 1 << 16, 0)), 0)
+            add(above + k, upper & 0xFFFF)
+            add(bins + ((bracket_high - bracket_low) >> bracket_shift), upper >> 16)
+            if bracket_low != bracket_high:
+                add(bins, tl.sum((key == bracket_low).to(tl.int32), 0))
         bins += BIN_COUNT
-    report(first_bad, largest >= INFINITY, block, BLOCK)
+        noted += BIN_COUNT * NOTED
 
 
 @triton.jit
@@ -140,7 +147,7 @@ def add_segments_kernel(sums, bins, shift, SEGMENTS: tl.constexpr, SEGMENT: tl.c
     """sums [K, SEGMENTS]: those of the bins."""
     segment = tl.program_id(0)
     k = tl.program_id(1)
-    if tl.load(shift + k) != _FINISHED:
+    if tl.load(shift + k) >= 0:
         row = k.to(tl.int64) * SEGMENTS + segment
         counts = tl.load(bins + row * SEGMENT + tl.arange(0, SEGMENT)).to(tl.int64)
         tl.store(sums + row, tl.sum(counts, 0))
@@ -156,16 +163,17 @@ def locate(counts, rank):
 
 @triton.jit(do_not_specialize=["keep"])
 def narrow_kernel(
-    low, high, shift, survivors, pending, bins, sums, above, keep, KEY_BITS: tl.constexpr, BIN_BITS: tl.constexpr,
-    SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr,
+    low, high, shift, survivors, last, tied, pending, bins, noted, sums, above, keep,
+    KEY_BITS: tl.constexpr, BIN_BITS: tl.constexpr, NOTED: tl.constexpr, SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
     """The bracket becomes the bin that holds the threshold, or all keys if it missed the threshold.
 
-    survivors [K]: how many of the entries of the threshold's magnitude survive.
+    survivors [K]: how many of the entries of the threshold's magnitude survive; last [K]: the last one of them, if all
+    entries of that magnitude were noted. Otherwise it counts as tied, in tied [K] and in the K + 1st number of that.
     """
     k = tl.program_id(0)
     bracket_shift = tl.load(shift + k)
-    if bracket_shift != _FINISHED:
+    if bracket_shift >= 0:
         segments = tl.load(sums + k * SEGMENTS + tl.arange(0, SEGMENTS))
         total = tl.sum(segments, 0)
         rank_above = keep - tl.load(above + k)  # 1 is the largest in the bracket
@@ -174,13 +182,25 @@ def narrow_kernel(
             row = (k.to(tl.int64) * SEGMENTS + segment) * SEGMENT
             counts = tl.load(bins + row + tl.arange(0, SEGMENT)).to(tl.int64)
             place, below_here = locate(counts, total - rank_above - below)
-            through = below + below_here + tl.sum(tl.where(tl.arange(0, SEGMENT) == place, counts, 0), 0)
-            bin_low = tl.load(low + k) + ((segment * SEGMENT + place) << bracket_shift)
+            in_bin = tl.sum(tl.where(tl.arange(0, SEGMENT) == place, counts, 0), 0)
+            surviving = rank_above - (total - below - below_here - in_bin)
+            bracket_low = tl.load(low + k)
+            bin_low = bracket_low + ((segment * SEGMENT + place) << bracket_shift)
+            if bracket_shift == 0:
+                order = tl.arange(0, NOTED)
+                of_bin = tl.load(noted + (row + place) * NOTED + order, mask=order < in_bin, other=0).to(tl.int64)
+                before = (of_bin[None, :] < of_bin[:, None]) & (order[None, :] < in_bin)
+                ranks = tl.where(order < in_bin, tl.sum(before.to(tl.int32), 1), NOTED)
+                tl.store(last + k, tl.sum(tl.where(ranks == surviving - 1, of_bin, 0), 0))
+                # What is at the bracket's ends is not noted.
+                untold = (bin_low == bracket_low) | (bin_low == tl.load(high + k)) | (in_bin > NOTED)
+                tl.store(tied + k, untold.to(tl.int32))
+                tl.atomic_add(tied + tl.num_programs(0), 1, mask=untold, sem="relaxed")
+                tl.atomic_add(pending, -1, sem="relaxed")
             tl.store(low + k, bin_low)
             tl.store(high + k, bin_low + ((1 << bracket_shift) - 1))
-            tl.store(survivors + k, rank_above - (total - through))
-            tl.store(shift + k, tl.where(bracket_shift == 0, _FINISHED, tl.maximum(bracket_shift - BIN_BITS, 0)))
-            tl.atomic_add(pending, -1, mask=bracket_shift == 0, sem="relaxed")
+            tl.store(survivors + k, surviving)
+            tl.store(shift + k, tl.where(bracket_shift == 0, -1, tl.maximum(bracket_shift - BIN_BITS, 0)))
         else:
             tl.store(low + k, 0)
             tl.store(high + k, (1 << KEY_BITS) - 1)
@@ -188,29 +208,47 @@ def narrow_kernel(
 
 
 @triton.jit
-def count_equal_kernel(counts, a, b, alphas, low, n, K, BLOCK: tl.constexpr):
-    """counts [K, blocks]: the entries of the threshold's magnitude in each block."""
+def count_equal_kernel(counts, a, b, alphas, low, tied, n, K, HAS_B: tl.constexpr, BLOCK: tl.constexpr):
+    """counts [K, blocks]: the entries of the threshold's magnitude in each block, where it is tied."""
+    if tl.load(tied + K) == 0:
+        return
     block = tl.program_id(0)
     i = indices(block, BLOCK)
     inside = i < n
-    a = load(a, i, inside)
-    b = load(b, i, inside)
+    of_a, of_b = load(a, b, i, inside, HAS_B)
     for k in range(K):
-        equal = (magnitude_key(mix(a, b, tl.load(alphas + k))) == tl.load(low + k)) & inside
-        tl.store(counts + block, tl.sum(equal.to(tl.int32), 0))
+        if tl.load(tied + k) != 0:
+            key = magnitude_key(mix(of_a, of_b, tl.load(alphas + k), HAS_B))
+            tl.store(counts + block, tl.sum(((key == tl.load(low + k)) & inside).to(tl.int32), 0))
         counts += tl.num_programs(0)
 
 
 @triton.jit
-def find_kernel(last, a, b, alphas, low, survivors, blocks, before, n, BLOCK: tl.constexpr):
-    """last [K]: where the last survivor stands, in block blocks[k] with before[k] of its magnitude in blocks before."""
+def find_kernel(
+    last, counts, a, b, alphas, low, survivors, tied, blocks, n,
+    HAS_B: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """last [K]: where the last survivor stands, where it is tied; counts [K, blocks] tell in which block."""
     k = tl.program_id(0)
-    i = indices(tl.load(blocks + k), BLOCK)
-    inside = i < n
-    x = mix(load(a, i, inside), load(b, i, inside), tl.load(alphas + k))
-    equal = (magnitude_key(x) == tl.load(low + k)) & inside
-    position = tl.load(before + k) + tl.cumsum(equal.to(tl.int32), 0)
-    tl.store(last + k, tl.sum(tl.where(equal & (position == tl.load(survivors + k)), i, 0), 0))
+    if tl.load(tied + k) != 0:
+        rank = tl.load(survivors + k)
+        counts += k.to(tl.int64) * blocks
+        block = k * 0
+        through = rank * 0
+        before = rank * 0
+        for start in range(0, blocks, SEGMENT):
+            at = start + tl.arange(0, SEGMENT)
+            segment = tl.load(counts + at, mask=at < blocks, other=0).to(tl.int64)
+            below = (through + tl.cumsum(segment, 0) < rank) & (at < blocks)
+            block += tl.sum(below.to(tl.int32), 0)
+            before += tl.sum(tl.where(below, segment, 0), 0)
+            through += tl.sum(segment, 0)
+        i = indices(block, BLOCK)
+        inside = i < n
+        of_a, of_b = load(a, b, i, inside, HAS_B)
+        equal = (magnitude_key(mix(of_a, of_b, tl.load(alphas + k), HAS_B)) == tl.load(low + k)) & inside
+        place = before + tl.cumsum(equal.to(tl.int32), 0)
+        tl.store(last + k, tl.sum(tl.where(equal & (place == rank), i, 0), 0))
 
 
 def interpolate_threshold(
@@ -220,7 +258,7 @@ def interpolate_threshold(
 
     Args:
         a, b: vectors [n] of float32, float16 or bfloat16. Without b, x is a.
-        alphas: float32 [K].
+        alphas: coefficients, float32 [K].
         keep: how many entries survive, 0..n.
         first_bad: int64 [1], lowered to the index of the first x that is NaN or infinite.
 
@@ -228,14 +266,14 @@ def interpolate_threshold(
         The keep-th largest |x|, float32 [K], and the index of the last entry of that magnitude that survives,
         int64 [K]. For keep = 0: +inf and -1. If an x is NaN or infinite, numbers without a meaning.
     """
-    K = alphas.numel()
-    if a.numel() == 0 or K == 0:
+    if a.numel() == 0 or alphas.numel() == 0:
         return _nothing_survives(alphas)
     with device_of(a):
-        key, survivors = _select(a, b, alphas, keep, first_bad)
-        if keep == 0:
-            return _nothing_survives(alphas)
-        return _magnitude(key, a.dtype), _last_survivor(a, b, alphas, key, survivors)
+        found = [_select(a, b, some, keep, first_bad) for some in alphas.split(MOST_COEFFICIENTS)]
+    if keep == 0:
+        return _nothing_survives(alphas)
+    key, last = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*found, strict=True))
+    return _magnitude(key, a.dtype), last
 
 
 def _nothing_survives(alphas: Tensor) -> tuple[Tensor, Tensor]:
@@ -264,50 +302,49 @@ def _bin_bits(n: int, key_bits: int) -> int:
 
 
 def _select(a: Tensor, b: Tensor | None, alphas: Tensor, keep: int, first_bad: Tensor) -> tuple[Tensor, Tensor]:
-    """The threshold's key, int32 [K], and how many entries of that magnitude survive, int64 [K]."""
+    """The threshold's key, int32 [K], and the index of the last survivor of that magnitude, int64 [K]."""
     n, K, device = a.numel(), alphas.numel(), a.device
     key_bits = 31 if a.dtype == torch.float32 else 15
-    infinity = {torch.float32: 0x7F800000, torch.float16: 0x7C00, torch.bfloat16: 0x7F80}[a.dtype]
     bin_bits = _bin_bits(n, key_bits)
     segments = (1 << bin_bits) // SEGMENT
     count, upper, lower = _sample_ranks(n, keep)
+    vectors = a, a if b is None else b, alphas
+    has_b = b is not None
+    index_dtype = torch.int32 if n < 2**31 else torch.int64
 
     keys = torch.full((K, SAMPLE), -1, dtype=torch.int32, device=device)
     low, high, shift = torch.empty(3, K, dtype=torch.int32, device=device)
-    survivors, above = torch.empty(2, K, dtype=torch.int64, device=device)
+    survivors, above, last = torch.empty(3, K, dtype=torch.int64, device=device)
+    tied = torch.zeros(K + 1, dtype=torch.int32, device=device)
     pending = torch.full((1,), K, dtype=torch.int32, device=device)
-    bins = torch.empty(K << bin_bits, dtype=torch.int32 if n < 2**31 else torch.int64, device=device)
+    bins = torch.empty(K << bin_bits, dtype=index_dtype, device=device)
+    noted = torch.empty(bins.numel() * NOTED, dtype=index_dtype, device=device)
     sums = torch.empty(K, segments, dtype=torch.int64, device=device)
+    segmented = {"SEGMENTS": segments, "SEGMENT": SEGMENT}
+    bits = {"KEY_BITS": key_bits, "BIN_BITS": bin_bits}
 
-    sample_kernel[(triton.cdiv(count, 256), K)](keys, a, b, alphas, n, count, SAMPLE=SAMPLE, BLOCK=256, **OPTIONS)
-    bracket_kernel[(K,)](
-        keys, low, high, shift, upper, lower,
-        SAMPLE=SAMPLE, KEY_BITS=key_bits, BIN_BITS=bin_bits, num_warps=BRACKET_WARPS,
-    )  # fmt: skip
+    sample_kernel[(triton.cdiv(count, 256), K)](
+        keys, *vectors, n, count, HAS_B=has_b, SAMPLE=SAMPLE, SEED=SEED, BLOCK=256, **OPTIONS
+    )
+    bracket_kernel[(K,)](keys, low, high, shift, upper, lower, SAMPLE=SAMPLE, **bits, num_warps=BRACKET_WARPS)
     sweeps = 1 + math.ceil(key_bits / bin_bits) if keep else 1  # the first bracket, and all keys if it missed
     for _ in range(sweeps):
-        clear_kernel[(segments, K)](bins, above, shift, SEGMENTS=segments, SEGMENT=SEGMENT)
+        clear_kernel[(segments, K)](bins, above, shift, **segmented)
         count_kernel[(triton.cdiv(n, COUNT_BLOCK),)](
-            bins, above, a, b, alphas, low, high, shift, pending, first_bad, n, K,
-            BIN_COUNT=1 << bin_bits, INFINITY=infinity, BLOCK=COUNT_BLOCK, **OPTIONS,
+            bins, noted, above, *vectors, low, high, shift, pending, first_bad, n, K,
+            HAS_B=has_b, BIN_COUNT=1 << bin_bits, NOTED=NOTED, BLOCK=COUNT_BLOCK, **OPTIONS,
         )  # fmt: skip
-        add_segments_kernel[(segments, K)](sums, bins, shift, SEGMENTS=segments, SEGMENT=SEGMENT)
+        add_segments_kernel[(segments, K)](sums, bins, shift, **segmented)
         narrow_kernel[(K,)](
-            low, high, shift, survivors, pending, bins, sums, above, keep,
-            KEY_BITS=key_bits, BIN_BITS=bin_bits, SEGMENTS=segments, SEGMENT=SEGMENT,
+            low, high, shift, survivors, last, tied, pending, bins, noted, sums, above, keep,
+            **bits, NOTED=NOTED, **segmented,
         )  # fmt: skip
-    return low, survivors
-
-
-def _last_survivor(a: Tensor, b: Tensor | None, alphas: Tensor, key: Tensor, survivors: Tensor) -> Tensor:
-    """The index of the survivors[k]-th entry whose key is key[k]; int64 [K]."""
-    n, K = a.numel(), alphas.numel()
-    blocks = triton.cdiv(n, BLOCK)
-    counts = torch.empty(K, blocks, dtype=torch.int32, device=a.device)
-    count_equal_kernel[(blocks,)](counts, a, b, alphas, key, n, K, BLOCK=BLOCK, **OPTIONS)
-    through = counts.cumsum(1, dtype=torch.int64)
-    block = torch.searchsorted(through, survivors[:, None]).clamp_(max=blocks - 1)
-    before = through.gather(1, block) - counts.gather(1, block)
-    last = torch.empty(K, dtype=torch.int64, device=a.device)
-    find_kernel[(K,)](last, a, b, alphas, key, survivors, block, before, n, BLOCK=BLOCK, **OPTIONS)
-    return last
+    if keep:
+        blocks = triton.cdiv(n, COUNT_BLOCK)
+        counts = torch.empty(K, blocks, dtype=torch.int32, device=device)
+        count_equal_kernel[(blocks,)](counts, *vectors, low, tied, n, K, HAS_B=has_b, BLOCK=COUNT_BLOCK, **OPTIONS)
+        find_kernel[(K,)](
+            last, counts, *vectors, low, survivors, tied, blocks, n,
+            HAS_B=has_b, SEGMENT=SEGMENT, BLOCK=COUNT_BLOCK, **OPTIONS,
+        )  # fmt: skip
+    return low, last

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lpk.kernels.elements import BLOCK, OPTIONS, device_of, indices, is_bad, load, report, survives
+from lpk.kernels.elements import BLOCK, OPTIONS, device_of, indices, is_bad, report, survives
 
 
 @triton.jit
@@ -15,9 +15,9 @@ def magnitude_mask_kernel(out, x, value, last, first_bad, n, BLOCK: tl.constexpr
     block = tl.program_id(0)
     i = indices(block, BLOCK)
     inside = i < n
-    x = load(x, i, inside)
-    report(first_bad, is_bad(x) & inside, block, BLOCK)
-    tl.store(out + i, survives(x, i, tl.load(value), tl.load(last)), mask=inside)
+    own = tl.load(x + i, mask=inside, other=0.0)
+    report(first_bad, is_bad(own) & inside, block, BLOCK)
+    tl.store(out + i, survives(own, i, tl.load(value), tl.load(last)), mask=inside)
 
 
 def magnitude_mask(out: Tensor, x: Tensor, value: Tensor, last: Tensor, first_bad: Tensor) -> None:

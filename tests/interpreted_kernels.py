@@ -108,7 +108,7 @@ def test_many_times_the_sample(distribution, dtype):
 
 def test_the_sample_as_it_is(monkeypatch):
     monkeypatch.undo()  # the small sample; and the rounding, which x = a has no use for
-    n = 40007
+    n = 80021
     assert n > 2 * selection.SAMPLE
     x = problem("normal", torch.float32, n).a
     value, last = kernels.interpolate_threshold(x, None, torch.ones(1), n // 5, status(n))

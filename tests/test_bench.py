@@ -13,9 +13,9 @@ import pytest
 
 import bench.plot
 import bench.table
-from bench import results
+from bench import conftest, results
 from bench.cases import LARGE, RESNET18, cases, dtype_name
-from lpk import files
+from lpk import _core, files
 
 ROOT = Path(__file__).parents[1]
 OPERATIONS = tuple(bench.plot.OPERATIONS)
@@ -214,6 +214,19 @@ def test_plot_draws_the_kernels_of_the_committed_results(tmp_path, monkeypatch, 
 
 
 # --- what the benchmarks, the table and the plot must agree on ---
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_triton_is_timed_beside_cuda(compiled, monkeypatch):
+    """Where the CUDA kernels are missing, `lpk` is Triton already."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(_core, "cuda_compiled", compiled)
+    both = ("lpk", "lpk.triton")
+    assert tuple(cases("interpolate_prune", "short", "cuda")[0].contestants(both)) == (both if compiled else ("lpk",))
+    assert tuple(cases("interpolate_prune", "short", "cpu")[0].contestants(both)) == ("lpk",)
+    with conftest.backend("lpk.triton"):
+        assert not _core.cuda_compiled
+    assert _core.cuda_compiled == compiled
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

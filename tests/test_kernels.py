@@ -20,13 +20,13 @@ from lpk.kernels.elements import BLOCK, OPTIONS  # noqa: E402
 
 selection = importlib.import_module("lpk.kernels.interpolate_threshold")  # the package has a function of that name
 ROOT = Path(__file__).resolve().parents[1]
-DTYPES = {"fp32": (31, 0x7F800000), "fp16": (15, 0x7C00), "bf16": (15, 0x7F80)}  # bits of a key, that of infinity
+DTYPES = {"fp32": 31, "fp16": 15, "bf16": 15}  # bits of a key
 
 # What the kernels' parameters point to; what is not here is a number: n has 64 bits, the others 32.
 POINTERS = {
     **dict.fromkeys(("alpha", "alphas", "value"), "*fp32"),
-    **dict.fromkeys(("last", "first_bad", "survivors", "above", "sums", "blocks", "before"), "*i64"),
-    **dict.fromkeys(("keys", "low", "high", "shift", "pending", "bins", "counts"), "*i32"),
+    **dict.fromkeys(("last", "first_bad", "survivors", "above", "sums"), "*i64"),
+    **dict.fromkeys(("keys", "low", "high", "shift", "pending", "bins", "noted", "counts", "tied"), "*i32"),
 }
 
 
@@ -45,29 +45,32 @@ def test_importing_lpk_does_not_import_triton():
 
 def kernels():
     """Every kernel, by its module and name, with its constants and whether it interpolates; for each dtype."""
-    for dtype, (key_bits, infinity) in DTYPES.items():
+    for dtype, key_bits in DTYPES.items():
         bin_bits = selection._bin_bits(2**26, key_bits)
         segments = {"SEGMENTS": (1 << bin_bits) // selection.SEGMENT, "SEGMENT": selection.SEGMENT}
         bits = {"KEY_BITS": key_bits, "BIN_BITS": bin_bits}
-        counting = {"BIN_COUNT": 1 << bin_bits, "INFINITY": infinity, "BLOCK": selection.COUNT_BLOCK}
+        noted = {"NOTED": selection.NOTED}
+        block, counted = {"BLOCK": BLOCK}, {"BLOCK": selection.COUNT_BLOCK}
+        counting = {"BIN_COUNT": 1 << bin_bits} | noted | counted
         sample = {"SAMPLE": selection.SAMPLE}
+        pair, alone = {"HAS_B": True}, {"HAS_B": False}
         described = [
-            ("interpolate", "interpolate", {"BLOCK": BLOCK}, True),
-            ("interpolate_prune", "interpolate_prune", {"BLOCK": BLOCK}, True),
-            ("interpolate_prune", "interpolate_prune", {"BLOCK": BLOCK, "b": None}, False),
-            ("magnitude_mask", "magnitude_mask", {"BLOCK": BLOCK}, False),
-            ("interpolate_threshold", "sample", {**sample, "BLOCK": 256}, True),
+            ("interpolate", "interpolate", block, True),
+            ("interpolate_prune", "interpolate_prune", block | pair, True),
+            ("interpolate_prune", "interpolate_prune", block | alone, False),
+            ("magnitude_mask", "magnitude_mask", block, False),
+            ("interpolate_threshold", "sample", {**sample, "SEED": selection.SEED, "BLOCK": 256} | pair, True),
             ("interpolate_threshold", "bracket", sample | bits, False),
             ("interpolate_threshold", "clear", segments, False),
-            ("interpolate_threshold", "count", counting, True),
-            ("interpolate_threshold", "count", counting | {"b": None}, False),
+            ("interpolate_threshold", "count", counting | pair, True),
+            ("interpolate_threshold", "count", counting | alone, False),
             ("interpolate_threshold", "add_segments", segments, False),
-            ("interpolate_threshold", "narrow", bits | segments, False),
-            ("interpolate_threshold", "count_equal", {"BLOCK": BLOCK}, True),
-            ("interpolate_threshold", "find", {"BLOCK": BLOCK}, True),
+            ("interpolate_threshold", "narrow", bits | noted | segments, False),
+            ("interpolate_threshold", "count_equal", counted | pair, True),
+            ("interpolate_threshold", "find", {**counted, "SEGMENT": selection.SEGMENT} | pair, True),
         ]
         for module, name, constants, interpolates in described:
-            label = f"{name}{'-without-b' if 'b' in constants else ''}-{dtype}"
+            label = f"{name}{'' if constants.get('HAS_B', True) else '-without-b'}-{dtype}"
             yield pytest.param(module, name, dtype, constants, interpolates, id=label)
 
 

@@ -1,5 +1,8 @@
-"""What a wheel holds."""
+"""What a wheel holds, and what building one asks for."""
 
+import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -10,3 +13,17 @@ def test_every_package_is_listed():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     there = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "lpk").glob("**/__init__.py")}
     assert set(listed) == there | {"lpk.kernels"}  # a link in the tree
+
+
+def test_old_setuptools_are_told(tmp_path):
+    """They fail on pyproject.toml, with a message that names something else."""
+    command = tmp_path / "setuptools" / "command"
+    command.mkdir(parents=True)
+    (tmp_path / "setuptools" / "__init__.py").write_text("__version__ = '65.5.0'\nExtension = setup = None\n")
+    (command / "__init__.py").touch()
+    (command / "build_ext.py").write_text("build_ext = object\n")
+    run = subprocess.run(
+        [sys.executable, "setup.py", "build_ext"],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 1 and "needs setuptools 77" in run.stderr and "65.5.0" in run.stderr

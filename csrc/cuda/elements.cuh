@@ -3,13 +3,16 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#ifndef LPK_EMULATED  // tests/emulation runs these kernels without a GPU
+#include <cuda_runtime.h>
+#endif
 
 #include <stdexcept>
 #include <string>
 
 #include "operations.h"
 
-#ifndef LPK_EMULATED  // tests/emulation runs these kernels without a GPU
+#ifndef LPK_EMULATED
 #define LPK_LAUNCH(kernel, blocks, threads, stream, ...) kernel<<<blocks, threads, 0, stream>>>(__VA_ARGS__)
 #endif
 
@@ -17,6 +20,7 @@ namespace lpk::cuda {
 
 // How each dtype is stored: its bits, and the key of a magnitude, which orders like it.
 struct Float32 {
+  static constexpr int kKeyBits = 31;
   using Stored = float;
   static __device__ float widen(float x) { return x; }
   static __device__ float narrow(float x) { return x; }
@@ -25,6 +29,7 @@ struct Float32 {
 };
 
 struct Float16 {
+  static constexpr int kKeyBits = 15;
   using Stored = __half;
   static __device__ float widen(__half x) { return __half2float(x); }
   static __device__ __half narrow(float x) { return __float2half_rn(x); }
@@ -33,6 +38,7 @@ struct Float16 {
 };
 
 struct Bfloat16 {
+  static constexpr int kKeyBits = 15;
   using Stored = __nv_bfloat16;
   static __device__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
   static __device__ __nv_bfloat16 narrow(float x) { return __float2bfloat16_rn(x); }
@@ -51,6 +57,7 @@ __device__ typename D::Stored interpolated(typename D::Stored a, typename D::Sto
   return D::narrow(__fmaf_rn(alpha, D::widen(a), __fmul_rn(1.0f - alpha, D::widen(b))));
 }
 
+// The i-th entry of x.
 template <class D>
 __device__ typename D::Stored element(const Vectors& v, float alpha, int64_t i) {
   const auto* a = static_cast<const typename D::Stored*>(v.a);
@@ -65,23 +72,83 @@ __device__ inline void report(const Vectors& v, int64_t i) {
 __device__ inline bool finite(float x) { return (__float_as_int(x) & 0x7fffffff) < 0x7f800000; }
 
 // |x| > value survives, and |x| = value up to position `last`.
-__device__ inline bool survives(float x, int64_t i, float value, int64_t last) {
-  const float magnitude = fabsf(x);
-  return magnitude > value || (magnitude == value && i <= last);
-}
+struct Threshold {
+  float value;
+  int64_t last;
 
-constexpr int kThreads = 256;
-constexpr int64_t kMostBlocks = 1 << 16;  // a grid-stride loop does the rest
+  __device__ bool survived_by(float x, int64_t i) const {
+    const float magnitude = fabsf(x);
+    return magnitude > value || (magnitude == value && i <= last);
+  }
+};
 
-inline unsigned blocks_for(int64_t pieces) { return unsigned(pieces < kMostBlocks ? pieces : kMostBlocks); }
-
-__device__ inline int64_t first_index() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
-__device__ inline int64_t stride() { return int64_t(gridDim.x) * blockDim.x; }
-
-inline void check_launch() {
-  const cudaError_t error = cudaGetLastError();
+inline void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
+inline void check_launch() { check(cudaGetLastError()); }
+
+// A block takes a tile of neighbouring entries; each of its threads has kPerThread of them, kThreads apart, so that a warp
+// reads whole cache lines and all reads of a thread are under way at once.
+constexpr int kThreads = 256;
+constexpr int kPerThread = 8;
+constexpr int kTile = kThreads * kPerThread;
+
+__host__ __device__ inline int64_t tiles(int64_t n) { return (n + kTile - 1) / kTile; }
+
+// Where a thread's e-th entry lies in the tile.
+__device__ inline int place(int e) { return e * kThreads + int(threadIdx.x); }
+
+// How many entries of the tile that begins at `tile` exist.
+__device__ inline int tile_size(int64_t tile, int64_t n) { return int(n - tile < kTile ? n - tile : kTile); }
+
+// A thread's entries of a tile; 0 where none exist, or where there is no vector.
+template <class D>
+struct Own {
+  typename D::Stored entries[kPerThread];
+
+  __device__ Own(const void* vector, int64_t tile, int size) {
+    const auto* from = static_cast<const typename D::Stored*>(vector) + tile;
+#pragma unroll
+    for (int e = 0; e < kPerThread; ++e)
+      entries[e] = vector != nullptr && place(e) < size ? from[place(e)] : D::narrow(0.0f);
+  }
+  __device__ typename D::Stored operator[](int e) const { return entries[e]; }
+};
+
+// out[i] = f(x, i) for all entries x of the block's tile; reports an x that is not finite.
+template <class D, class Out, class F>
+__device__ void map_tile(const Vectors& v, float alpha, Out* out, F f) {
+  const int64_t tile = int64_t(blockIdx.x) * kTile;
+  const int size = tile_size(tile, v.n);
+  const Own<D> a(v.a, tile, size), b(v.b, tile, size);
+  const auto x = [&](int e) { return v.b ? interpolated<D>(a[e], b[e], alpha) : a[e]; };
+  bool all_finite = true;
+#pragma unroll
+  for (int e = 0; e < kPerThread; ++e) {
+    all_finite = all_finite && finite(D::widen(x(e)));
+    if (place(e) < size) out[tile + place(e)] = f(x(e), tile + place(e));
+  }
+  if (all_finite) return;
+#pragma unroll
+  for (int e = 0; e < kPerThread; ++e)
+    if (!finite(D::widen(x(e)))) report(v, tile + place(e));
+}
+
+// As many blocks of a kernel as the device runs at once.
+template <class Kernel>
+unsigned resident_blocks(Kernel kernel) {
+#ifdef LPK_EMULATED
+  (void)kernel;
+  return 3;
+#else
+  int device = 0, processors = 0, each = 0;
+  check(cudaGetDevice(&device));
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kThreads, 0));
+  return unsigned(processors * (each > 0 ? each : 1));
+#endif
+}
+
 
 // body(D{}) with the dtype's D.
 template <class Body>

@@ -7,11 +7,10 @@ namespace {
 template <class D>
 __global__ void prune_kernel(Vectors v, typename D::Stored* out, Scalar<float> alpha, Scalar<float> value,
                              Scalar<int64_t> last) {
-  for (int64_t i = first_index(); i < v.n; i += stride()) {
-    const auto x = element<D>(v, get(alpha), i);
-    if (!finite(D::widen(x))) report(v, i);
-    out[i] = survives(D::widen(x), i, get(value), get(last)) ? x : D::narrow(0.0f);
-  }
+  const Threshold threshold{get(value), get(last)};
+  map_tile<D>(v, get(alpha), out, [&](auto x, int64_t i) {
+    return threshold.survived_by(D::widen(x), i) ? x : D::narrow(0.0f);
+  });
 }
 
 }  // namespace
@@ -20,8 +19,8 @@ void interpolate_prune(void* out, const Vectors& v, Scalar<float> alpha, Scalar<
   if (v.n == 0) return;
   for_dtype(v.dtype, [&](auto dtype) {
     using D = decltype(dtype);
-    LPK_LAUNCH(prune_kernel<D>, blocks_for((v.n + kThreads - 1) / kThreads), kThreads, v.stream, v,
-               static_cast<typename D::Stored*>(out), alpha, value, last);
+    LPK_LAUNCH(prune_kernel<D>, unsigned(tiles(v.n)), kThreads, v.stream, v, static_cast<typename D::Stored*>(out),
+               alpha, value, last);
   });
   check_launch();
 }

@@ -6,11 +6,8 @@ namespace {
 
 template <class D>
 __global__ void mask_kernel(Vectors v, bool* out, Scalar<float> value, Scalar<int64_t> last) {
-  for (int64_t i = first_index(); i < v.n; i += stride()) {
-    const float x = D::widen(element<D>(v, 1.0f, i));
-    if (!finite(x)) report(v, i);
-    out[i] = survives(x, i, get(value), get(last));
-  }
+  const Threshold threshold{get(value), get(last)};
+  map_tile<D>(v, 1.0f, out, [&](auto x, int64_t i) { return threshold.survived_by(D::widen(x), i); });
 }
 
 }  // namespace
@@ -18,8 +15,7 @@ __global__ void mask_kernel(Vectors v, bool* out, Scalar<float> value, Scalar<in
 void magnitude_mask(bool* out, const Vectors& v, Scalar<float> value, Scalar<int64_t> last) {
   if (v.n == 0) return;
   for_dtype(v.dtype, [&](auto dtype) {
-    using D = decltype(dtype);
-    LPK_LAUNCH(mask_kernel<D>, blocks_for((v.n + kThreads - 1) / kThreads), kThreads, v.stream, v, out, value, last);
+    LPK_LAUNCH(mask_kernel<decltype(dtype)>, unsigned(tiles(v.n)), kThreads, v.stream, v, out, value, last);
   });
   check_launch();
 }

@@ -1,10 +1,12 @@
 // Runs the CUDA kernels of csrc/cuda on a CPU, without a GPU: a test of their logic, not of their speed or of races.
-// The threads of a block are fibers that run in turn from one barrier to the next; blocks run one after the other.
+// The threads of a block are fibers that run in turn from one barrier to the next; blocks run one after the other, forwards
+// or backwards.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -12,45 +14,102 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #define LPK_EMULATED
 #undef __shared__
 #define __shared__ static
+#define __launch_bounds__(...)
 
 namespace emulation {
 
 constexpr std::size_t kStack = 1 << 16;
-inline ucontext_t scheduler;
-inline std::vector<ucontext_t> fibers;
-inline std::vector<char> alive;
-inline std::vector<unsigned> exchanged;
+
+// One thread of a block. It is started once and takes part in one block after the other.
+struct Fiber {
+  std::vector<char> stack = std::vector<char>(kStack);
+  ucontext_t start;
+  jmp_buf resume;
+  bool started = false, running = false;
+};
+
+inline std::vector<std::unique_ptr<Fiber>> fibers;
+inline jmp_buf scheduler;
+inline std::vector<unsigned long long> exchanged;
 inline unsigned current;
 inline std::function<void()> body;
+inline bool backwards = false;  // the last block and the last thread come first: shows where a barrier is missing
 
-inline void run() {
-  body();
-  alive[current] = 0;
-  swapcontext(&fibers[current], &scheduler);
+// Without the system calls of swapcontext.
+inline void barrier() {
+  if (!_setjmp(fibers[current]->resume)) _longjmp(scheduler, 1);
 }
 
-inline void barrier() { swapcontext(&fibers[current], &scheduler); }
+inline void run() {
+  for (;;) {
+    body();
+    fibers[current]->running = false;
+    barrier();
+  }
+}
+
+inline void resume(unsigned thread) {
+  current = thread;
+  Fiber& fiber = *fibers[thread];
+  if (_setjmp(scheduler)) return;
+  if (fiber.started) _longjmp(fiber.resume, 1);
+  fiber.started = true;
+  getcontext(&fiber.start);
+  fiber.start.uc_stack.ss_sp = fiber.stack.data();
+  fiber.start.uc_stack.ss_size = kStack;
+  fiber.start.uc_link = nullptr;
+  makecontext(&fiber.start, run, 0);
+  setcontext(&fiber.start);
+}
 
 }  // namespace emulation
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 inline void __syncthreads() { emulation::barrier(); }
+inline void __threadfence() {}
 
-// Every thread of the block must call it, as all kernels here do.
+namespace emulation {
+
+// Each thread of the block hands over a value; what combine() makes of those of all.
+template <class Combine>
+unsigned long long exchange(unsigned long long value, Combine combine) {
+  exchanged[threadIdx.x] = value;
+  barrier();
+  const unsigned long long result = combine();
+  barrier();
+  return result;
+}
+
+}  // namespace emulation
+
 inline unsigned __reduce_add_sync(unsigned, unsigned value) {
-  emulation::exchanged[threadIdx.x] = value;
-  emulation::barrier();
-  const unsigned first = threadIdx.x / 32 * 32;
-  unsigned sum = 0;
-  for (unsigned i = first; i < std::min(first + 32, blockDim.x); ++i) sum += emulation::exchanged[i];
-  emulation::barrier();
-  return sum;
+  return unsigned(emulation::exchange(value, [] {
+    const unsigned first = threadIdx.x / 32 * 32;
+    unsigned long long sum = 0;
+    for (unsigned i = first; i < std::min(first + 32, blockDim.x); ++i) sum += emulation::exchanged[i];
+    return sum;
+  }));
+}
+
+inline unsigned long long __shfl_up_sync(unsigned, unsigned long long value, unsigned distance) {
+  return emulation::exchange(value, [=] {
+    return emulation::exchanged[threadIdx.x % 32 >= distance ? threadIdx.x - distance : threadIdx.x];
+  });
+}
+
+inline int __syncthreads_or(int value) {
+  return int(emulation::exchange(value != 0, [] {
+    unsigned long long any = 0;
+    for (unsigned i = 0; i < blockDim.x; ++i) any |= emulation::exchanged[i];
+    return any;
+  }));
 }
 
 template <class T>
@@ -65,6 +124,8 @@ inline long long atomicMin(long long* at, long long value) {
   return old;
 }
 
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline int __float_as_int(float x) {
@@ -78,6 +139,10 @@ inline float __int_as_float(int i) {
   return x;
 }
 
+extern "C" inline cudaError_t cudaMemsetAsync(void* at, int value, std::size_t bytes, cudaStream_t) {
+  std::memset(at, value, bytes);
+  return cudaSuccess;
+}
 extern "C" inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 extern "C" inline const char* cudaGetErrorString(cudaError_t) { return ""; }
 
@@ -87,30 +152,20 @@ void emulate(dim3 blocks, unsigned threads, Body&& kernel) {
   body = kernel;
   gridDim = blocks;
   blockDim = dim3(threads);
-  fibers.resize(threads);
-  alive.resize(threads);
   exchanged.resize(threads);
-  static std::vector<char> stacks;
-  stacks.resize(std::max(stacks.size(), threads * kStack));
+  while (fibers.size() < threads) fibers.push_back(std::make_unique<Fiber>());
   for (unsigned y = 0; y < blocks.y; ++y) {
     for (unsigned x = 0; x < blocks.x; ++x) {
-      for (unsigned t = 0; t < threads; ++t) {
-        getcontext(&fibers[t]);
-        fibers[t].uc_stack.ss_sp = stacks.data() + t * kStack;
-        fibers[t].uc_stack.ss_size = kStack;
-        fibers[t].uc_link = nullptr;
-        makecontext(&fibers[t], run, 0);
-        alive[t] = 1;
-      }
+      blockIdx = dim3(backwards ? blocks.x - 1 - x : x, y);
+      for (unsigned t = 0; t < threads; ++t) fibers[t]->running = true;
       for (bool any = true; any;) {
         any = false;
-        for (unsigned t = 0; t < threads; ++t) {
-          if (!alive[t]) continue;
+        for (unsigned i = 0; i < threads; ++i) {
+          const unsigned t = backwards ? threads - 1 - i : i;
+          if (!fibers[t]->running) continue;
           any = true;
-          current = t;
           threadIdx = dim3(t);
-          blockIdx = dim3(x, y);
-          swapcontext(&scheduler, &fibers[t]);
+          resume(t);
         }
       }
     }

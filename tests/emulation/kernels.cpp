@@ -13,15 +13,23 @@ using lpk::cuda::Vectors;
 
 extern "C" {
 
+void run_backwards(int backwards) { emulation::backwards = backwards != 0; }
+
 void interpolate(void* out, const void* a, const void* b, int64_t n, int dtype, int64_t* first_bad, float alpha) {
   lpk::cuda::interpolate(out, Vectors{a, b, n, Dtype(dtype), nullptr, first_bad}, {alpha, nullptr});
 }
 
+// in_bracket: of the last coefficients that were done together, how many thresholds were found among the stored entries.
 void interpolate_threshold(float* values, int64_t* last, const void* a, const void* b, int64_t n, int dtype,
-                           int64_t* first_bad, const float* alphas, int count, int64_t keep) {
+                           int64_t* first_bad, const float* alphas, int count, int64_t keep, int* in_bracket) {
   std::vector<char> workspace(std::size_t(lpk::cuda::workspace_bytes(n, count)), char(0x5a));
   lpk::cuda::interpolate_threshold(values, last, Vectors{a, b, n, Dtype(dtype), nullptr, first_bad}, alphas, count, keep,
                                    workspace.data());
+  const int together = (count - 1) % lpk::cuda::kMostCoefficients + 1;
+  lpk::cuda::Workspace w{};
+  lpk::cuda::divide(w, workspace.data(), n, together);
+  *in_bracket = 0;
+  for (int k = 0; k < together; ++k) *in_bracket += w.states[k].listed > 0;
 }
 
 // The scalars lie on the device here.

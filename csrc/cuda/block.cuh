@@ -1,0 +1,82 @@
+// What the threads of a block do together: find the entry of a rank, and tell which block is the last one.
+// Blocks have kThreads or 1024 threads. Every thread of the block must call these functions, with the same arguments
+// unless told otherwise, and gets the same results.
+#pragma once
+
+#include "elements.cuh"
+
+namespace lpk::cuda {
+
+constexpr int kBinBits = 11;
+constexpr int kBins = 1 << kBinBits;
+
+// Whether this block is the last of `blocks` to ask; it then sees what the others wrote before they asked. `tickets` is 0
+// before the first one asks, and again afterwards.
+__device__ inline bool last_of(unsigned* tickets, unsigned blocks) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(tickets, 1u) == blocks - 1;
+    if (last) *tickets = 0;
+  }
+  __syncthreads();
+  __threadfence();
+  return last;
+}
+
+// Each thread has `own` entries, which follow those of the threads before it. Calls found(left) in the thread that has the
+// entry of `rank` (from 1) as its own number `left` (from 1).
+template <class Found>
+__device__ void find_thread(unsigned long long own, int64_t rank, Found found) {
+  __shared__ unsigned long long sums[32];  // of each warp
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  unsigned long long through = own;
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const unsigned long long before = __shfl_up_sync(0xffffffffu, through, distance);
+    if (lane >= distance) through += before;
+  }
+  if (lane == 31) sums[warp] = through;
+  __syncthreads();
+  for (int w = 0; w < warp; ++w) through += sums[w];
+  const int64_t before = int64_t(through - own);
+  if (before < rank && rank <= int64_t(through)) found(rank - before);
+  __syncthreads();
+}
+
+// The bin that holds the entry of `rank` (from 1, that of the highest bin first); the rank becomes that within the bin.
+template <class Count>
+__device__ int find_bin(const Count* histogram, int64_t& rank) {
+  __shared__ int found_bin;
+  __shared__ int64_t found_rank;
+  const int each = kBins / int(blockDim.x), first = kBins - 1 - int(threadIdx.x) * each;  // downwards from there
+  unsigned long long own = 0;
+  for (int i = 0; i < each; ++i) own += histogram[first - i];
+  find_thread(own, rank, [&](int64_t left) {
+    int bin = first;
+    while (left > int64_t(histogram[bin])) left -= int64_t(histogram[bin--]);
+    found_bin = bin;
+    found_rank = left;
+  });
+  rank = found_rank;
+  const int bin = found_bin;
+  __syncthreads();
+  return bin;
+}
+
+template <class Count>
+__device__ void clear(Count* histogram) {
+  for (int i = threadIdx.x; i < kBins; i += blockDim.x) histogram[i] = 0;
+}
+
+// Adds a block's histogram to that of all blocks.
+__device__ inline void add_to(unsigned long long* histogram, const unsigned* own) {
+  for (int i = threadIdx.x; i < kBins; i += blockDim.x)
+    if (own[i]) atomicAdd(&histogram[i], (unsigned long long)own[i]);
+}
+
+// How many of the remaining bits the next histogram tells apart.
+__host__ __device__ inline int next_bits(int remaining) { return remaining < kBinBits ? remaining : kBinBits; }
+
+}  // namespace lpk::cuda
