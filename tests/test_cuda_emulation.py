@@ -49,24 +49,27 @@ def common(a, b, bad):
     return pointer(a), pointer(b), ctypes.c_int64(a.numel()), DTYPES[a.dtype], pointer(bad)
 
 
-def search(emulated, values, last, a, b, bad, alphas, keep, in_bracket):
+def search(emulated, values, last, a, b, bad, alphas, keep):
+    """Calls the kernels; returns how many entries the sweep stored, -1 if some threshold was not among them."""
+    stored = ctypes.c_int64()
     emulated.interpolate_threshold(
         pointer(values), pointer(last), *common(a, b, bad), pointer(alphas), len(alphas), ctypes.c_int64(keep),
-        ctypes.byref(in_bracket),
+        ctypes.byref(stored),
     )  # fmt: skip
+    return stored.value
 
 
 def thresholds(emulated, a, b, alphas, keep, by_bracket=False):
-    """With the threads in either order, which must not matter; by_bracket: that all were found in their bracket."""
+    """With the threads in either order, which must not matter; by_bracket: all are found, in brackets as narrow as meant."""
     alphas = torch.tensor(alphas, dtype=torch.float32)
-    bad, in_bracket = torch.tensor([NEVER]), ctypes.c_int()
-    results = []
+    bad, results = torch.tensor([NEVER]), []
+    width = 9 * (keep * (1 - keep / a.numel())) ** 0.5 + 8  # where the sample is the whole vector
     for backwards in (True, False):
         values, last = torch.zeros(len(alphas)), torch.zeros(len(alphas), dtype=torch.int64)
         emulated.run_backwards(backwards)
-        search(emulated, values, last, a, b, bad, alphas, keep, in_bracket)
+        stored = search(emulated, values, last, a, b, bad, alphas, keep)
+        assert not by_bracket or 0 < stored <= len(alphas) * width
         results.append((values, last))
-        assert not by_bracket or in_bracket.value == len(alphas)
     assert bad.item() == NEVER
     assert all(map(torch.equal, *results))
     return results[0]
@@ -162,5 +165,5 @@ def test_first_bad_element_is_reported(emulated):
     assert bad.item() == 3456
     bad.fill_(NEVER)
     values, last = torch.zeros(2), torch.zeros(2, dtype=torch.int64)
-    search(emulated, values, last, a, b, bad, alphas, 100, ctypes.c_int())
+    search(emulated, values, last, a, b, bad, alphas, 100)
     assert bad.item() == 3456

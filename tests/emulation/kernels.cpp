@@ -19,17 +19,19 @@ void interpolate(void* out, const void* a, const void* b, int64_t n, int dtype, 
   lpk::cuda::interpolate(out, Vectors{a, b, n, Dtype(dtype), nullptr, first_bad}, {alpha, nullptr});
 }
 
-// in_bracket: of the last coefficients that were done together, how many thresholds were found among the stored entries.
+// stored: of the last coefficients that were done together, how many entries the sweep stored in all; -1 unless all their
+// thresholds were found among these.
 void interpolate_threshold(float* values, int64_t* last, const void* a, const void* b, int64_t n, int dtype,
-                           int64_t* first_bad, const float* alphas, int count, int64_t keep, int* in_bracket) {
+                           int64_t* first_bad, const float* alphas, int count, int64_t keep, int64_t* stored) {
   std::vector<char> workspace(std::size_t(lpk::cuda::workspace_bytes(n, count)), char(0x5a));
   lpk::cuda::interpolate_threshold(values, last, Vectors{a, b, n, Dtype(dtype), nullptr, first_bad}, alphas, count, keep,
                                    workspace.data());
   const int together = (count - 1) % lpk::cuda::kMostCoefficients + 1;
   lpk::cuda::Workspace w{};
   lpk::cuda::divide(w, workspace.data(), n, together);
-  *in_bracket = 0;
-  for (int k = 0; k < together; ++k) *in_bracket += w.states[k].listed > 0;
+  *stored = 0;
+  for (int k = 0; k < together && *stored >= 0; ++k)
+    *stored = w.states[k].listed > 0 ? *stored + int64_t(w.states[k].stored) : -1;
 }
 
 // The scalars lie on the device here.
