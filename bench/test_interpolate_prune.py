@@ -40,7 +40,7 @@ def moved(contestant, case, a, b):
             # that tell where they stand, and the output.
             packed_bytes = int(((a != 0) | (b != 0)).sum()) * a.itemsize
             return case.bytes * (shared + 1) + packed_bytes * (shared + 2) + case.n / 8
-        case "lpk" if case.device == "cpu":
+        case "lpk" | "lpk.triton":
             # The vectors for the thresholds, and again for all outputs; each output.
             return case.bytes * (2 * shared + 1)
         case _:

@@ -87,6 +87,15 @@ void define_cuda(py::module_& m) {
       },
       Release());
   m.def(
+      "cuda_interpolate_prune_all",
+      [](uintptr_t out, uintptr_t a, uintptr_t b, int64_t n, int dtype, uintptr_t stream, uintptr_t first_bad,
+         uintptr_t alphas, uintptr_t values, uintptr_t last, int count) {
+        lpk::cuda::interpolate_prune_all(reinterpret_cast<void*>(out), vectors(a, b, n, dtype, stream, first_bad),
+                                         reinterpret_cast<const float*>(alphas), reinterpret_cast<const float*>(values),
+                                         reinterpret_cast<const int64_t*>(last), count);
+      },
+      Release());
+  m.def(
       "cuda_magnitude_mask",
       [](uintptr_t out, uintptr_t x, int64_t n, int dtype, uintptr_t stream, uintptr_t first_bad,
          const DeviceScalar<float>& value, const DeviceScalar<int64_t>& last) {

@@ -7,8 +7,8 @@ checked here: lpk.ops does that.
 """
 
 from lpk.kernels.interpolate import interpolate
-from lpk.kernels.interpolate_prune import interpolate_prune
+from lpk.kernels.interpolate_prune import interpolate_prune, interpolate_prune_all
 from lpk.kernels.interpolate_threshold import interpolate_threshold
 from lpk.kernels.magnitude_mask import magnitude_mask
 
-__all__ = ["interpolate", "interpolate_prune", "interpolate_threshold", "magnitude_mask"]
+__all__ = ["interpolate", "interpolate_prune", "interpolate_prune_all", "interpolate_threshold", "magnitude_mask"]

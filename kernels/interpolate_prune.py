@@ -1,4 +1,4 @@
-"""The interpolation with what does not survive its threshold set to +0, in one pass."""
+"""The interpolation with what does not survive its threshold set to +0, for one coefficient or for many in one pass."""
 # mypy: allow-untyped-defs
 
 from __future__ import annotations
@@ -22,6 +22,21 @@ def interpolate_prune_kernel(out, a, b, alpha, value, last, first_bad, n, HAS_B:
     tl.store(out + i, tl.where(survives(x, i, tl.load(value), tl.load(last)), x, zero), mask=inside)
 
 
+@triton.jit
+def interpolate_prune_all_kernel(out, a, b, alphas, values, lasts, first_bad, n, K, BLOCK: tl.constexpr):
+    block = tl.program_id(0)
+    i = indices(block, BLOCK)
+    inside = i < n
+    of_a, of_b = load(a, b, i, inside, True)
+    report(first_bad, is_bad(of_a) | is_bad(of_b), block, BLOCK)
+    zero = tl.zeros([BLOCK], of_a.dtype)
+    for k in range(K):
+        x = mix(of_a, of_b, tl.load(alphas + k), True)
+        survivor = survives(x, i, tl.load(values + k), tl.load(lasts + k))
+        tl.store(out + i, tl.where(survivor, x, zero), mask=inside)
+        out += n
+
+
 def interpolate_prune(
     out: Tensor, a: Tensor, b: Tensor | None, alpha: Tensor, value: Tensor, last: Tensor, first_bad: Tensor
 ) -> None:
@@ -41,3 +56,23 @@ def interpolate_prune(
             out, a, a if b is None else b, alpha, value, last, first_bad, n,
             HAS_B=b is not None, BLOCK=BLOCK, **OPTIONS,
         )  # fmt: skip
+
+
+def interpolate_prune_all(
+    out: Tensor, a: Tensor, b: Tensor, alphas: Tensor, values: Tensor, last: Tensor, first_bad: Tensor
+) -> None:
+    """`interpolate_prune` for each coefficient: its k-th row for the k-th one.
+
+    Args:
+        out: [K, n] of the vectors' dtype, apart from them.
+        a, b: vectors [n] of float32, float16 or bfloat16.
+        alphas, values, last: float32 [K], float32 [K] and int64 [K].
+        first_bad: int64 [1], lowered to the index of the first element of a or b that is NaN or infinite.
+    """
+    n, K = a.numel(), alphas.numel()
+    if n == 0 or K == 0:
+        return
+    with device_of(a):
+        interpolate_prune_all_kernel[(triton.cdiv(n, BLOCK),)](
+            out, a, b, alphas, values, last, first_bad, n, K, BLOCK=BLOCK, **OPTIONS
+        )

@@ -74,6 +74,19 @@ def cuda_interpolate_prune(
     value: tuple[float, int],
     last: tuple[float, int],
 ) -> None: ...
+def cuda_interpolate_prune_all(
+    out: int,
+    a: int,
+    b: int,
+    n: int,
+    dtype: int,
+    stream: int,
+    first_bad: int,
+    alphas: int,
+    values: int,
+    last: int,
+    count: int,
+) -> None: ...
 def cuda_magnitude_mask(
     out: int,
     x: int,

@@ -68,9 +68,14 @@ def interpolate_prune(out: Tensor, a: Tensor, b: Tensor | None, alpha: Tensor, v
         _triton().interpolate_prune(out, a, b, _on(a, alpha), _on(a, value), _on(a, last), first_bad(a.device))
 
 
+@on_the_vectors_device
 def interpolate_prune_all(out: Tensor, a: Tensor, b: Tensor, alphas: Tensor, values: Tensor, last: Tensor) -> None:
-    for row, *numbers in zip(out, alphas, values, last, strict=True):
-        interpolate_prune(row, a, b, *numbers)
+    alphas, values, last = (_on(a, numbers) for numbers in (alphas, values, last))
+    if _core.cuda_compiled:
+        numbers = alphas.data_ptr(), values.data_ptr(), last.data_ptr(), alphas.numel()
+        _core.cuda_interpolate_prune_all(out.data_ptr(), a.data_ptr(), b.data_ptr(), *_vector(a), *numbers)
+    else:
+        _triton().interpolate_prune_all(out, a, b, alphas, values, last, first_bad(a.device))
 
 
 @on_the_vectors_device

@@ -129,7 +129,7 @@ def interpolate_prune_all(
     thresholds: tuple[Tensor, Tensor] | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """`interpolate_prune` for each coefficient: on a CPU in one pass over a and b, which costs less than one for each.
+    """`interpolate_prune` for each coefficient, in one pass over a and b, which costs less than one for each.
 
     Args:
         a, b: vectors [n].

@@ -74,6 +74,10 @@ def check(p, keeps=None, coefficients=(1, 4)):
             out = torch.full_like(p.a, 7)
             kernels.interpolate_prune(out, p.a, p.b, alpha.reshape(1), *found, first_bad)
             assert same(out, pruned), (float(alpha), keep)
+            rows = torch.full((2, n), 7, dtype=p.a.dtype)
+            twice = (number.repeat(2) for number in (alpha.reshape(1), *found))
+            kernels.interpolate_prune_all(rows, p.a, p.b, *twice, first_bad)
+            assert same(rows[0], pruned) and same(rows[1], pruned), (float(alpha), keep)
             out = torch.zeros(n, dtype=torch.bool)
             kernels.magnitude_mask(out, p.interpolated[k], *found, first_bad)
             assert torch.equal(out, mask), (float(alpha), keep)
@@ -166,6 +170,9 @@ REPORTING = {
     "interpolate": lambda good, bad, s: kernels.interpolate(torch.empty_like(good), bad, good, HALF, s),
     "threshold": lambda good, bad, s: kernels.interpolate_threshold(good, bad, torch.tensor([0.0, 1.0]), 3, s),
     "nothing kept": lambda good, bad, s: kernels.interpolate_threshold(bad, None, HALF, 0, s),
+    "prune all": lambda good, bad, s: kernels.interpolate_prune_all(
+        torch.empty(1, LARGE, dtype=good.dtype), good, bad, HALF, *PAIR, s
+    ),
     "prune": lambda good, bad, s: kernels.interpolate_prune(torch.empty_like(good), good, bad, HALF, *PAIR, s),
     "mask": lambda good, bad, s: kernels.magnitude_mask(torch.empty_like(good, dtype=torch.bool), bad, *PAIR, s),
 }

@@ -60,7 +60,7 @@ def search(emulated, values, last, a, b, bad, alphas, keep):
 
 
 def thresholds(emulated, a, b, alphas, keep, by_bracket=False):
-    """With the threads in either order, which must not matter; by_bracket: all are found, in brackets as narrow as meant."""
+    """With the threads in either order, which must not matter; by_bracket: in brackets that are as narrow as meant."""
     alphas = torch.tensor(alphas, dtype=torch.float32)
     bad, results = torch.tensor([NEVER]), []
     width = 9 * (keep * (1 - keep / a.numel())) ** 0.5 + 8  # where the sample is the whole vector
@@ -148,6 +148,12 @@ def test_elementwise_kernels(emulated, dtype):
     coefficient = torch.tensor(alpha)
     emulated.interpolate_prune(pointer(out), *common(a, b, bad), pointer(coefficient), pointer(value), pointer(last))
     assert torch.equal(reference.bits(out), reference.bits(reference.interpolate_prune(a, b, alpha, keep)))
+    values, lasts = thresholds(emulated, a, b, ALPHAS, keep)
+    rows, alphas = a.new_empty(len(ALPHAS), n), torch.tensor(ALPHAS)
+    numbers = pointer(alphas), pointer(values), pointer(lasts), len(ALPHAS)
+    emulated.interpolate_prune_all(pointer(rows), *common(a, b, bad), *numbers)
+    for row, each in zip(rows, ALPHAS, strict=True):
+        assert torch.equal(reference.bits(row), reference.bits(reference.interpolate_prune(a, b, each, keep)))
     value, last = thresholds(emulated, a, None, [1.0], keep)
     mask = torch.empty(n, dtype=torch.bool)
     emulated.magnitude_mask(

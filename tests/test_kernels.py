@@ -24,8 +24,8 @@ DTYPES = {"fp32": 31, "fp16": 15, "bf16": 15}  # bits of a key
 
 # What the kernels' parameters point to; what is not here is a number: n has 64 bits, the others 32.
 POINTERS = {
-    **dict.fromkeys(("alpha", "alphas", "value"), "*fp32"),
-    **dict.fromkeys(("last", "first_bad", "survivors", "above", "sums"), "*i64"),
+    **dict.fromkeys(("alpha", "alphas", "value", "values"), "*fp32"),
+    **dict.fromkeys(("last", "lasts", "first_bad", "survivors", "above", "sums"), "*i64"),
     **dict.fromkeys(("keys", "low", "high", "shift", "pending", "bins", "noted", "counts", "tied"), "*i32"),
 }
 
@@ -58,6 +58,7 @@ def kernels():
             ("interpolate", "interpolate", block, True),
             ("interpolate_prune", "interpolate_prune", block | pair, True),
             ("interpolate_prune", "interpolate_prune", block | alone, False),
+            ("interpolate_prune", "interpolate_prune_all", block, True),
             ("magnitude_mask", "magnitude_mask", block, False),
             ("interpolate_threshold", "sample", {**sample, "SEED": selection.SEED, "BLOCK": 256} | pair, True),
             ("interpolate_threshold", "bracket", sample | bits, False),

@@ -98,40 +98,51 @@ __host__ __device__ inline int64_t tiles(int64_t n) { return (n + kTile - 1) / k
 // Where a thread's e-th entry lies in the tile.
 __device__ inline int place(int e) { return e * kThreads + int(threadIdx.x); }
 
-// How many entries of the tile that begins at `tile` exist.
-__device__ inline int tile_size(int64_t tile, int64_t n) { return int(n - tile < kTile ? n - tile : kTile); }
-
-// A thread's entries of a tile; 0 where none exist, or where there is no vector.
+// A thread's entries of the tile that begins at `begin`: 0 where none exist, and those of b where there is no b.
 template <class D>
-struct Own {
-  typename D::Stored entries[kPerThread];
+struct Tile {
+  using Stored = typename D::Stored;
+  int64_t begin;
+  int size;  // how many entries of the tile exist
+  Stored a[kPerThread], b[kPerThread];
 
-  __device__ Own(const void* vector, int64_t tile, int size) {
-    const auto* from = static_cast<const typename D::Stored*>(vector) + tile;
+  __device__ Tile(const Vectors& v, int64_t begin)
+      : begin(begin), size(int(v.n - begin < kTile ? v.n - begin : kTile)) {
+    load(a, v.a);
+    load(b, v.b);
+  }
+  __device__ bool exists(int e) const { return place(e) < size; }
+  __device__ int64_t index(int e) const { return begin + place(e); }
+
+ private:
+  __device__ void load(Stored (&own)[kPerThread], const void* vector) const {
+    const auto* from = static_cast<const Stored*>(vector) + begin;
 #pragma unroll
     for (int e = 0; e < kPerThread; ++e)
-      entries[e] = vector != nullptr && place(e) < size ? from[place(e)] : D::narrow(0.0f);
+      own[e] = vector != nullptr && exists(e) ? from[place(e)] : D::narrow(0.0f);
   }
-  __device__ typename D::Stored operator[](int e) const { return entries[e]; }
 };
 
-// out[i] = f(x, i) for all entries x of the block's tile; reports an x that is not finite.
+// out[i] = f(x, i) for all entries x of the tile; reports an x that is not finite.
 template <class D, class Out, class F>
-__device__ void map_tile(const Vectors& v, float alpha, Out* out, F f) {
-  const int64_t tile = int64_t(blockIdx.x) * kTile;
-  const int size = tile_size(tile, v.n);
-  const Own<D> a(v.a, tile, size), b(v.b, tile, size);
-  const auto x = [&](int e) { return v.b ? interpolated<D>(a[e], b[e], alpha) : a[e]; };
+__device__ void map_tile(const Vectors& v, const Tile<D>& tile, float alpha, Out* out, F f) {
+  const auto x = [&](int e) { return v.b ? interpolated<D>(tile.a[e], tile.b[e], alpha) : tile.a[e]; };
   bool all_finite = true;
 #pragma unroll
   for (int e = 0; e < kPerThread; ++e) {
     all_finite = all_finite && finite(D::widen(x(e)));
-    if (place(e) < size) out[tile + place(e)] = f(x(e), tile + place(e));
+    if (tile.exists(e)) out[tile.index(e)] = f(x(e), tile.index(e));
   }
   if (all_finite) return;
 #pragma unroll
   for (int e = 0; e < kPerThread; ++e)
-    if (!finite(D::widen(x(e)))) report(v, tile + place(e));
+    if (!finite(D::widen(x(e)))) report(v, tile.index(e));
+}
+
+// The tile of a block in a grid with one block for each.
+template <class D>
+__device__ Tile<D> own_tile(const Vectors& v) {
+  return Tile<D>(v, int64_t(blockIdx.x) * kTile);
 }
 
 // As many blocks of a kernel as the device runs at once.

@@ -9,14 +9,13 @@ namespace lpk::cuda {
 
 constexpr int kFallbackBlocks = 1024;  // for each coefficient
 
-// calls body(key, index) for the entries of the block's tiles
+// Calls body(key) for a thread's entries of the tile that begins there.
 template <class D, class Body>
-__device__ void for_each_key(const Vectors& v, float alpha, int64_t tile, Body body) {
-  const int size = tile_size(tile, v.n);
-  const Own<D> a(v.a, tile, size), b(v.b, tile, size);
+__device__ void for_each_key(const Vectors& v, float alpha, int64_t begin, Body body) {
+  const Tile<D> tile(v, begin);
 #pragma unroll
   for (int e = 0; e < kPerThread; ++e)
-    if (place(e) < size) body(D::key(v.b ? interpolated<D>(a[e], b[e], alpha) : a[e]));
+    if (tile.exists(e)) body(D::key(v.b ? interpolated<D>(tile.a[e], tile.b[e], alpha) : tile.a[e]));
 }
 
 // A histogram of the next bits of all keys that begin with the bits known so far; and what it tells.
@@ -30,8 +29,8 @@ __global__ void histogram_kernel(Vectors v, const float* alphas, Workspace w) {
   __syncthreads();
   const int shift = s.shift, bits = next_bits(shift);
   const Key prefix = s.prefix;
-  for (int64_t tile = int64_t(blockIdx.x) * kTile; tile < v.n; tile += int64_t(gridDim.x) * kTile)
-    for_each_key<D>(v, alphas[k], tile, [&](Key key) {
+  for (int64_t begin = int64_t(blockIdx.x) * kTile; begin < v.n; begin += int64_t(gridDim.x) * kTile)
+    for_each_key<D>(v, alphas[k], begin, [&](Key key) {
       if (int64_t(key) >> shift == prefix) atomicAdd(&histogram[(key >> (shift - bits)) & ((1 << bits) - 1)], 1u);
     });
   __syncthreads();

@@ -6,7 +6,7 @@ namespace {
 
 template <class D>
 __global__ void interpolate_kernel(Vectors v, typename D::Stored* out, Scalar<float> alpha) {
-  map_tile<D>(v, get(alpha), out, [](auto x, int64_t) { return x; });
+  map_tile(v, own_tile<D>(v), get(alpha), out, [](auto x, int64_t) { return x; });
 }
 
 }  // namespace

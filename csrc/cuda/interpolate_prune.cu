@@ -1,16 +1,30 @@
-// The interpolation with what does not survive its threshold set to +0, in one pass.
+// The interpolation with what does not survive its threshold set to +0, in one pass: for one
+// coefficient, or for many, which read the vectors once.
 #include "elements.cuh"
 
 namespace lpk::cuda {
 namespace {
 
 template <class D>
-__global__ void prune_kernel(Vectors v, typename D::Stored* out, Scalar<float> alpha, Scalar<float> value,
-                             Scalar<int64_t> last) {
-  const Threshold threshold{get(value), get(last)};
-  map_tile<D>(v, get(alpha), out, [&](auto x, int64_t i) {
+__device__ void prune_tile(const Vectors& v, const Tile<D>& tile, typename D::Stored* out, float alpha,
+                           const Threshold& threshold) {
+  map_tile(v, tile, alpha, out, [&](auto x, int64_t i) {
     return threshold.survived_by(D::widen(x), i) ? x : D::narrow(0.0f);
   });
+}
+
+template <class D>
+__global__ void prune_kernel(Vectors v, typename D::Stored* out, Scalar<float> alpha, Scalar<float> value,
+                             Scalar<int64_t> last) {
+  prune_tile(v, own_tile<D>(v), out, get(alpha), Threshold{get(value), get(last)});
+}
+
+// Row k of `out` for the k-th coefficient.
+template <class D>
+__global__ void prune_all_kernel(Vectors v, typename D::Stored* out, const float* alphas, const float* values,
+                                 const int64_t* last, int count) {
+  const auto tile = own_tile<D>(v);
+  for (int k = 0; k < count; ++k) prune_tile(v, tile, out + k * v.n, alphas[k], Threshold{values[k], last[k]});
 }
 
 }  // namespace
@@ -21,6 +35,17 @@ void interpolate_prune(void* out, const Vectors& v, Scalar<float> alpha, Scalar<
     using D = decltype(dtype);
     LPK_LAUNCH(prune_kernel<D>, unsigned(tiles(v.n)), kThreads, v.stream, v, static_cast<typename D::Stored*>(out),
                alpha, value, last);
+  });
+  check_launch();
+}
+
+void interpolate_prune_all(void* out, const Vectors& v, const float* alphas, const float* values, const int64_t* last,
+                           int count) {
+  if (v.n == 0 || count == 0) return;
+  for_dtype(v.dtype, [&](auto dtype) {
+    using D = decltype(dtype);
+    LPK_LAUNCH(prune_all_kernel<D>, unsigned(tiles(v.n)), kThreads, v.stream, v, static_cast<typename D::Stored*>(out),
+               alphas, values, last, count);
   });
   check_launch();
 }

@@ -7,7 +7,7 @@ namespace {
 template <class D>
 __global__ void mask_kernel(Vectors v, bool* out, Scalar<float> value, Scalar<int64_t> last) {
   const Threshold threshold{get(value), get(last)};
-  map_tile<D>(v, 1.0f, out, [&](auto x, int64_t i) { return threshold.survived_by(D::widen(x), i); });
+  map_tile(v, own_tile<D>(v), 1.0f, out, [&](auto x, int64_t i) { return threshold.survived_by(D::widen(x), i); });
 }
 
 }  // namespace

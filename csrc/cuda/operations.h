@@ -30,6 +30,9 @@ struct Vectors {
 void interpolate(void* out, const Vectors& vectors, Scalar<float> alpha);
 void interpolate_prune(void* out, const Vectors& vectors, Scalar<float> alpha, Scalar<float> value,
                        Scalar<int64_t> last);
+// out: [count][n]; alphas, values and last: `count` numbers each, on the device.
+void interpolate_prune_all(void* out, const Vectors& vectors, const float* alphas, const float* values,
+                           const int64_t* last, int count);
 void magnitude_mask(bool* out, const Vectors& vectors, Scalar<float> value, Scalar<int64_t> last);
 
 // alphas, values and last: `count` numbers each, on the device; 1 <= keep <= n. The workspace has workspace_bytes(n, count)

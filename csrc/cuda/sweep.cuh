@@ -88,16 +88,16 @@ __global__ void __launch_bounds__(kThreads, 4) sweep_kernel(Vectors v, const flo
     swept[k] = begin<D>(w.states[k], v.b ? alphas[k] : 1.0f);
   }
   __syncthreads();
-  for (int64_t tile = int64_t(blockIdx.x) * kTile; tile < v.n; tile += int64_t(gridDim.x) * kTile) {
-    const int size = tile_size(tile, v.n);
-    const Own<D> a(v.a, tile, size), b(v.b, tile, size);
+  for (int64_t begin = int64_t(blockIdx.x) * kTile; begin < v.n; begin += int64_t(gridDim.x) * kTile) {
+    const Tile<D> tile(v, begin);
+    const auto both_finite = [&](int e) { return finite(D::widen(tile.a[e])) && finite(D::widen(tile.b[e])); };
     bool all_finite = true;
 #pragma unroll
-    for (int e = 0; e < kPerThread; ++e) all_finite = all_finite && finite(D::widen(a[e])) && finite(D::widen(b[e]));
+    for (int e = 0; e < kPerThread; ++e) all_finite = all_finite && both_finite(e);
     if (!all_finite) {
 #pragma unroll
       for (int e = 0; e < kPerThread; ++e)
-        if (!finite(D::widen(a[e])) || !finite(D::widen(b[e]))) report(v, tile + place(e));
+        if (!both_finite(e)) report(v, tile.index(e));
     }
     bool crowded = false;
     for (int k = 0; k < count; ++k) {
@@ -105,13 +105,13 @@ __global__ void __launch_bounds__(kThreads, 4) sweep_kernel(Vectors v, const flo
       unsigned above = 0, from_lo = 0;  // bit e: whether the e-th entry is above the bracket, and whether it is not below
 #pragma unroll
       for (int e = 0; e < kPerThread; ++e) {
-        const float magnitude = fabsf(D::widen(interpolated<D>(a[e], b[e], alpha)));
+        const float magnitude = fabsf(D::widen(interpolated<D>(tile.a[e], tile.b[e], alpha)));
         if (magnitude > hi) above |= 1u << e;
         if (magnitude >= lowest) from_lo |= 1u << e;
       }
       unsigned counts = __popc(above);  // above hi, at hi and at lo in ten bits each: at most 32 * kPerThread in a warp
-      for (unsigned within = from_lo & ~above & existing(size); within; within &= within - 1) {
-        const int64_t i = tile + place(__ffs(int(within)) - 1);
+      for (unsigned within = from_lo & ~above & existing(tile.size); within; within &= within - 1) {
+        const int64_t i = tile.index(__ffs(int(within)) - 1);
         const auto x = element<D>(v, alpha, i);
         const float magnitude = fabsf(D::widen(x));
         if (magnitude == hi) {

@@ -41,6 +41,11 @@ void interpolate_prune(void* out, const void* a, const void* b, int64_t n, int d
                                {0, last});
 }
 
+void interpolate_prune_all(void* out, const void* a, const void* b, int64_t n, int dtype, int64_t* first_bad,
+                           const float* alphas, const float* values, const int64_t* last, int count) {
+  lpk::cuda::interpolate_prune_all(out, Vectors{a, b, n, Dtype(dtype), nullptr, first_bad}, alphas, values, last, count);
+}
+
 void magnitude_mask(bool* out, const void* x, int64_t n, int dtype, int64_t* first_bad, float value, int64_t last) {
   lpk::cuda::magnitude_mask(out, Vectors{x, nullptr, n, Dtype(dtype), nullptr, first_bad}, {value, nullptr},
                             {last, nullptr});
