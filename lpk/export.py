@@ -43,11 +43,11 @@ def onnx(model: nn.Module, path: str | Path, shape: Shape) -> None:
     if size > ONNX_LIMIT:
         raise ValueError(f"the network has {size:,} bytes; an ONNX file has at most {ONNX_LIMIT:,}")
     try:
+        # Given a model, PyTorch 2.8 would also export what it can't trace soundly.
         exported = torch.onnx.export(
-            model,
-            inputs,
+            torch.export.export(model, inputs, dynamic_shapes=dynamic),
             dynamo=True,
-            dynamic_shapes=dynamic,
+            dynamic_shapes=dynamic,  # for the dimension's name
             input_names=["input"],
             output_names=["output"],
             verbose=False,

@@ -330,7 +330,7 @@ def _check_vectors(**vectors: Tensor) -> None:
 
 
 def _check_keep(keep: int, n: int) -> None:
-    if not isinstance(keep, int | torch.SymInt):
+    if not isinstance(keep, (int, torch.SymInt)):
         raise TypeError(f"keep is a {type(keep).__name__}; a whole number is needed")
     if not 0 <= keep <= n:
         raise ValueError(f"keep is {keep}; 0 to {n}, the number of weights, is possible")
