@@ -2,6 +2,8 @@
 # Everything that needs a GPU, in under ten minutes and without a network: the build, the GPU tests, the benchmarks of GPU
 # and CPU, and compute-sanitizer where it is installed. Goes on after a failure and names what failed at the end.
 #
+#   bench/gpu.sh [tests] [operators] [benchmarks] [memcheck] [racecheck]      what to do after the build; all by default
+#
 # PYTHON names the interpreter (default: python3), which must have the packages of `pip install -e '.[test]'`; the results
 # are written to bench/results and, where OUT names a folder, copied there.
 set -uo pipefail
@@ -10,11 +12,13 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 LIMIT=585 # seconds for all of it
 failed=()
+wanted=" ${*:-tests operators benchmarks memcheck racecheck} "
 
 # step NAME COMMAND...: an interrupt at the limit, on which pytest still writes what it has measured
 step() {
   local name=$1 start=$SECONDS
   shift
+  case $name in tests | operators | benchmarks | memcheck | racecheck) [[ $wanted == *" $name "* ]] || return 0 ;; esac
   echo "--- $name"
   if [ "$SECONDS" -ge "$LIMIT" ]; then
     failed+=("$name (no time left)")
@@ -41,7 +45,8 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
                     u, v = x.to(device), y.to(device)
                     t, j = ops.interpolate_threshold(u, v, [0.05, 0.5, 0.95], keep)
                     pruned = ops.interpolate_prune(u, v, 0.5, keep, threshold=(t[1], j[1]))
-                    all_of_them = t, j, pruned, ops.interpolate(u, v, 0.3), ops.magnitude_prune(u, keep)
+                    rows = ops.interpolate_prune_all(u, v, [0.05, 0.5], keep)
+                    all_of_them = t, j, pruned, rows, ops.interpolate(u, v, 0.3), ops.magnitude_prune(u, keep)
                     results.append([r.cpu() for r in (*all_of_them, ops.magnitude_mask(u, keep))])
                 assert all(map(torch.equal, *results)), (dtype, n, keep)
 print("the same bits as on the CPU")
@@ -49,7 +54,7 @@ print("the same bits as on the CPU")
 
 # compute-sanitizer sees only what the driver hands out: without PyTorch's cache that is each tensor.
 checked() {
-  step "compute-sanitizer $1" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+  step "$1" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
     compute-sanitizer --tool "$1" --error-exitcode 1 "$PYTHON" -c "$OPERATORS"
 }
 

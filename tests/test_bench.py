@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -270,3 +271,21 @@ def test_benchmarks_collect():
         main = f"bench/test_{operation}.py::test_{operation}[cpu n={RESNET18} float32 0.2 normal "
         ends = {name.rpartition(" ")[2] for name in ids if name.startswith(main)}
         assert {"lpk]", "copy]"} < ends
+
+
+@pytest.mark.parametrize(
+    ("python", "wanted", "told"),
+    [
+        ("true", ["operators"], "all passed"),
+        ("false", ["operators"], "failed: build"),
+        ("true", ["tests"], "all passed"),
+    ],
+)
+def test_the_gpu_script_does_what_is_asked(python, wanted, told):
+    """With commands that do nothing in Python's place."""
+    run = subprocess.run(
+        ["bash", "bench/gpu.sh", *wanted], cwd=ROOT, env=os.environ | {"PYTHON": python}, capture_output=True, text=True
+    )
+    assert told in run.stdout and run.returncode == (python == "false")
+    steps = {line.split()[1] for line in run.stdout.splitlines() if line.startswith("---") and ":" not in line}
+    assert steps - {"compute-sanitizer"} == {"build", "what", *wanted}
