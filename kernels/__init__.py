@@ -2,8 +2,8 @@
 
 Imports triton, so it is imported only where a kernel runs. Vectors are one-dimensional contiguous tensors on one
 device; scalars lie on it too. Nothing is read on the host, nothing waits, and everything can be captured in a CUDA
-graph, after a call with the same dtype, n and number of coefficients: the first one compiles. Arguments are not
-checked here: lpk.ops does that.
+graph, after a call with the same dtype, n, alignment and number of coefficients: the first one compiles. Arguments are
+not checked here: lpk.ops does that.
 """
 
 from lpk.kernels.interpolate import interpolate

@@ -25,7 +25,7 @@ def device_of(x: Tensor) -> AbstractContextManager:
 @triton.jit
 def indices(block, BLOCK: tl.constexpr):
     """Where the elements of a block stand; 64 bits, as n may exceed 2^31."""
-    return block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
 
 
 @triton.jit
@@ -65,4 +65,4 @@ def report(first_bad, bad, block, BLOCK: tl.constexpr):
     """Lowers the status word to where the first bad element of a block stands."""
     if tl.max(bad.to(tl.int32), 0) > 0:
         first = tl.min(tl.where(bad, tl.arange(0, BLOCK), BLOCK), 0)
-        tl.atomic_min(first_bad, block.to(tl.int64) * BLOCK + first, sem="relaxed")
+        tl.atomic_min(first_bad, tl.cast(block, tl.int64) * BLOCK + first, sem="relaxed")

@@ -31,7 +31,9 @@ SEED = 0
 SEGMENT = 1024  # bins that one program adds up
 NOTED = 8  # entries of a bin whose indices are noted
 MOST_COEFFICIENTS = 16  # of one sweep; more are done in turns
-COUNT_BLOCK = 2048  # elements that a program counts at once: what it remembers of each must fit its registers
+COUNT_BLOCK = 1024  # elements that a program counts at once: what it remembers of each must fit its registers
+COUNT_OPTIONS = OPTIONS | {"num_warps": 4}
+MOST_PROGRAMS = 4096  # that count; each takes one block after another. Those with nothing to do cost time as well
 BRACKET_WARPS = 32  # one program bisects the whole sample
 
 
@@ -72,10 +74,10 @@ def bracket_kernel(
     low_key = k * 0
     for step in range(KEY_BITS):
         bit = 1 << (KEY_BITS - 1 - step)
-        # Two counts of at most SAMPLE each, in one sum.
-        counts = tl.sum((key >= (high_key | bit)).to(tl.int64) + ((key >= (low_key | bit)).to(tl.int64) << 32), 0)
-        high_key = tl.where((counts & 0xFFFFFFFF) >= upper, high_key | bit, high_key)
-        low_key = tl.where((counts >> 32) >= lower, low_key | bit, low_key)
+        # Two counts of at most SAMPLE < 2^16 each, in one sum.
+        counts = tl.sum((key >= (high_key | bit)).to(tl.uint32) + ((key >= (low_key | bit)).to(tl.uint32) << 16), 0)
+        high_key = tl.where((counts & 0xFFFF).to(tl.int32) >= upper, high_key | bit, high_key)
+        low_key = tl.where((counts >> 16).to(tl.int32) >= lower, low_key | bit, low_key)
     bins_shift = k * 0
     for step in range(KEY_BITS - BIN_BITS):
         bins_shift += (((high_key - low_key) >> (BIN_BITS + step)) > 0).to(tl.int32)
@@ -105,7 +107,7 @@ def add(counter, count):
 # every address of an addition would pass through shared memory.
 @triton.jit(do_not_specialize_on_alignment=["a", "b"])
 def count_kernel(
-    bins, noted, above, a, b, alphas, low, high, shift, pending, first_bad, n, K,
+    bins, noted, above, a, b, alphas, low, high, shift, pending, first_bad, n, blocks, K,
     HAS_B: tl.constexpr, BIN_COUNT: tl.constexpr, NOTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Counts the keys above and inside each bracket that is not finished.
@@ -114,32 +116,32 @@ def count_kernel(
     """
     if tl.load(pending) == 0:
         return
-    block = tl.program_id(0)
-    i = indices(block, BLOCK)
-    inside = i < n
-    of_a, of_b = load(a, b, i, inside, HAS_B)
-    report(first_bad, is_bad(of_a) | is_bad(of_b), block, BLOCK)
-    first = (block.to(tl.int64) * BLOCK).to(noted.dtype.element_ty)
     one = tl.full([BLOCK], 1, bins.dtype.element_ty)
-    for k in range(K):
-        bracket_shift = tl.load(shift + k)
-        if bracket_shift >= 0:
-            key = tl.where(inside, magnitude_key(mix(of_a, of_b, tl.load(alphas + k), HAS_B)), -1)
-            bracket_low = tl.load(low + k)
-            bracket_high = tl.load(high + k)
-            between = (key > bracket_low) & (key < bracket_high)
-            bin = (key - bracket_low) >> bracket_shift
-            place = tl.atomic_add(bins + bin, one, mask=between, sem="relaxed")
-            note = between & (place < NOTED)
-            tl.store(noted + (bin * NOTED + place.to(tl.int32)), first + tl.arange(0, BLOCK), mask=note)
-            # Two counts of at most BLOCK each, in one sum.
-            upper = tl.sum(tl.where(key > bracket_high, 1, tl.where(key == bracket_high, 1 << 16, 0)), 0)
-            add(above + k, upper & 0xFFFF)
-            add(bins + ((bracket_high - bracket_low) >> bracket_shift), upper >> 16)
-            if bracket_low != bracket_high:
-                add(bins, tl.sum((key == bracket_low).to(tl.int32), 0))
-        bins += BIN_COUNT
-        noted += BIN_COUNT * NOTED
+    for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
+        i = indices(block, BLOCK)
+        inside = i < n
+        of_a, of_b = load(a, b, i, inside, HAS_B)
+        report(first_bad, is_bad(of_a) | is_bad(of_b), block, BLOCK)
+        first = (tl.cast(block, tl.int64) * BLOCK).to(noted.dtype.element_ty)
+        for k in range(K):
+            bracket_shift = tl.load(shift + k)
+            if bracket_shift >= 0:
+                own_bins = bins + k * BIN_COUNT
+                key = tl.where(inside, magnitude_key(mix(of_a, of_b, tl.load(alphas + k), HAS_B)), -1)
+                bracket_low = tl.load(low + k)
+                bracket_high = tl.load(high + k)
+                between = (key > bracket_low) & (key < bracket_high)
+                bin = (key - bracket_low) >> bracket_shift
+                place = tl.atomic_add(own_bins + bin, one, mask=between, sem="relaxed")
+                note = between & (place < NOTED)
+                own_noted = noted + k * BIN_COUNT * NOTED
+                tl.store(own_noted + (bin * NOTED + place.to(tl.int32)), first + tl.arange(0, BLOCK), mask=note)
+                # Two counts of at most BLOCK each, in one sum.
+                upper = tl.sum(tl.where(key > bracket_high, 1, tl.where(key == bracket_high, 1 << 16, 0)), 0)
+                add(above + k, upper & 0xFFFF)
+                add(own_bins + ((bracket_high - bracket_low) >> bracket_shift), upper >> 16)
+                if bracket_low != bracket_high:
+                    add(own_bins, tl.sum((key == bracket_low).to(tl.int32), 0))
 
 
 @triton.jit
@@ -208,19 +210,19 @@ def narrow_kernel(
 
 
 @triton.jit
-def count_equal_kernel(counts, a, b, alphas, low, tied, n, K, HAS_B: tl.constexpr, BLOCK: tl.constexpr):
+def count_equal_kernel(counts, a, b, alphas, low, tied, n, blocks, K, HAS_B: tl.constexpr, BLOCK: tl.constexpr):
     """counts [K, blocks]: the entries of the threshold's magnitude in each block, where it is tied."""
     if tl.load(tied + K) == 0:
         return
-    block = tl.program_id(0)
-    i = indices(block, BLOCK)
-    inside = i < n
-    of_a, of_b = load(a, b, i, inside, HAS_B)
-    for k in range(K):
-        if tl.load(tied + k) != 0:
-            key = magnitude_key(mix(of_a, of_b, tl.load(alphas + k), HAS_B))
-            tl.store(counts + block, tl.sum(((key == tl.load(low + k)) & inside).to(tl.int32), 0))
-        counts += tl.num_programs(0)
+    for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
+        i = indices(block, BLOCK)
+        inside = i < n
+        of_a, of_b = load(a, b, i, inside, HAS_B)
+        for k in range(K):
+            if tl.load(tied + k) != 0:
+                key = magnitude_key(mix(of_a, of_b, tl.load(alphas + k), HAS_B))
+                equal = (key == tl.load(low + k)) & inside
+                tl.store(counts + tl.cast(k, tl.int64) * blocks + block, tl.sum(equal.to(tl.int32), 0))
 
 
 @triton.jit
@@ -310,6 +312,8 @@ def _select(a: Tensor, b: Tensor | None, alphas: Tensor, keep: int, first_bad: T
     count, upper, lower = _sample_ranks(n, keep)
     vectors = a, a if b is None else b, alphas
     has_b = b is not None
+    blocks = triton.cdiv(n, COUNT_BLOCK)
+    programs = (min(blocks, MOST_PROGRAMS),)
     index_dtype = torch.int32 if n < 2**31 else torch.int64
 
     keys = torch.full((K, SAMPLE), -1, dtype=torch.int32, device=device)
@@ -330,9 +334,9 @@ def _select(a: Tensor, b: Tensor | None, alphas: Tensor, keep: int, first_bad: T
     sweeps = 1 + math.ceil(key_bits / bin_bits) if keep else 1  # the first bracket, and all keys if it missed
     for _ in range(sweeps):
         clear_kernel[(segments, K)](bins, above, shift, **segmented)
-        count_kernel[(triton.cdiv(n, COUNT_BLOCK),)](
-            bins, noted, above, *vectors, low, high, shift, pending, first_bad, n, K,
-            HAS_B=has_b, BIN_COUNT=1 << bin_bits, NOTED=NOTED, BLOCK=COUNT_BLOCK, **OPTIONS,
+        count_kernel[programs](
+            bins, noted, above, *vectors, low, high, shift, pending, first_bad, n, blocks, K,
+            HAS_B=has_b, BIN_COUNT=1 << bin_bits, NOTED=NOTED, BLOCK=COUNT_BLOCK, **COUNT_OPTIONS,
         )  # fmt: skip
         add_segments_kernel[(segments, K)](sums, bins, shift, **segmented)
         narrow_kernel[(K,)](
@@ -340,11 +344,12 @@ def _select(a: Tensor, b: Tensor | None, alphas: Tensor, keep: int, first_bad: T
             **bits, NOTED=NOTED, **segmented,
         )  # fmt: skip
     if keep:
-        blocks = triton.cdiv(n, COUNT_BLOCK)
         counts = torch.empty(K, blocks, dtype=torch.int32, device=device)
-        count_equal_kernel[(blocks,)](counts, *vectors, low, tied, n, K, HAS_B=has_b, BLOCK=COUNT_BLOCK, **OPTIONS)
+        count_equal_kernel[programs](
+            counts, *vectors, low, tied, n, blocks, K, HAS_B=has_b, BLOCK=COUNT_BLOCK, **COUNT_OPTIONS
+        )
         find_kernel[(K,)](
             last, counts, *vectors, low, survivors, tied, blocks, n,
-            HAS_B=has_b, SEGMENT=SEGMENT, BLOCK=COUNT_BLOCK, **OPTIONS,
+            HAS_B=has_b, SEGMENT=SEGMENT, BLOCK=COUNT_BLOCK, **COUNT_OPTIONS,
         )  # fmt: skip
     return low, last

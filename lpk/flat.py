@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import prune
 
-from lpk.ops import DTYPES
+from lpk.cpu import DTYPES
 
 StateDict = dict[str, Tensor]
 Prunable = Callable[[str, nn.Parameter], bool] | Collection[str] | None

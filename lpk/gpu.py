@@ -49,7 +49,7 @@ def interpolate_threshold(a: Tensor, b: Tensor | None, alphas: Tensor, keep: int
     last = torch.full((count,), -1, dtype=torch.int64, device=a.device)
     if keep == 0 or count == 0:
         return values, last
-    alphas = _on(a, alphas)
+    alphas = _on(a, alphas) if b is not None else torch.ones(count, device=a.device)  # no copy from the host
     if not _core.cuda_compiled:
         return _triton().interpolate_threshold(a, b, alphas, keep, first_bad(a.device))
     workspace = torch.empty(_core.cuda_workspace_bytes(a.numel(), count), dtype=torch.uint8, device=a.device)
@@ -65,7 +65,8 @@ def interpolate_prune(out: Tensor, a: Tensor, b: Tensor | None, alpha: Tensor, v
         numbers = _scalar(alpha), _scalar(value), _scalar(last)
         _core.cuda_interpolate_prune(out.data_ptr(), a.data_ptr(), _address(b), *_vector(a), *numbers)
     else:
-        _triton().interpolate_prune(out, a, b, _on(a, alpha), _on(a, value), _on(a, last), first_bad(a.device))
+        alpha = _on(a, alpha) if b is not None else torch.ones(1, device=a.device)
+        _triton().interpolate_prune(out, a, b, alpha, _on(a, value), _on(a, last), first_bad(a.device))
 
 
 @on_the_vectors_device
@@ -99,7 +100,10 @@ def raise_if_not_finite(device: torch.device | None = None) -> None:
     Args:
         device: a CUDA device; None: every one that was used.
     """
+    if device is not None and device.index is None:
+        device = torch.device(device.type, torch.cuda.current_device())
     for used in [device] if device is not None else list(_status):
+        torch.cuda.synchronize(used)  # the streams beside the current one too
         index = int(first_bad(used))
         first_bad(used).fill_(NEVER)
         if index != NEVER:
@@ -118,7 +122,7 @@ def _scalar(number: Tensor) -> tuple[float, int]:
 
 
 def _on(x: Tensor, numbers: Tensor) -> Tensor:
-    return numbers.reshape(-1).to(x.device, non_blocking=True)
+    return numbers.reshape(-1).to(x.device, non_blocking=True).contiguous()
 
 
 def _address(vector: Tensor | None) -> int:

@@ -91,7 +91,8 @@ def compiled(module, name, dtype, constants, architecture):
         for place, parameter in enumerate(kernel.params)
         if (types[parameter.name][0] == "*" or parameter.name == "n") and not parameter.do_not_specialize_on_alignment
     }
-    options = OPTIONS | ({"num_warps": selection.BRACKET_WARPS} if name == "bracket" else {})
+    counting = {name: selection.COUNT_OPTIONS for name in ("count", "count_equal", "find")}
+    options = counting.get(name, OPTIONS) | ({"num_warps": selection.BRACKET_WARPS} if name == "bracket" else {})
     source = ASTSource(kernel, types, constants, aligned)
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 

@@ -51,7 +51,7 @@ __global__ void sample_kernel(Vectors v, const float* alphas, Workspace w, int64
 // has no end. Both are found at once: their highest bits in the sample's histogram, the others in histograms of what
 // shares these bits.
 template <class D>
-__global__ void bracket_kernel(Workspace w, int64_t size, int64_t upper, int64_t lower) {
+__global__ void bracket_kernel(Workspace w, int size, int64_t upper, int64_t lower) {
   constexpr int kBatch = 8;  // reads of a thread that are under way at once
   __shared__ unsigned histograms[2][kBins];
   const int k = blockIdx.x;
@@ -67,11 +67,11 @@ __global__ void bracket_kernel(Workspace w, int64_t size, int64_t upper, int64_t
     clear(histograms[0]);
     clear(histograms[1]);
     __syncthreads();
-    for (int64_t begin = threadIdx.x; begin < size; begin += kBatch * blockDim.x) {
+    for (int begin = threadIdx.x; begin < size; begin += kBatch * kBracketThreads) {
       Key keys[kBatch];
 #pragma unroll
       for (int e = 0; e < kBatch; ++e) {
-        const int64_t i = begin + e * blockDim.x;
+        const int i = begin + e * kBracketThreads;
         keys[e] = i < size ? sample[i] : -1;
       }
 #pragma unroll

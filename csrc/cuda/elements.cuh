@@ -78,7 +78,7 @@ struct Threshold {
 
   __device__ bool survived_by(float x, int64_t i) const {
     const float magnitude = fabsf(x);
-    return magnitude > value || (magnitude == value && i <= last);
+    return (magnitude > value) | ((magnitude == value) & (i <= last));  // without branches
   }
 };
 

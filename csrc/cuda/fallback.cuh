@@ -7,7 +7,7 @@
 
 namespace lpk::cuda {
 
-constexpr int kFallbackBlocks = 1024;  // for each coefficient
+constexpr int kFallbackBlocks = 256;  // for each coefficient
 
 // Calls body(key) for a thread's entries of the tile that begins there.
 template <class D, class Body>
@@ -71,6 +71,7 @@ __global__ void ties_kernel(Vectors v, const float* alphas, Workspace w, float* 
   if (!last_of(&s.tickets, gridDim.x)) return;
 
   __shared__ int64_t tile, rank;  // the tile that holds the last survivor, and which of its entries with this key it is
+  if (threadIdx.x == 0) tile = rank = 0;  // where NaN or infinity misled the counts there is none: nobody is sought then
   const int64_t each = (tiles(v.n) + kThreads - 1) / kThreads, first = threadIdx.x * each;
   unsigned long long own = 0;
   for (int64_t t = first; t < first + each && t < tiles(v.n); ++t) own += equal[t];

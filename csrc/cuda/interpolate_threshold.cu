@@ -35,7 +35,7 @@ void thresholds(float* values, int64_t* last, const Vectors& v, const float* alp
   check(cudaMemsetAsync(w.states, 0, std::size_t(cleared), s));
   LPK_LAUNCH(sample_kernel<D>, for_each((size + kThreads * kSamplesPerThread - 1) / (kThreads * kSamplesPerThread)),
              kThreads, s, v, alphas, w, size);
-  LPK_LAUNCH(bracket_kernel<D>, count, kBracketThreads, s, w, size, upper, lower);
+  LPK_LAUNCH(bracket_kernel<D>, count, kBracketThreads, s, w, int(size), upper, lower);
   LPK_LAUNCH(sweep_kernel<D>, unsigned(std::min<int64_t>(tiles(v.n), sweeping)), kThreads, s, v, alphas, w, count, keep);
   LPK_LAUNCH(stored_histogram_kernel, for_each(kListBlocks), kThreads, s, w);
   LPK_LAUNCH(stored_select_kernel<D>, for_each(kListBlocks), kThreads, s, w, values, last);

@@ -6,7 +6,7 @@
 
 namespace lpk::cuda {
 
-constexpr int kListBlocks = 64;  // for each coefficient
+constexpr int kListBlocks = 256;  // for each coefficient
 
 // Calls body(word) for the stored entries that are the block's share.
 template <class Body>

@@ -10,7 +10,7 @@ constexpr int kStage = 128;  // entries of one coefficient that a block holds ba
 // What a block knows of one coefficient while it sweeps.
 struct Swept {
   float alpha;
-  float lo, hi;  // the magnitudes of the bracket's ends: -1 and infinity where it has none
+  float lo, hi;  // the magnitudes of the bracket's ends: -1 and NaN, which nothing is above, where it has none
   float lowest;  // the smallest magnitude that is looked at
   unsigned above_hi, at_hi, at_lo;
   unsigned staged;  // entries inside, even those that the stage had no room for
@@ -19,14 +19,14 @@ struct Swept {
 
 template <class D>
 __device__ Swept begin(const State& s, float alpha) {
-  Swept swept{alpha, s.lo < 0 ? -1.0f : D::value(s.lo), s.hi == INT_MAX ? __int_as_float(0x7f800000) : D::value(s.hi)};
+  Swept swept{alpha, s.lo < 0 ? -1.0f : D::value(s.lo), D::value(s.hi)};
   // Where zeros are at an end of the bracket they are most of the vector: as many as are left, uncounted.
   swept.lowest = s.lo == 0 ? D::value(1) : swept.lo;
   return swept;
 }
 
 __device__ inline void store(const Workspace& w, int k, unsigned long long at, Word word) {
-  if (at < (unsigned long long)w.capacity) w.stored[k * w.room + int64_t(at)] = word;
+  if (at < (unsigned long long)w.room) w.stored[k * w.room + int64_t(at)] = word;
 }
 
 // Writes what the block holds back, and empties the stage.
@@ -49,7 +49,7 @@ __device__ inline void flush(const Workspace& w, int count, Swept* swept, const 
 
 // Where the counts tell that the threshold is: inside the bracket, at one of its ends, or elsewhere.
 template <class D>
-__device__ void judge(State& s, int64_t n, int64_t capacity, int64_t keep) {
+__device__ void judge(State& s, int64_t n, int64_t room, int64_t keep) {
   const int64_t from_hi = s.hi == 0 ? n : int64_t(s.above_hi + s.at_hi);
   const int64_t above_lo = from_hi + int64_t(s.stored);
   const int64_t from_lo = s.lo == 0 ? n : above_lo + int64_t(s.at_lo);
@@ -66,7 +66,7 @@ __device__ void judge(State& s, int64_t n, int64_t capacity, int64_t keep) {
     s.status = kTied;
     s.key = s.lo;
     s.rank = keep - above_lo;
-  } else if (int64_t(s.stored) <= capacity) {
+  } else if (int64_t(s.stored) <= room) {
     s.status = kInBracket;
     s.rank = keep - from_hi;
     s.shift = 0;
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, 4) sweep_kernel(Vectors v, const flo
     atomicAdd(&w.states[k].at_lo, (unsigned long long)swept[k].at_lo);
   }
   if (last_of(&w.states[0].tickets, gridDim.x) && threadIdx.x < count)
-    judge<D>(w.states[threadIdx.x], v.n, w.capacity, keep);
+    judge<D>(w.states[threadIdx.x], v.n, w.room, keep);
 }
 
 }  // namespace lpk::cuda

@@ -52,12 +52,10 @@ struct Workspace {
   Key* sample;                     // [count][kSample]
   Word* stored;                    // [count][room]
   Word* listed;                    // [count][room]
-  int64_t room, capacity;          // capacity: how much of the room is used
+  int64_t room;                    // 0 for a vector that is too long for words
 
   __device__ unsigned long long* histogram(int k) const { return histograms + int64_t(k) * kBins; }
 };
-
-inline int64_t room_for(int64_t n) { return n / 40 + 65536; }
 
 // Divides the memory for `count` coefficients into parts; returns how many bytes it takes. Without memory it only counts.
 inline int64_t divide(Workspace& w, void* memory, int64_t n, int count) {
@@ -67,8 +65,7 @@ inline int64_t divide(Workspace& w, void* memory, int64_t n, int count) {
     if (memory) part = reinterpret_cast<Number*>(static_cast<char*>(memory) + bytes);
     bytes += (numbers * int64_t(sizeof(Number)) + 255) / 256 * 256;
   };
-  w.room = room_for(n);
-  w.capacity = n < kMostIndexed ? w.room : 0;
+  w.room = n < kMostIndexed ? n / 40 + 65536 : 0;
   take(w.states, count);
   take(w.histograms, int64_t(count) * kBins);
   take(w.equal, count * tiles(n));

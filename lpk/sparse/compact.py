@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lpk import files
+from lpk.cpu import DTYPES
 from lpk.flat import StateDict, tied
-from lpk.ops import DTYPES
 
 KIND = "sparse network"
 FORMAT = 1
