@@ -173,3 +173,20 @@ def test_first_bad_element_is_reported(emulated):
     values, last = torch.zeros(2), torch.zeros(2, dtype=torch.int64)
     search(emulated, values, last, a, b, bad, alphas, 100)
     assert bad.item() == 3456
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bad_weights_lead_nowhere(emulated, dtype):
+    """The counts are wrong then: the search must neither leave the vectors nor go on for ever."""
+    n, nan, inf = 5000, float("nan"), float("inf")
+    one = vector("normal", n, 9, dtype)
+    one[3456] = inf
+    half = torch.zeros(n, dtype=dtype)
+    half[: n // 2] = nan
+    sparse = vector("normal", n, 10, dtype) * (torch.arange(n) % 3 == 0)
+    sparse[1:600:3] = nan
+    for x, keep in ((one, 1), (half, 4000), (half, 1), (sparse, n - 100), (torch.full((n,), nan).to(dtype), n // 2)):
+        bad, values, last = torch.tensor([NEVER]), torch.zeros(1), torch.zeros(1, dtype=torch.int64)
+        search(emulated, values, last, x, None, bad, torch.ones(1), keep)
+        assert bad.item() == int((~x.isfinite()).nonzero()[0]) and 0 <= last.item() < n
+        assert x is not one or (values.item(), last.item()) == (inf, 3456)
