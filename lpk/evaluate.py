@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lpk.backends import Backend, choose
 from lpk.flat import FlatModel, Layout, batchnorms
-from lpk.samples import Calibration, Samples, Validation
+from lpk.samples import Calibration, Inputs, Samples, Validation
 
 STATISTICS = ("recalibrate", "interpolate", "leave")
 BATCH_SIZE = 128
@@ -63,7 +63,7 @@ class Evaluator:
     Args:
         model: copied, never changed.
         validation: samples that accuracy is counted on; needed unless `evaluate` is given.
-        calibration: samples that renew BatchNorm's statistics.
+        calibration: samples that renew BatchNorm's statistics; their labels, if there are any, are not looked at.
         evaluate: model -> float, higher is better, instead of the criterion.
         criterion: what counts against a network: "accuracy", its errors, or "loss", its cross-entropy.
         statistics: "recalibrate", "interpolate" (like the other parameters) or "leave" (the target's stay).
@@ -84,7 +84,7 @@ class Evaluator:
         layout: Layout,
         *,
         validation: Samples | None = None,
-        calibration: Samples | None = None,
+        calibration: Inputs | None = None,
         evaluate: Callable[[nn.Module], float] | None = None,
         criterion: str = "accuracy",
         statistics: str = "recalibrate",
@@ -194,6 +194,7 @@ class Evaluator:
         if self.evaluate is not None:
             with torch.no_grad():
                 value = float(self.evaluate(self.flat.model))
+            self.flat.model.eval()  # whatever mode it was left in
             return Score(value, value, None)
         assert self.validation is not None
         errors = cost = 0
@@ -277,6 +278,11 @@ class Evaluator:
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != self.batch_size:
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"the model returned {shape}; logits [{self.batch_size}, classes] are needed")
+        if self.validation is not None and self.validation.largest >= logits.shape[1]:
+            raise ValueError(
+                f"validation holds the label {self.validation.largest}, but the model returned {logits.shape[1]} "
+                "logits: one for each class is needed, or pass `evaluate`"
+            )
         return logits[:count]
 
     def _network(self, inputs: Tensor) -> Backend:

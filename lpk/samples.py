@@ -11,6 +11,7 @@ from torch import Tensor
 
 Batch = tuple[Tensor, Tensor]
 Samples = Iterable[Batch] | Batch  # a DataLoader or the like, or (inputs, labels)
+Inputs = Samples | Iterable[Tensor] | Tensor  # the same, with or without labels or anything else behind the inputs
 
 MEMORY_BUDGET = 4 << 30  # bytes held for one purpose; what is larger is streamed from its loader again each time
 
@@ -18,18 +19,23 @@ MEMORY_BUDGET = 4 << 30  # bytes held for one purpose; what is larger is streame
 class Validation:
     """All samples, in an order of the caller's choice; streamed in their own order where they exceed MEMORY_BUDGET.
 
-    Raises ValueError for a source without samples, labels that don't match, and loaders that don't yield
-    (inputs, labels).
+    Raises ValueError for a source without samples, inputs that are not finite or not of one shape, labels that don't
+    match, and loaders that don't yield (inputs, labels).
+
+    Attributes:
+        largest: the largest label.
     """
 
     def __init__(self, samples: Samples, batch_size: int, device: torch.device) -> None:
         self.batch_size = batch_size
         self.source: Samples | None = None
         self.count = 0
+        self.largest = 0
         held: list[Batch] = []
         size = 0
-        for inputs, labels in _checked("validation", samples):
+        for inputs, labels in _labelled(samples):
             self.count += len(labels)
+            self.largest = max(self.largest, int(labels.max()))
             size += inputs.nbytes
             if size > MEMORY_BUDGET and not _is_pair(samples):
                 self.source, held = samples, []
@@ -50,17 +56,17 @@ class Validation:
     def batches(self) -> Iterator[Batch]:
         """Batches of `batch_size`; the last one is shorter where the count is no multiple of it."""
         if self.source is not None:
-            return _rebatched(_checked("validation", self.source), self.batch_size)
+            return _rebatched(_labelled(self.source), self.batch_size)
         return zip(self.inputs.split(self.batch_size), self.labels.split(self.batch_size), strict=True)
 
 
 class Calibration:
     """The first samples of a source, no more than were asked for so far: of a whole training set few are ever read.
 
-    Raises ValueError as `Validation` does.
+    Raises ValueError as `Validation` does; labels are neither needed nor looked at.
     """
 
-    def __init__(self, samples: Samples, batch_size: int, device: torch.device) -> None:
+    def __init__(self, samples: Inputs, batch_size: int, device: torch.device) -> None:
         self.samples = samples
         self.batch_size = batch_size
         self.device = device
@@ -87,23 +93,58 @@ class Calibration:
         return batch is not None
 
     def _read(self) -> Iterator[Tensor]:
-        for i, (inputs, _) in enumerate(_rebatched(_checked("calibration", self.samples), self.batch_size)):
+        pairs = ((inputs, inputs) for inputs in _inputs(self.samples))
+        for i, (inputs, _) in enumerate(_rebatched(pairs, self.batch_size)):
             if i == 0 or len(inputs) == self.batch_size:
                 yield inputs
 
 
-def _checked(name: str, samples: Samples) -> Iterator[Batch]:
+def _labelled(samples: Samples) -> Iterator[Batch]:
+    """Validation samples, batch by batch, with labels of int64."""
+    shape = None
     for batch in [samples] if _is_pair(samples) else cast(Iterable[Batch], samples):
         if not _is_pair(batch):
-            raise ValueError(f"{name} yields {type(batch).__name__}; (inputs, labels) are needed, or pass `evaluate`")
+            raise ValueError(
+                f"validation yields {type(batch).__name__}; (inputs, labels) are needed, or pass `evaluate`"
+            )
         inputs, labels = batch
         if labels.dim() != 1 or labels.is_floating_point() or len(inputs) != len(labels):
             raise ValueError(
-                f"{name}: inputs {tuple(inputs.shape)} with labels {tuple(labels.shape)} {labels.dtype}; "
+                f"validation: inputs {tuple(inputs.shape)} with labels {tuple(labels.shape)} {labels.dtype}; "
                 "one integer label for each input is needed, or pass `evaluate`"
             )
         if len(labels):
-            yield inputs, labels
+            shape = _check("validation", inputs, shape)
+            if int(labels.min()) < 0:
+                raise ValueError(f"validation holds the label {int(labels.min())}; labels count from 0")
+            yield inputs, labels.long()
+
+
+def _inputs(samples: Inputs) -> Iterator[Tensor]:
+    """Calibration inputs, batch by batch: what stands first where a batch holds more."""
+    shape = None
+    for batch in [samples] if isinstance(samples, Tensor) or _is_pair(samples) else cast(Iterable[object], samples):
+        inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
+        if not isinstance(inputs, Tensor):
+            raise ValueError(
+                f"calibration yields {type(batch).__name__}; inputs are needed, or (inputs, ...). Where a model takes "
+                'more, renew the statistics in `evaluate`, and pass statistics="interpolate" in place of calibration'
+            )
+        if len(inputs):
+            shape = _check("calibration", inputs, shape)
+            yield inputs
+
+
+def _check(name: str, inputs: Tensor, shape: torch.Size | None) -> torch.Size:
+    """The shape of one sample: that of those before. Also that all numbers are finite."""
+    if shape is not None and inputs.shape[1:] != shape:
+        raise ValueError(
+            f"{name}: inputs {tuple(inputs.shape)} after samples of shape {tuple(shape)}; all need the same, or pass "
+            "`evaluate`"
+        )
+    if inputs.is_floating_point() and not bool(inputs.isfinite().all()):
+        raise ValueError(f"{name}: inputs hold nan or inf")
+    return inputs.shape[1:]
 
 
 def _rebatched(batches: Iterable[Batch], size: int) -> Iterator[Batch]:

@@ -21,7 +21,7 @@ from lpk.flat import Flat
 from lpk.interpolations import Interpolations
 from lpk.pooled import Pooled, Step, versions
 from lpk.progress import Progress
-from lpk.samples import Samples
+from lpk.samples import Inputs, Samples
 from lpk.tickets import Ticket, Tickets
 
 COEFFICIENTS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -60,7 +60,7 @@ def pool(
     *,
     model: nn.Module,
     validation: Samples | None = None,
-    calibration: Samples | None = None,
+    calibration: Inputs | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     criterion: str = "accuracy",
     coefficients: Sequence[float] = COEFFICIENTS,
@@ -84,7 +84,8 @@ def pool(
         target: the round of the ticket to improve; None: every ticket, one after the other.
         model: the network the tickets belong to; its weights are not used and it is not changed.
         validation: held-out samples that pick: (inputs, integer labels) or a DataLoader of such batches.
-        calibration: training samples that renew BatchNorm's statistics for every interpolated network, same forms.
+        calibration: training samples that renew BatchNorm's statistics for every interpolated network, same forms;
+            labels are not looked at, and inputs alone will do.
         evaluate: model -> float, higher is better, in place of the criterion on `validation`.
         criterion: what picks: "accuracy", as in the paper, or "loss", the mean cross-entropy, which tells more of each
             sample: pools were better with it (docs/performance.md).
@@ -126,6 +127,8 @@ def pool(
     if search == "racing" and (evaluate is not None or criterion != "accuracy"):
         given = "`evaluate`" if evaluate is not None else f"criterion={criterion!r}"
         raise ValueError(f"search is 'racing', which counts errors; with {given} it is not possible")
+    if target is not None and not isinstance(target, int):
+        raise TypeError(f"target is a {type(target).__name__}; the number of a round is needed, or None for all")
     if target is not None and not 0 <= target < len(tickets):
         raise ValueError(f"target is round {target}; there are tickets of rounds 0 to {len(tickets) - 1}")
     evaluator = Evaluator(
@@ -190,6 +193,8 @@ class _Pool:
         evaluator.flat.load(self.own)
         evaluator.written()
         self.score = baseline = self._scored(evaluator.score())
+        if math.isnan(baseline.value):
+            raise ValueError(f"evaluate returned nan for the ticket of round {target.round}; a number is needed")
         for averaged, i in enumerate(nearest_first(target.round, len(plan.tickets))[: plan.offered], start=1):
             plan.progress.note(self._note(i))
             coefficients = self.method.coefficients(plan.coefficients, averaged)

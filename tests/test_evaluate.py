@@ -169,6 +169,96 @@ def test_images_of_any_count_fit_one_batch_size(network):
     assert made.validated == 64
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("criterion", ["accuracy", "loss"])
+def test_labels_of_any_integer_dtype(network, validation, dtype, criterion):
+    images, labels = validation
+    options = {"statistics": "leave", "criterion": criterion}
+    expected = make_evaluator(network, validation=validation, **options).score()
+    assert make_evaluator(network, validation=(images, labels.to(dtype)), **options).score().value == expected.value
+
+
+def test_labels_that_no_logit_is_for(network, validation):
+    images, labels = validation
+    wrong = labels.clone()
+    wrong[5] = 99
+    made = make_evaluator(network, validation=(images, wrong), statistics="leave")
+    with pytest.raises(ValueError, match="the label 99, but the model returned 3 logits"):
+        made.score()
+    wrong[5] = -100
+    with pytest.raises(ValueError, match="the label -100; labels count from 0"):
+        make_evaluator(network, validation=(images, wrong), statistics="leave")
+
+
+@pytest.mark.parametrize("name", ["validation", "calibration"])
+def test_inputs_that_are_no_samples(network, validation, calibration, name):
+    images, labels = validation
+    given = {"validation": validation, "calibration": calibration}
+    for value in (float("nan"), float("inf")):
+        bad = images.clone()
+        bad[7, 0, 0, 0] = value
+        with pytest.raises(ValueError, match=f"{name}: inputs hold nan or inf"):
+            make_evaluator(network, **(given | {name: (bad, labels)}))
+    narrow = [(images[:8], labels[:8]), (images[:8, :, :, :-1], labels[:8])]
+    with pytest.raises(ValueError, match=f"{name}: inputs .* after samples of shape"):
+        made = make_evaluator(network, **(given | {name: narrow}), batch_size=8)
+        list(made.calibration.batches())
+
+
+def test_calibration_needs_no_labels(network, validation, calibration):
+    images, labels = calibration
+    batches = list(zip(images.split(20), labels.split(20), strict=True))
+    expected = make_evaluator(network, validation=validation, calibration=calibration, batch_size=32, tolerance=0)
+    expected.calibrate()
+    forms = {
+        "inputs": images,
+        "batches of inputs": images.split(20),
+        "real targets": (images, labels.double()),
+        "one-hot": (images, nn.functional.one_hot(labels)),
+        "more than two": [(x, y, y) for x, y in batches],
+        "inputs in lists": [[x] for x, _ in batches],
+    }
+    for name, form in forms.items():
+        form = [(x,) for x in form] if name == "batches of inputs" else form
+        made = make_evaluator(network, validation=validation, calibration=form, batch_size=32, tolerance=0)
+        made.calibrate()
+        assert torch.equal(made.flat.rest, expected.flat.rest), name
+    with pytest.raises(ValueError, match="calibration yields dict; inputs are needed"):
+        make_evaluator(network, validation=validation, calibration=[{"x": images}])
+
+
+def test_evaluate_may_leave_the_model_in_training_mode(network, validation, calibration):
+    """Many a helper ends with model.train(); calibration with dropout on would be another network's."""
+    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+    def evaluate(model):
+        assert not any(module.training for module in model.modules())
+        model.train()
+        return 0.5
+
+    made = make_evaluator(network, evaluate=evaluate, calibration=calibration)
+    for _ in range(2):
+        made.score()
+        assert not any(module.training for module in made.flat.model.modules())
+        made.calibrate()
+
+
+class Twofold(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x), x
+
+
+def test_a_model_that_returns_more_than_logits(network, validation, calibration):
+    made = make_evaluator(Twofold(network), validation=validation, calibration=calibration)
+    made.calibrate()
+    with pytest.raises(ValueError, match="the model returned tuple; logits"):
+        made.score()
+
+
 # --- calibration that stops -------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lpk
@@ -233,6 +234,36 @@ def test_evaluate_is_maximized(tickets, network):
     pooled = pool(tickets, 1, candidates=1, **options)
     assert pooled.steps[0].coefficient == 0.3 and pooled.accuracy > pooled.baseline_accuracy
     assert same_network(pooled, pool(tickets, 1, candidates=1, search="exhaustive", **options))
+
+
+def test_evaluate_that_returns_nan(tickets, network):
+    """A candidate loses by it; a target that has no score can't be compared with any."""
+    scores = iter([0.5, float("nan"), 0.6, float("nan")])
+    options = {"model": network, "statistics": "interpolate", "coefficients": (0.1, 0.5, 0.9), "progress": False}
+    pooled = pool(tickets, 1, candidates=1, evaluate=lambda model: next(scores), **options)
+    assert (pooled.steps[0].accuracy, pooled.accuracy) == (0.6, 0.6)
+    with pytest.raises(ValueError, match="nan for the ticket of round 1"):
+        pool(tickets, 1, candidates=1, evaluate=lambda model: float("nan"), **options)
+
+
+def test_statistics_that_evaluate_renewed_are_kept(tickets, network, calibration):
+    """The way for models that take more than a tensor."""
+
+    def evaluate(model):
+        update_bn([calibration[0]], model)
+        return 1.0
+
+    pooled = pool(tickets, 1, model=network, evaluate=evaluate, statistics="interpolate", **CHOICES)
+    expected = copy.deepcopy(network)
+    expected.load_state_dict(pooled.state_dict)
+    update_bn([calibration[0]], expected)
+    assert torch.equal(pooled.state_dict["1.running_mean"], expected[1].running_mean)
+
+
+@pytest.mark.parametrize("target", ["3", 1.0])
+def test_target_is_a_round(tickets, network, validation, target):
+    with pytest.raises(TypeError, match="the number of a round is needed"):
+        pool(tickets, target, model=network, validation=validation, **CHOICES)
 
 
 def test_leave_keeps_the_targets_statistics(tickets, network, validation):
