@@ -444,10 +444,14 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pa
         def log_message(self, format: str, *_: object) -> None:
             pass
 
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """A client may hang up before all was sent."""
+
     (tmp_path / "served").mkdir()
     monkeypatch.setenv("no_proxy", "*")
     handler = partial(Quiet, directory=str(tmp_path / "served"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with Server(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield tmp_path / "served", f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
