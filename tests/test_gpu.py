@@ -84,6 +84,27 @@ def test_results_do_not_vary(backend):
         assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
 
 
+def test_numbers_on_the_device_may_have_strides(backend):
+    a, b = vector("normal", 70_001, 0, torch.float32).cuda(), vector("normal", 70_001, 1, torch.float32).cuda()
+    alphas = torch.linspace(0, 1, 6)
+    for strided in (alphas[::2], alphas[:1].expand(3)):
+        values, last = ops.interpolate_threshold(a, b, strided.cuda(), 9000)
+        expected = ops.interpolate_threshold(a.cpu(), b.cpu(), strided.contiguous(), 9000)
+        assert torch.equal(values.cpu(), expected[0]) and torch.equal(last.cpu(), expected[1])
+
+
+@pytest.mark.parametrize("keep", [1, 4000, 4999])
+def test_bad_weights_lead_nowhere(backend, keep):
+    """The counts are wrong then: the search must neither leave the vectors nor go on for ever."""
+    for value in (float("nan"), float("inf")):
+        for share in (0.0002, 0.5, 1.0):
+            x = torch.zeros(5000).cuda()
+            x[: int(5000 * share)] = value
+            ops.magnitude_mask(x, keep)
+            with pytest.raises(ValueError, match=r"\[0\]"):
+                ops.raise_if_not_finite(torch.device("cuda"))
+
+
 def test_bad_weights_are_told_afterwards(backend):
     a, b = torch.ones(5000).cuda(), torch.ones(5000).cuda()
     b[1234] = float("nan")
