@@ -1,11 +1,16 @@
 """The operations on a GPU, compiled and Triton's, against the CPU's bits."""
 
+import itertools
+
 import pytest
 import torch
 
+import lpk
 from lpk import _core, gpu, ops
 from tests.reference import bits
 from tests.test_cuda_emulation import vector
+
+GPU = torch.device("cuda")
 
 pytestmark = [
     pytest.mark.gpu,
@@ -113,3 +118,32 @@ def test_bad_weights_are_told_afterwards(backend):
         ops.raise_if_not_finite()
     ops.raise_if_not_finite()
     assert gpu.first_bad(a.device).item() == gpu.NEVER
+
+
+def test_pools_on_the_gpu(backend, tickets, network, validation, calibration):
+    """Bounded and exhaustive searches agree there, too, and what they return lies on the CPU."""
+    options = {"model": network, "validation": validation, "calibration": calibration, "progress": False}
+    bounded, exhaustive = (lpk.pool(tickets, 3, device=GPU, search=s, **options) for s in ("bounded", "exhaustive"))
+    assert bounded.settings["device"].startswith(str(GPU)) and bounded.settings["backend"] == "torch"
+    accepted = [[(s.candidate, s.coefficient) for s in p.steps if s.accepted] for p in (bounded, exhaustive)]
+    assert accepted[0] == accepted[1] and bounded.accuracy >= bounded.baseline_accuracy
+    weights = bounded.flat.weights
+    assert torch.equal(bits(weights), bits(exhaustive.flat.weights)) and not weights.is_cuda
+    assert int(weights.count_nonzero()) <= tickets[3].keep
+
+
+def test_imp_on_the_gpu(backend, network, validation):
+    """Pruned weights stay zero under an optimizer, and the next masks are those of the CPU."""
+    images, labels = (part.to(GPU) for part in validation)
+
+    def train(model, start, stop):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+        for _ in range(start, stop):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+
+    tickets = lpk.imp(network.to(GPU), train, epochs=3, rounds=3, rewind=1, seed=0, progress=False)
+    for before, after in itertools.pairwise(tickets):
+        assert torch.equal(lpk.ops.magnitude_mask(before.flat.weights, after.keep), after.mask)
+        assert not after.flat.weights[~after.mask].any()
