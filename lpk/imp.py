@@ -50,7 +50,7 @@ def imp(
     """Trains, prunes and rewinds a network `rounds` times (Algorithm 1).
 
     Args:
-        model: trained in place; it ends as the last ticket.
+        model: trained in place; it ends as the last ticket, also where a store held all of them already.
         train: train(model, start, stop) trains from epoch `start` to epoch `stop` with the learning rates of those
             epochs and a new optimizer. Pruned weights stay exactly 0 meanwhile, through momentum and weight decay, with
             any torch.optim optimizer. A `Resumable` one is called epoch by epoch.
@@ -94,6 +94,7 @@ def imp(
             if round_ > 0:
                 mask = next_mask(tickets[-1], fraction)
             tickets.append(run.round(round_, mask, bar))
+        model.load_state_dict(tickets[-1].state_dict())
         run.close()
     return Tickets(tickets)
 

@@ -208,7 +208,10 @@ def test_finished_run_is_not_trained_again(images, tmp_path):
     def refuse(model, start, stop):
         raise AssertionError("trained again")
 
-    assert same(lpk.imp(make_network(), refuse, store=tmp_path, **OPTIONS), first)
+    network = make_network(9)
+    assert same(lpk.imp(network, refuse, store=tmp_path, **OPTIONS), first)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, first[-1].state_dict()[name]), f"{name} is not the last ticket's"
 
 
 def test_store_of_another_run_is_refused_and_kept(images, tmp_path):
