@@ -291,11 +291,12 @@ def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
 
     Args:
         prunable: a predicate (name, parameter) -> bool, a collection of names, or None for the weights of convolutions
-            and linear layers, the last linear layer excepted.
+            and linear layers, the last linear layer and frozen ones (requires_grad False) excepted.
     """
     if prunable is None:
-        linear = _weights(model, (nn.Linear,))
-        chosen: Collection[str] = set(convolutions(model)) | set(linear[:-1])
+        layers = {*convolutions(model), *_weights(model, (nn.Linear,))[:-1]}
+        parameters = model.named_parameters(remove_duplicate=False)
+        chosen: Collection[str] = {name for name, p in parameters if name in layers and p.requires_grad}
     elif isinstance(prunable, str):
         raise TypeError(f"prunable is the string {prunable!r}; a predicate or a collection of names is needed")
     elif callable(prunable):

@@ -60,7 +60,7 @@ def imp(
         rewind: the epoch whose weights (the whole state dict) every round restarts from; 0: initialization. None: 5% of
             the epochs, at least one, as in the paper.
         prunable: a predicate (name, parameter) -> bool, names, or None: the weights of convolutions and linear layers,
-            the last linear layer excepted.
+            the last linear layer and frozen ones (requires_grad False) excepted.
         store: a directory. An interrupted run goes on there from the last finished round (from the last finished epoch
             if `train` is Resumable) when called again with the same arguments.
         seed: where given, PyTorch's generators are seeded before each call of `train`, so that a resumed run equals an
@@ -71,13 +71,14 @@ def imp(
         The tickets, on the CPU.
 
     Raises:
-        ValueError: numbers out of range, nothing prunable, weights that became NaN or infinite, a store that belongs to
-            another network or other settings.
+        ValueError: numbers out of range, nothing prunable, a frozen weight that `prunable` chooses, weights that became
+            NaN or infinite, a store that belongs to another network or other settings.
         RuntimeError: the store is in use by another process.
     """
     rewind = max(1, round(0.05 * epochs)) if rewind is None else rewind
     _check(epochs=epochs, rounds=rounds, fraction=fraction, rewind=rewind)
     layout = Layout.of_model(model, prunable)
+    _check_trainable(model, layout)
     settings = {"epochs": epochs, "rounds": rounds, "fraction": fraction, "rewind": rewind, "seed": seed}
     with contextlib.ExitStack() as stack:
         run = _Run(model, train, layout, settings)
@@ -285,3 +286,12 @@ def _check(*, epochs: int, rounds: int, fraction: float, rewind: int) -> None:
         raise ValueError(f"fraction is {fraction}; between 0 and 1 is possible")
     if not 0 <= rewind < epochs:
         raise ValueError(f"rewind is {rewind}; an epoch from 0 to {epochs - 1} is possible")
+
+
+def _check_trainable(model: nn.Module, layout: Layout) -> None:
+    for name in layout.prunable:
+        if not model.get_parameter(name).requires_grad:
+            raise ValueError(
+                f"{name!r} is to be pruned, but it is frozen (requires_grad is False), so that no round would train "
+                "it: leave it out of `prunable`, or call requires_grad_(True)"
+            )

@@ -138,6 +138,17 @@ def test_a_loop_without_torch_optim_is_warned_and_mended(images):
     assert not tickets[3].flat.weights[~tickets[3].mask].any()
 
 
+def test_frozen_weights_are_left_alone(images):
+    network = make_network()
+    network[0].weight.requires_grad_(False)
+    before = network[0].weight.clone()
+    tickets = lpk.imp(network, sgd(*images), **OPTIONS)
+    assert tickets.layout.prunable == ("3.weight",) and torch.equal(network[0].weight, before)
+    for prunable in (["0.weight", "3.weight"], lambda name, parameter: parameter.dim() == 4):
+        with pytest.raises(ValueError, match=r"'0\.weight' is to be pruned, but it is frozen"):
+            lpk.imp(network, sgd(*images), prunable=prunable, **OPTIONS)
+
+
 def test_no_hook_stays_behind(images):
     network = make_network()
     lpk.imp(network, sgd(*images), **OPTIONS)
