@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize, prune
 
 from lpk.cpu import DTYPES
 
@@ -292,11 +292,19 @@ def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
     Args:
         prunable: a predicate (name, parameter) -> bool, a collection of names, or None for the weights of convolutions
             and linear layers, the last linear layer and frozen ones (requires_grad False) excepted.
+
+    Raises ValueError for a name that the model does not have and, where `prunable` is None, for a layer whose weight is
+    computed from other parameters.
     """
     if prunable is None:
-        layers = {*convolutions(model), *_weights(model, (nn.Linear,))[:-1]}
-        parameters = model.named_parameters(remove_duplicate=False)
-        chosen: Collection[str] = {name for name, p in parameters if name in layers and p.requires_grad}
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        layers = [*convolutions(model), *_weights(model, (nn.Linear,))[:-1]]
+        if computed := [name for name in layers if name not in parameters]:
+            raise ValueError(
+                f"{computed[0]!r} is computed from other parameters: {_undo(model, computed[0])}, or name what is to "
+                "be pruned by `prunable`"
+            )
+        chosen: Collection[str] = {name for name in layers if parameters[name].requires_grad}
     elif isinstance(prunable, str):
         raise TypeError(f"prunable is the string {prunable!r}; a predicate or a collection of names is needed")
     elif callable(prunable):
@@ -332,6 +340,17 @@ def _pruned(model: nn.Module) -> list[tuple[nn.Module, str]]:
         for hook in module._forward_pre_hooks.values()
         if isinstance(hook, prune.BasePruningMethod)
     ]
+
+
+def _undo(model: nn.Module, name: str) -> str:
+    """How a weight that PyTorch computes becomes a parameter again, in words."""
+    path, _, parameter = name.rpartition(".")
+    module = model.get_submodule(path)
+    if parametrize.is_parametrized(module, parameter):
+        return "undo that by torch.nn.utils.parametrize.remove_parametrizations"
+    if (module, parameter) in _pruned(model):
+        return "undo that by torch.nn.utils.prune.remove"
+    return "undo that first (torch.nn.utils.remove_weight_norm, remove_spectral_norm)"
 
 
 def _weights(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[str]:

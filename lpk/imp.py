@@ -71,8 +71,9 @@ def imp(
         The tickets, on the CPU.
 
     Raises:
-        ValueError: numbers out of range, nothing prunable, a frozen weight that `prunable` chooses, weights that became
-            NaN or infinite, a store that belongs to another network or other settings.
+        ValueError: numbers out of range, nothing prunable, a frozen weight that `prunable` chooses, by default a layer
+            whose weight is computed from other parameters, weights that became NaN or infinite, a store that belongs to
+            another network or other settings.
         RuntimeError: the store is in use by another process.
     """
     rewind = max(1, round(0.05 * epochs)) if rewind is None else rewind

@@ -27,6 +27,24 @@ def test_default_leaves_frozen_weights_out():
     assert prunable_names(model) == ["1.weight", "2.weight"], "the last linear layer is the last, frozen or not"
 
 
+@pytest.mark.parametrize(
+    ("compute", "undo"),
+    [
+        (nn.utils.parametrizations.weight_norm, "remove_parametrizations"),
+        (nn.utils.parametrizations.orthogonal, "remove_parametrizations"),
+        (nn.utils.spectral_norm, "remove_spectral_norm"),
+        (lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5), r"prune\.remove"),
+    ],
+)
+def test_a_computed_weight_does_not_drop_out_unnoticed(network, compute, undo):
+    compute(network[8])  # the last linear layer is not pruned anyway
+    assert prunable_names(network) == ["0.weight", "3.weight"]
+    compute(network[3])
+    with pytest.raises(ValueError, match=rf"'3\.weight' is computed from other parameters: .*{undo}.* `prunable`"):
+        prunable_names(network)
+    assert prunable_names(network, ["0.weight"]) == ["0.weight"]
+
+
 def test_unknown_and_useless_prunable_names_are_errors(network):
     with pytest.raises(ValueError, match=r"9\.weight"):
         prunable_names(network, ["9.weight"])
