@@ -55,14 +55,15 @@ def imp(
             epochs and a new optimizer. Pruned weights stay exactly 0 meanwhile, through momentum and weight decay, with
             any torch.optim optimizer. A `Resumable` one is called epoch by epoch.
         epochs: of one round, counted from initialization.
-        rounds: T; T + 1 tickets result, round 0 being dense.
+        rounds: T; T + 1 tickets result, round 0 being dense. The same call with more rounds goes on in the same store
+            and, given a seed, ends as if they had been asked for at once.
         fraction: of the remaining weights, pruned globally by magnitude in each round.
         rewind: the epoch whose weights (the whole state dict) every round restarts from; 0: initialization. None: 5% of
             the epochs, at least one, as in the paper.
         prunable: a predicate (name, parameter) -> bool, names, or None: the weights of convolutions and linear layers,
             the last linear layer and frozen ones (requires_grad False) excepted.
         store: a directory. An interrupted run goes on there from the last finished round (from the last finished epoch
-            if `train` is Resumable) when called again with the same arguments.
+            if `train` is Resumable) when called again with the same arguments, `rounds` excepted: more are possible.
         seed: where given, PyTorch's generators are seeded before each call of `train`, so that a resumed run equals an
             uninterrupted one.
         progress: whether to show it.
@@ -133,15 +134,31 @@ class _Run:
         except FileNotFoundError:
             self.store = TicketStore(directory, self.layout)
             self.store.commit(self.settings)
-        if self.store.layout != self.layout:
-            raise ValueError(f"{directory} holds tickets of another network")
+        self._check_same_network(self.store)
+        stored = self.store.metadata
         for name, value in self.settings.items():
-            if (stored := self.store.metadata.get(name)) != value:
-                raise ValueError(f"{directory} holds a run with {name}={stored}, not {value}; use another directory")
+            if stored.get(name) != value and not (name == "rounds" and stored.get(name, value) < value):
+                raise ValueError(
+                    f"{directory} holds a run with {name}={stored.get(name)}, not {value}; use another directory"
+                )
+        if stored != self.settings:
+            self.store.commit(self.settings)
         if (directory / REWIND).exists():
             self.rewind_state, _ = self._load(directory / REWIND)
         elif self.store.listed:
             raise files.FileDamaged(f"{directory / REWIND} is missing: the run cannot go on")
+
+    def _check_same_network(self, store: TicketStore) -> None:
+        if store.layout == self.layout:
+            return
+        changed = sorted(set(store.layout.prunable) ^ set(self.layout.prunable))
+        if changed and not store.layout.difference(self.model.state_dict()):
+            pruned = "pruned" if changed[0] in store.layout.prunable else "not pruned"
+            raise ValueError(
+                f"{store.directory} holds a run with another `prunable`: {changed[0]!r} is {pruned} there; "
+                "use another directory"
+            )
+        raise ValueError(f"{store.directory} holds tickets of another network")
 
     def finished(self) -> list[Ticket]:
         return [self.store.read(i) for i in range(len(self.store.listed))] if self.store else []

@@ -231,7 +231,32 @@ def test_store_of_another_run_is_refused_and_kept(images, tmp_path):
         lpk.imp(make_network(), sgd(*images), store=tmp_path, fraction=0.5, **OPTIONS)
     with pytest.raises(ValueError, match="another network"):
         lpk.imp(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), sgd(*images), store=tmp_path, **OPTIONS)
+    with pytest.raises(ValueError, match=r"another `prunable`: '3\.weight' is pruned there"):
+        lpk.imp(make_network(), sgd(*images), store=tmp_path, prunable=["0.weight"], **OPTIONS)
+    with pytest.raises(ValueError, match=r"another `prunable`: '8\.weight' is not pruned there"):
+        lpk.imp(make_network(), sgd(*images), store=tmp_path, prunable=lambda n, p: p.dim() > 1, **OPTIONS)
     assert same(lpk.Tickets.load(tmp_path), first)
+
+
+@pytest.mark.parametrize("kind", ["function", "trainer"])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_more_rounds_are_as_if_asked_for_at_once(images, tmp_path, kind, interrupted):
+    def make():
+        return sgd(*images) if kind == "function" else make_trainer()
+
+    def interrupt(model, start, stop):
+        raise Stop
+
+    whole = lpk.imp(make_network(), make(), **OPTIONS)
+    for rounds in (0, 2):
+        part = {**OPTIONS, "rounds": rounds, "store": tmp_path}
+        assert same(lpk.imp(make_network(rounds), make(), **part), whole[: rounds + 1])
+    if interrupted:
+        with pytest.raises(Stop):
+            lpk.imp(make_network(), interrupt, store=tmp_path, **OPTIONS)
+    assert same(lpk.imp(make_network(9), make(), store=tmp_path, **OPTIONS), whole)
+    with pytest.raises(ValueError, match="rounds=3, not 2"):
+        lpk.imp(make_network(), make(), **part)
 
 
 def test_store_in_use_is_refused(images, tmp_path):
