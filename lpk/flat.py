@@ -101,7 +101,7 @@ class Layout:
     @classmethod
     def of_model(cls, model: nn.Module, prunable: Prunable = None) -> Layout:
         """The layout of a model; `prunable` is a predicate (name, parameter) -> bool or names, see `prunable_names`."""
-        return cls.of(model.state_dict(), prunable_names(model, prunable))
+        return cls.of(unwrapped(model).state_dict(), prunable_names(model, prunable))
 
     @property
     def n(self) -> int:
@@ -157,6 +157,7 @@ class Layout:
         zero. Whatever it was pruned by before is undone. Raises ValueError for another network, with which nothing
         but that happens.
         """
+        model = unwrapped(model)
         for module, name in _pruned(model):
             prune.remove(module, name)
         if problem := self.difference(model.state_dict()):
@@ -281,9 +282,20 @@ def tied(state: Mapping[str, Tensor]) -> dict[str, str]:
     return aliases
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside torch.nn.DataParallel, DistributedDataParallel and torch.compile: its names have no prefix."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
 def convolutions(model: nn.Module) -> list[str]:
     """The weights of all convolutions: what the paper's CIFAR experiments prune."""
-    return _weights(model, CONVOLUTIONS)
+    return _weights(unwrapped(model), CONVOLUTIONS)
 
 
 def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
@@ -296,6 +308,7 @@ def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
     Raises ValueError for a name that the model does not have and, where `prunable` is None, for a layer whose weight is
     computed from other parameters.
     """
+    model = unwrapped(model)
     if prunable is None:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         layers = [*convolutions(model), *_weights(model, (nn.Linear,))[:-1]]
@@ -318,7 +331,9 @@ def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy with pruning masks made permanent: torch.nn.utils.prune's own attributes can't be copied as they are."""
+    """A copy of the network without wrappers, with pruning masks made permanent: torch.nn.utils.prune's own attributes
+    can't be copied as they are."""
+    model = unwrapped(model)
     for module, name in _pruned(model):
         setattr(module, name, getattr(module, name).detach())  # the hook computes it anew at the next forward
     model = copy.deepcopy(model)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from lpk import files, ops
-from lpk.flat import Layout, Prunable, StateDict
+from lpk.flat import Layout, Prunable, StateDict, unwrapped
 from lpk.progress import Progress
 from lpk.tickets import Ticket, Tickets, TicketStore
 from lpk.train import stream
@@ -50,7 +50,8 @@ def imp(
     """Trains, prunes and rewinds a network `rounds` times (Algorithm 1).
 
     Args:
-        model: trained in place; it ends as the last ticket, also where a store held all of them already.
+        model: trained in place; it ends as the last ticket, also where a store held all of them already. `train`
+            gets it as it is, in torch.nn.DataParallel or torch.compile, too; the tickets have the network's own names.
         train: train(model, start, stop) trains from epoch `start` to epoch `stop` with the learning rates of those
             epochs and a new optimizer. Pruned weights stay exactly 0 meanwhile, through momentum and weight decay, with
             any torch.optim optimizer. A `Resumable` one is called epoch by epoch.
@@ -80,7 +81,8 @@ def imp(
     rewind = max(1, round(0.05 * epochs)) if rewind is None else rewind
     _check(epochs=epochs, rounds=rounds, fraction=fraction, rewind=rewind)
     layout = Layout.of_model(model, prunable)
-    _check_trainable(model, layout)
+    network = unwrapped(model)
+    _check_trainable(network, layout)
     settings = {"epochs": epochs, "rounds": rounds, "fraction": fraction, "rewind": rewind, "seed": seed}
     with contextlib.ExitStack() as stack:
         run = _Run(model, train, layout, settings)
@@ -97,7 +99,7 @@ def imp(
             if round_ > 0:
                 mask = next_mask(tickets[-1], fraction)
             tickets.append(run.round(round_, mask, bar))
-        model.load_state_dict(tickets[-1].state_dict())
+        network.load_state_dict(tickets[-1].state_dict())
         run.close()
     return Tickets(tickets)
 
@@ -118,7 +120,8 @@ class _Run:
     """The state of one run: the network, the weights it rewinds to, and the store they are kept in."""
 
     def __init__(self, model: nn.Module, train: Train, layout: Layout, settings: dict[str, Any]) -> None:
-        self.model = model
+        self.given = model  # what the user's function trains
+        self.model = unwrapped(model)
         self.train = train
         self.layout = layout
         self.settings = settings
@@ -205,7 +208,7 @@ class _Run:
             for begin, end in self._legs(start):
                 if self.settings["seed"] is not None:
                     torch.manual_seed(stream(self.settings["seed"], "train", round_, begin))
-                self.train(self.model, begin, end)
+                self.train(self.given, begin, end)
                 if round_ == 0 and end == rewind:
                     self._remember_rewind()
                 if isinstance(self.train, Resumable) and end < epochs:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lpk import files, importers
-from lpk.flat import Flat, Layout, StateDict
+from lpk.flat import Flat, Layout, StateDict, unwrapped
 
 MANIFEST = "tickets.json"
 MASK = "lpk.mask"
@@ -269,7 +269,7 @@ def _tickets(
         if MASK in networks[-1].state:
             raise ValueError(f"{name} is lpk's own: lpk.Tickets.load reads its directory, lpk.Pooled.load a pooled one")
         _check_masks(name, *networks[-1])
-    own = None if model is None else importers.network(model.state_dict()).state
+    own = None if model is None else importers.network(unwrapped(model).state_dict()).state
     if own is not None:
         networks = [importers.named_as(list(own), network) for network in networks]
     states, found = [network.state for network in networks], [network.masks for network in networks]

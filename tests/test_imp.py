@@ -138,6 +138,34 @@ def test_a_loop_without_torch_optim_is_warned_and_mended(images):
     assert not tickets[3].flat.weights[~tickets[3].mask].any()
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(nn.DataParallel(m), backend="eager")])
+def test_a_wrapped_network_is_trained_as_it_is_and_keeps_its_own_names(images, tmp_path, wrap):
+    plain = lpk.imp(make_network(), sgd(*images), **OPTIONS)
+    wrapped, given = wrap(make_network()), []
+
+    def train(model, start, stop):
+        given.append(model)
+        sgd(*images)(model, start, stop)
+
+    tickets = lpk.imp(wrapped, train, store=tmp_path, **OPTIONS)
+    assert same(tickets, plain) and tickets.layout == plain.layout
+    assert all(model is wrapped for model in given)
+    assert same(lpk.imp(make_network(9), train, store=tmp_path, **OPTIONS), plain), "the store is another network's"
+
+    def pool(model):
+        return lpk.pool(tickets, 2, model=model, validation=images, calibration=images, progress=False)
+
+    pooled = pool(wrapped)
+    assert torch.equal(pooled.flat.weights, pool(make_network()).flat.weights)
+    x = images[0][:5]
+    expected = lpk.sparsify(make_network(), pooled)(x)
+    assert torch.equal(lpk.sparsify(wrapped, pooled)(x), expected)
+    states = [ticket.state_dict() for ticket in tickets]
+    assert same(lpk.Tickets.from_state_dicts(states, model=wrapped), plain)
+    pooled.to_prune(wrapped)
+    assert torch.equal(lpk.sparsify(wrapped)(x), expected)
+
+
 def test_frozen_weights_are_left_alone(images):
     network = make_network()
     network[0].weight.requires_grad_(False)

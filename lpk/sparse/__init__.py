@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lpk.flat import is_pruned, plain_copy
+from lpk.flat import is_pruned, plain_copy, unwrapped
 from lpk.pooled import Pooled
 from lpk.sparse.compact import Remaining, load_sparse, save_sparse
 from lpk.sparse.network import Network
@@ -112,6 +112,7 @@ def sparsify(
     """
     if fallback not in FALLBACKS:
         raise ValueError(f"fallback is {fallback!r}; one of {', '.join(FALLBACKS)} is possible")
+    model = unwrapped(model)
     if ticket is None:
         model, remaining = _copy_of_what_remains(model)
     else:
