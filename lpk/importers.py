@@ -6,7 +6,7 @@ Read are safetensors, and PyTorch files with weights_only=True: nothing is unpic
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lpk import files
-from lpk.flat import StateDict
+from lpk.flat import StateDict, tied
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".tar", ".bin", ".ckpt")
 KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts put the state dict among other things
@@ -165,17 +165,36 @@ def network(state: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = No
     return Network(weights, pruned if masks is None else {_plain(name): mask for name, mask in masks.items()})
 
 
-def named_as(names: Sequence[str], found: Network) -> Network:
+def named_as(own: StateDict, found: Network) -> Network:
     """The network under the names of a model and in their order; unchanged where it has others.
 
-    A prefix `model.` is dropped, and so is a layer `normalize` that the model does not have.
+    A prefix `model.` is dropped, and so is a layer `normalize` that the model does not have. Tied are the names that
+    the model ties. Raises ValueError where their values differ.
     """
     for prefix in ("", "model."):
         renamed = ({name.removeprefix(prefix): tensor for name, tensor in tensors.items()} for tensors in found)
-        state, masks = ({n: t for n, t in r.items() if n in names or n not in NORMALIZE} for r in renamed)
-        if state.keys() == set(names):
-            return Network({name: state[name] for name in names}, masks)
+        state, masks = ({n: t for n, t in r.items() if n in own or n not in NORMALIZE} for r in renamed)
+        state = tie(state, tied(own))
+        if state.keys() == own.keys():
+            return Network({name: state[name] for name in own}, masks)
     return found
+
+
+def tie(tensors: Mapping[str, Tensor], ties: Mapping[str, str]) -> StateDict:
+    """The tensors with one of them under all names that are tied; files may hold it under any one or under several.
+
+    Raises ValueError where those differ.
+    """
+    result = dict(tensors)
+    for alias, name in ties.items():
+        if alias in result:
+            result.setdefault(name, result[alias])
+    for alias, name in ties.items():
+        if name in result:
+            if alias in result and not torch.equal(result[alias], result[name]):
+                raise ValueError(f"{name!r} and {alias!r} are one tensor in the network, but differ here")
+            result[alias] = result[name]
+    return result
 
 
 def masks_from_zeros(states: Collection[StateDict]) -> list[StateDict]:

@@ -150,7 +150,8 @@ class Tickets(Sequence[Ticket]):
                 Without them: the pairs weight_orig/weight_mask of torch.nn.utils.prune, else the zeros; prunable are
                 then the floating-point tensors of two or more dimensions that have a zero in some ticket.
             model: the network that they belong to, if they are to have its names: a prefix `model.` and a layer
-                `normalize` that it does not have are then dropped.
+                `normalize` that it does not have are then dropped, and what it ties is tied, whichever of the names the
+                state dicts hold.
 
         Raises ValueError naming the ticket and the entry that does not match the others or the model.
         """
@@ -271,7 +272,7 @@ def _tickets(
         _check_masks(name, *networks[-1])
     own = None if model is None else importers.network(unwrapped(model).state_dict()).state
     if own is not None:
-        networks = [importers.named_as(list(own), network) for network in networks]
+        networks = [_named_as(own, name, network) for name, network in zip(names, networks, strict=True)]
     states, found = [network.state for network in networks], [network.masks for network in networks]
     if not any(found):
         found = importers.masks_from_zeros(states)
@@ -285,6 +286,13 @@ def _tickets(
     if own is not None and (problem := layout.difference(own)):
         raise ValueError(f"the model is another network than {names[0]}: in the model {problem}")
     return [_ticket(i, names, layout, *network) for i, network in enumerate(zip(states, found, strict=True))]
+
+
+def _named_as(own: StateDict, name: str, network: importers.Network) -> importers.Network:
+    try:
+        return importers.named_as(own, network)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _check_masks(ticket: str, state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
@@ -305,10 +313,11 @@ def _ticket(
     if problem := layout.difference(state):
         raise ValueError(f"{names[i]} does not match {names[0]}: {problem}")
     mask = torch.ones(layout.n, dtype=torch.bool)
-    for entry in layout.weights:
-        if entry.name in masks:
-            mask[entry.span] = masks[entry.name].reshape(-1).to(mask)
     try:
+        masks = importers.tie(masks, layout.aliases)
+        for entry in layout.weights:
+            if entry.name in masks:
+                mask[entry.span] = masks[entry.name].reshape(-1).to(mask)
         return Ticket.of(i, layout, state, mask)
     except ValueError as error:
         raise ValueError(f"{names[i]}: {error}") from error

@@ -284,6 +284,73 @@ def test_tied_weights_go_back_tied():
     assert not model[0].weight_orig.grad[0, :3].any()
 
 
+class Tied(nn.Module):
+    """Its head is its embedding, whose row of zeros stands for no token."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(9, 4, padding_idx=0)
+        self.layer = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 9, bias=False)
+        self.head.weight = self.embedding.weight
+        self.register_buffer("causal", torch.ones(3, 3).tril())
+
+    def forward(self, tokens):
+        return self.head(self.layer(self.embedding(tokens)).mean(1))
+
+
+@pytest.fixture
+def tied_states():
+    """State dicts of a tied network whose embedding and layer are pruned step by step."""
+    torch.manual_seed(0)
+    model, states = Tied(), []
+    for i in range(3):
+        with torch.no_grad():
+            model.embedding.weight[1, :i] = 0
+            model.layer.weight[0, :i] = 0
+        states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    return states
+
+
+@pytest.mark.parametrize("kept", [["embedding.weight"], ["head.weight"], ["embedding.weight", "head.weight"]])
+def test_what_the_model_ties_is_tied_whichever_names_files_hold(tied_states, tmp_path, kept):
+    for i, state in enumerate(tied_states):
+        state = {n: t for n, t in state.items() if n in kept or n not in ("embedding.weight", "head.weight")}
+        safetensors.torch.save_file(state, tmp_path / f"{i}.safetensors")
+    read = Tickets.from_checkpoints(tmp_path, model=Tied())
+    assert read.layout.aliases == {"head.weight": "embedding.weight"}
+    assert read.layout.order == tuple(Tied().state_dict())
+    for ticket, state in zip(read, tied_states, strict=True):
+        for name, tensor in ticket.state_dict().items():
+            assert torch.equal(tensor, state[name])
+    samples = torch.randint(0, 9, (20, 3)), torch.randint(0, 9, (20,))
+    pooled = lpk.pool(read, 2, model=Tied(), validation=samples, progress=False).state_dict
+    assert pooled["head.weight"] is pooled["embedding.weight"]
+
+
+def test_files_of_safetensors_save_model_are_read(tied_states, tmp_path):
+    for i, state in enumerate(tied_states):
+        model = Tied()
+        model.load_state_dict(state)
+        safetensors.torch.save_model(model, str(tmp_path / f"{i}.safetensors"))
+    read = Tickets.from_checkpoints(tmp_path, model=Tied())
+    for ticket, state in zip(read, tied_states, strict=True):
+        assert torch.equal(ticket.state_dict()["head.weight"], state["head.weight"])
+
+
+def test_copies_of_a_tied_tensor_that_differ_are_named(tied_states):
+    tied_states[1]["head.weight"][3, 3] = 0
+    with pytest.raises(ValueError, match=r"ticket 1: 'embedding\.weight' and 'head\.weight' are one tensor in the net"):
+        Tickets.from_state_dicts(tied_states, model=Tied())
+
+
+def test_a_mask_of_either_name_prunes_a_tied_tensor(tied_states):
+    mask = torch.rand(9, 4) < 0.5
+    for model, state in ((Tied(), tied_states[0]), (None, Tied().state_dict())):
+        ticket = Tickets.from_state_dicts([state], [{"head.weight": mask}], model=model)[0]
+        assert torch.equal(ticket.masks()["embedding.weight"], mask)
+
+
 def test_to_prune_refuses_another_network(tickets):
     with pytest.raises(ValueError, match=r"another network than the model: '0\.weight' has shape"):
         tickets[1].to_prune(nn.Sequential(nn.Linear(2, 2, bias=False), *list(make_network())[1:]))
