@@ -6,14 +6,14 @@ Read are safetensors, and PyTorch files with weights_only=True: nothing is unpic
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lpk import files
 from lpk.flat import StateDict, tied
@@ -197,15 +197,36 @@ def tie(tensors: Mapping[str, Tensor], ties: Mapping[str, str]) -> StateDict:
     return result
 
 
-def masks_from_zeros(states: Collection[StateDict]) -> list[StateDict]:
-    """Masks of the floating-point tensors of two or more dimensions that have a zero in some state dict."""
-    prunable = {
-        name
-        for state in states
-        for name, tensor in state.items()
-        if tensor.is_floating_point() and tensor.dim() >= 2 and bool((tensor == 0).any())
-    }
+def masks_from_zeros(
+    states: Sequence[StateDict], *, model: nn.Module | None = None, prunable: Collection[str] | None = None
+) -> list[StateDict]:
+    """Masks of the prunable tensors, zeros being what is pruned.
+
+    Where they are not named, the floating-point tensors of two or more dimensions that have a zero in some state dict.
+    The model tells what is zero for another reason: its buffers, and the rows of embeddings at their padding_idx.
+    """
+    if prunable is None:
+        ties = tied(states[0])
+        buffers = set() if model is None else {name for name, _ in model.named_buffers(remove_duplicate=False)}
+        padding = {} if model is None else {ties.get(name, name): row for name, row in _padding(model)}
+
+        def seems_pruned(name: str, tensor: Tensor) -> bool:
+            if not tensor.is_floating_point() or tensor.dim() < 2 or name in buffers or name in ties:
+                return False
+            zeros = tensor == 0
+            if name in padding:
+                zeros[padding[name] : padding[name] + 1] = False
+            return bool(zeros.any())
+
+        prunable = {name for state in states for name, tensor in state.items() if seems_pruned(name, tensor)}
     return [{name: state[name] != 0 for name in prunable if name in state} for state in states]
+
+
+def _padding(model: nn.Module) -> Iterator[tuple[str, int]]:
+    """The embeddings whose row at padding_idx stays zero, and that row."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None:
+            yield f"{path}.weight".lstrip("."), module.padding_idx
 
 
 def _plain(name: str) -> str:

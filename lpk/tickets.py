@@ -7,7 +7,7 @@ state dict under its own names and the packed mask as `lpk.mask`. Nothing is unp
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -141,32 +141,41 @@ class Tickets(Sequence[Ticket]):
         masks: Sequence[Mapping[str, Tensor] | None] | None = None,
         *,
         model: nn.Module | None = None,
+        prunable: Collection[str] | None = None,
     ) -> Tickets:
         """Tickets from state dicts or modules, dense to sparse.
 
         Args:
             state_dicts: one for each round; the prefixes `module.` and `_orig_mod.` are dropped.
             masks: for each, {name: bool tensor} of the prunable entries (None, or a missing name: nothing pruned).
-                Without them: the pairs weight_orig/weight_mask of torch.nn.utils.prune, else the zeros; prunable are
-                then the floating-point tensors of two or more dimensions that have a zero in some ticket.
+                Without them: the pairs weight_orig/weight_mask of torch.nn.utils.prune, else the zeros.
             model: the network that they belong to, if they are to have its names: a prefix `model.` and a layer
                 `normalize` that it does not have are then dropped, and what it ties is tied, whichever of the names the
                 state dicts hold.
+            prunable: where masks come from the zeros, the names of the prunable tensors. None guesses them: the
+                floating-point tensors of two or more dimensions that have a zero in some ticket. Given the model, its
+                buffers don't count, nor do the rows of embeddings at padding_idx.
 
         Raises ValueError naming the ticket and the entry that does not match the others or the model.
         """
         names = [f"ticket {i}" for i in range(len(state_dicts))]
-        return cls(_tickets(names, state_dicts, masks, model))
+        return cls(_tickets(names, state_dicts, masks, model, prunable))
 
     @classmethod
-    def from_checkpoints(cls, paths: str | Path | Sequence[str | Path], *, model: nn.Module | None = None) -> Tickets:
+    def from_checkpoints(
+        cls,
+        paths: str | Path | Sequence[str | Path],
+        *,
+        model: nn.Module | None = None,
+        prunable: Collection[str] | None = None,
+    ) -> Tickets:
         """Tickets from files that others wrote; nothing is unpickled.
 
         Args:
             paths: safetensors or PyTorch files, dense to sparse; a folder of them in natural order; a run of the
                 paper's public code; or one of OpenLTH. A PyTorch file holds a state dict, or one under the key
                 `state_dict`, `model_state_dict` or `model`. Masks: OpenLTH's mask.pth, else as in from_state_dicts.
-            model: as in from_state_dicts.
+            model, prunable: as in from_state_dicts.
 
         Raises FileNotFoundError, lpk.files.FileDamaged, or ValueError where the networks do not fit one another or have
         weights that an earlier one has pruned; each names the file.
@@ -174,7 +183,7 @@ class Tickets(Sequence[Ticket]):
         found = [c for path in ([paths] if isinstance(paths, str | Path) else paths) for c in importers.find(path)]
         names = [str(checkpoint.path) for checkpoint in found]
         masks = [None if c.masks is None else importers.load(c.masks) for c in found]
-        tickets = _tickets(names, [importers.load(c.path) for c in found], masks, model)
+        tickets = _tickets(names, [importers.load(c.path) for c in found], masks, model, prunable)
         for (a, earlier), (b, later) in itertools.pairwise(zip(names, tickets, strict=True)):
             if back := int((later.mask & ~earlier.mask).count_nonzero()):
                 raise ValueError(
@@ -258,6 +267,7 @@ def _tickets(
     state_dicts: Sequence[Mapping[str, Tensor] | nn.Module],
     masks: Sequence[Mapping[str, Tensor] | None] | None,
     model: nn.Module | None,
+    prunable: Collection[str] | None,
 ) -> list[Ticket]:
     """One ticket for each state dict; errors call them by `names`."""
     if not state_dicts:
@@ -270,19 +280,23 @@ def _tickets(
         if MASK in networks[-1].state:
             raise ValueError(f"{name} is lpk's own: lpk.Tickets.load reads its directory, lpk.Pooled.load a pooled one")
         _check_masks(name, *networks[-1])
-    own = None if model is None else importers.network(unwrapped(model).state_dict()).state
-    if own is not None:
+    own = None
+    if model is not None:
+        model = unwrapped(model)
+        own = importers.network(model.state_dict()).state
         networks = [_named_as(own, name, network) for name, network in zip(names, networks, strict=True)]
     states, found = [network.state for network in networks], [network.masks for network in networks]
     if not any(found):
-        found = importers.masks_from_zeros(states)
-    prunable = {name for given in found for name in given}
-    if not prunable:
+        found = importers.masks_from_zeros(states, model=model, prunable=prunable)
+    elif prunable is not None:
+        raise ValueError("`prunable` says whose zeros are pruned weights, but the tickets have masks")
+    chosen = {name for given in found for name in given}.union(prunable or ())
+    if not chosen:
         raise ValueError(
             f"no ticket has a zero weight or a mask ({names[0]} to {names[-1]}): from_state_dicts takes `masks`, "
-            "{name: bool tensor} for each"
+            "{name: bool tensor} for each, or `prunable`, the names of what may be pruned"
         )
-    layout = Layout.of(states[0], [name for name in states[0] if name in prunable])
+    layout = Layout.of(states[0], sorted(chosen))
     if own is not None and (problem := layout.difference(own)):
         raise ValueError(f"the model is another network than {names[0]}: in the model {problem}")
     return [_ticket(i, names, layout, *network) for i, network in enumerate(zip(states, found, strict=True))]

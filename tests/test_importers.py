@@ -351,6 +351,31 @@ def test_a_mask_of_either_name_prunes_a_tied_tensor(tied_states):
         assert torch.equal(ticket.masks()["embedding.weight"], mask)
 
 
+def test_zeros_that_nobody_pruned_are_not_taken_for_pruning(tied_states):
+    states = [tied_states[0] | {"layer.weight": state["layer.weight"]} for state in tied_states]
+    read = Tickets.from_state_dicts(states, model=Tied())
+    assert read.layout.prunable == ("layer.weight",) and [ticket.keep for ticket in read] == [16, 15, 14]
+    read = Tickets.from_state_dicts(tied_states, model=Tied())
+    assert read.layout.prunable == ("embedding.weight", "layer.weight")
+    assert not read[0].masks()["embedding.weight"][0].any(), "a zero of a pruned tensor is pruned, wherever it stands"
+    smaller = nn.Embedding(3, 4, padding_idx=2)
+    states = [{"weight": torch.tensor([[1.0, 0.0]])}]  # it does not have that row
+    with pytest.raises(ValueError, match="another network than ticket 0"):
+        Tickets.from_state_dicts(states, model=smaller)
+
+
+def test_prunable_names_take_the_place_of_the_guess(tied_states):
+    names = ["layer.weight"]
+    read = Tickets.from_state_dicts(tied_states, prunable=names)
+    assert list(read.layout.prunable) == names and [ticket.keep for ticket in read] == [16, 15, 14]
+    dense = Tickets.from_state_dicts([make_network().state_dict()], prunable=["3.weight"])
+    assert dense.layout.prunable == ("3.weight",) and dense[0].density == 1
+    with pytest.raises(ValueError, match=r"'fc\.weight' is to be pruned, but"):
+        Tickets.from_state_dicts(tied_states, prunable=["fc.weight"])
+    with pytest.raises(ValueError, match="the tickets have masks"):
+        Tickets.from_state_dicts(tied_states[:1], [{"layer.weight": torch.ones(4, 4)}], prunable=names)
+
+
 def test_to_prune_refuses_another_network(tickets):
     with pytest.raises(ValueError, match=r"another network than the model: '0\.weight' has shape"):
         tickets[1].to_prune(nn.Sequential(nn.Linear(2, 2, bias=False), *list(make_network())[1:]))
