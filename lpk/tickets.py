@@ -296,7 +296,10 @@ def _tickets(
             f"no ticket has a zero weight or a mask ({names[0]} to {names[-1]}): from_state_dicts takes `masks`, "
             "{name: bool tensor} for each, or `prunable`, the names of what may be pruned"
         )
-    layout = Layout.of(states[0], sorted(chosen))
+    try:
+        layout = Layout.of(states[0], sorted(chosen))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{names[0]}: {error}") from error
     if own is not None and (problem := layout.difference(own)):
         raise ValueError(f"the model is another network than {names[0]}: in the model {problem}")
     return [_ticket(i, names, layout, *network) for i, network in enumerate(zip(states, found, strict=True))]

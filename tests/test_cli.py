@@ -188,6 +188,12 @@ def test_imported_tickets_are_pooled_and_evaluated(run, preset, tmp_path):
     assert same(Tickets.load(imported), Tickets.load(run))
 
 
+def test_checkpoints_of_an_unsupported_dtype_are_one_line(tmp_path):
+    torch.save({"0.weight": torch.eye(3, dtype=torch.float64)}, tmp_path / "0.pt")
+    err = error("import", tmp_path / "0.pt", tmp_path / "run")
+    assert "0.pt: '0.weight' is torch.float64; float32, float16 and bfloat16 are supported" in err
+
+
 def test_export(run, preset, tmp_path):
     ticket, pooled = Tickets.load(run)[2], Pooled.load(run / "pooled" / "interpolation" / "round-02.safetensors")
     dense = sum(tensor.nbytes for tensor in ticket.state_dict().values())
