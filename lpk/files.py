@@ -29,7 +29,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
     Raises OSError naming `path` (a full disk, a missing permission); the old file is then untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -48,6 +48,14 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def make_directory(path: Path) -> None:
+    """Makes a directory and its parents where missing. Raises NotADirectoryError where a file is in the way."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(f"{path} is a file; a directory is needed") from None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -113,7 +121,7 @@ def inside(directory: Path, name: object) -> Path:
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Holds the directory for this process; raises RuntimeError where another process holds it."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     with open(directory / ".lock", "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

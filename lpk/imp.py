@@ -60,7 +60,7 @@ def imp(
             and, given a seed, ends as if they had been asked for at once.
         fraction: of the remaining weights, pruned globally by magnitude in each round.
         rewind: the epoch whose weights (the whole state dict) every round restarts from; 0: initialization. None: 5% of
-            the epochs, at least one, as in the paper.
+            the epochs as in the paper, at least one where there are two.
         prunable: a predicate (name, parameter) -> bool, names, or None: the weights of convolutions and linear layers,
             the last linear layer and frozen ones (requires_grad False) excepted.
         store: a directory. An interrupted run goes on there from the last finished round (from the last finished epoch
@@ -78,7 +78,8 @@ def imp(
             another network or other settings.
         RuntimeError: the store is in use by another process.
     """
-    rewind = max(1, round(0.05 * epochs)) if rewind is None else rewind
+    if rewind is None:
+        rewind = min(max(1, round(0.05 * epochs)), max(epochs - 1, 0))
     _check(epochs=epochs, rounds=rounds, fraction=fraction, rewind=rewind)
     layout = Layout.of_model(model, prunable)
     network = unwrapped(model)

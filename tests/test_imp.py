@@ -87,6 +87,12 @@ def test_default_rewind_is_a_twentieth_of_the_epochs():
     calls = []
     lpk.imp(make_network(), lambda m, a, b: calls.append((a, b)), epochs=182, rounds=1, progress=False)
     assert calls == [(0, 9), (9, 182), (9, 182)]
+    for epochs, rewind in ((1, 0), (2, 1), (3, 1)):
+        calls.clear()
+        lpk.imp(make_network(), lambda m, a, b: calls.append((a, b)), epochs=epochs, rounds=1, progress=False)
+        assert calls[-1] == (rewind, epochs)
+    with pytest.raises(ValueError, match="epochs is 0"):
+        lpk.imp(make_network(), lambda m, a, b: None, epochs=0)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "kept"])
@@ -301,6 +307,12 @@ def test_store_in_use_is_refused(images, tmp_path):
         lpk.imp(make_network(), train, store=tmp_path, **OPTIONS)
     release.set()
     worker.join()
+
+
+def test_a_file_in_the_place_of_the_store_is_named(images, tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(NotADirectoryError, match="run is a file; a directory is needed"):
+        lpk.imp(make_network(), sgd(*images), store=tmp_path / "run", **OPTIONS)
 
 
 def test_damaged_checkpoint_is_named(tmp_path):
