@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all, tensors that carry a digest, and the lock on a directory."""
+"""Files replaced whole or not at all, tensors that carry a digest, nested states, and the lock on a directory."""
 
 from __future__ import annotations
 
@@ -109,6 +109,43 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Metadata]:
     if digest(tensors) != seal:
         raise FileDamaged(f"{path} was altered: its content does not match its digest")
     return tensors, metadata
+
+
+def taken_apart(value: object, tensors: dict[str, Tensor], name: str) -> Any:
+    """Nested dicts, lists and tuples as JSON for `put_together`; their tensors are put into `tensors`, by number.
+
+    Raises TypeError, calling the value `name`, for what is neither these nor a number, a string or None.
+    """
+    if isinstance(value, Tensor):
+        number = str(len(tensors))
+        tensors[number] = value
+        return {"tensor": number}
+    if isinstance(value, Mapping):  # as pairs: JSON has no keys but strings
+        items = [[taken_apart(k, tensors, name), taken_apart(v, tensors, f"{name}[{k!r}]")] for k, v in value.items()]
+        return {"dict": items}
+    if isinstance(value, list | tuple):
+        parts = [taken_apart(part, tensors, f"{name}[{i}]") for i, part in enumerate(value)]
+        return {"list" if isinstance(value, list) else "tuple": parts}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(
+        f"{name} is a {type(value).__name__}; tensors, numbers, strings, None, and dicts, lists and tuples of these "
+        "can be stored"
+    )
+
+
+def put_together(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What `taken_apart` took apart."""
+    match tree:
+        case {"tensor": number}:
+            return tensors[number]
+        case {"dict": items}:
+            return {put_together(key, tensors): put_together(value, tensors) for key, value in items}
+        case {"list": parts}:
+            return [put_together(part, tensors) for part in parts]
+        case {"tuple": parts}:
+            return tuple(put_together(part, tensors) for part in parts)
+    return tree
 
 
 def inside(directory: Path, name: object) -> Path:

@@ -26,12 +26,15 @@ CHECKPOINT = "checkpoint.safetensors"
 
 @runtime_checkable
 class Resumable(Protocol):
-    """A `train` that can go on at any epoch: `lpk.Trainer`, or a user's own with these methods."""
+    """A `train` that can go on at any epoch: `lpk.Trainer`, or a user's own with these methods.
+
+    `state_dict` returns a dict of tensors, numbers, strings and None, nested as an optimizer's is.
+    """
 
     def __call__(self, model: nn.Module, start: int, stop: int) -> object: ...
     def start_round(self, round: int) -> None: ...
-    def state_dict(self) -> dict[str, Tensor]: ...
-    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def imp(
@@ -171,11 +174,17 @@ class _Run:
         if self.store:
             (self.store.directory / CHECKPOINT).unlink(missing_ok=True)
 
-    def _save(self, name: str, extra: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-        if self.store:
-            state = {k: v for k, v in self.model.state_dict().items() if k not in self.layout.aliases}
-            tensors = {f"model.{k}": v for k, v in state.items()} | {f"train.{k}": v for k, v in extra.items()}
-            files.save_tensors(self.store.directory / name, tensors, metadata)
+    def _save(self, name: str, metadata: Mapping[str, Any], train: Resumable | None = None) -> None:
+        """Stores the network and, where it is given, what `train` has to know to go on."""
+        if self.store is None:
+            return
+        state = {k: v for k, v in self.model.state_dict().items() if k not in self.layout.aliases}
+        tensors = {f"model.{k}": v for k, v in state.items()}
+        if train is not None:
+            own: StateDict = {}
+            metadata = {**metadata, "train": files.taken_apart(train.state_dict(), own, "train.state_dict()")}
+            tensors |= {f"train.{k}": v for k, v in own.items()}
+        files.save_tensors(self.store.directory / name, tensors, metadata)
 
     def _load(self, path: Path) -> tuple[StateDict, dict[str, Any]]:
         tensors, metadata = files.load_tensors(path)
@@ -183,7 +192,8 @@ class _Run:
         if problem := self.layout.difference(state):
             raise files.FileDamaged(f"{path} does not fit the network: {problem}")
         state |= {alias: state[name] for alias, name in self.layout.aliases.items()}
-        metadata["train"] = {k.removeprefix("train."): v for k, v in tensors.items() if k.startswith("train.")}
+        own = {k.removeprefix("train."): v for k, v in tensors.items() if k.startswith("train.")}
+        metadata["train"] = files.put_together(metadata.get("train"), own)
         return state, metadata
 
     # --- training -----------------------------------------------------------------------------------------------------
@@ -213,7 +223,7 @@ class _Run:
                 if round_ == 0 and end == rewind:
                     self._remember_rewind()
                 if isinstance(self.train, Resumable) and end < epochs:
-                    self._save(CHECKPOINT, self.train.state_dict(), {"round": round_, "epoch": end})
+                    self._save(CHECKPOINT, {"round": round_, "epoch": end}, self.train)
                 bar.advance(end - begin)
         try:
             ticket = Ticket.of(round_, self.layout, self.model.state_dict(), mask)
@@ -236,7 +246,7 @@ class _Run:
 
     def _remember_rewind(self) -> None:
         self.rewind_state = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        self._save(REWIND, {}, {"epoch": self.settings["rewind"]})
+        self._save(REWIND, {"epoch": self.settings["rewind"]})
 
     def _resume(self, round_: int) -> int | None:
         """Takes up the checkpoint of this round; returns the epoch to go on with."""

@@ -247,6 +247,52 @@ def test_trainer_goes_on_from_the_last_finished_epoch(tmp_path, epochs):
     assert not (tmp_path / CHECKPOINT).exists()
 
 
+class WithOptimizer:
+    """A Resumable whose state is its optimizer's: dicts in dicts, lists and tuples, numbers as keys."""
+
+    def __init__(self, images, epochs=None):
+        self.images, self.left = images, epochs
+
+    def start_round(self, round):
+        self.state = None
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state = state
+
+    def __call__(self, model, start, stop):
+        if self.left == 0:
+            raise Stop
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01, amsgrad=True)
+        if self.state is not None:
+            optimizer.load_state_dict(self.state)
+        nn.functional.cross_entropy(model(self.images[0]), self.images[1]).backward()
+        optimizer.step()
+        model.zero_grad()
+        self.state = optimizer.state_dict()
+        self.left = None if self.left is None else self.left - 1
+
+
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_the_state_of_an_optimizer_is_stored(images, tmp_path, epochs):
+    whole = lpk.imp(make_network(), WithOptimizer(images), **OPTIONS)
+    with pytest.raises(Stop):
+        lpk.imp(make_network(), WithOptimizer(images, epochs), store=tmp_path, **OPTIONS)
+    resumed = WithOptimizer(images, 3 + 3 * 2 - epochs)
+    assert same(lpk.imp(make_network(9), resumed, store=tmp_path, **OPTIONS), whole)
+
+
+def test_a_state_that_cannot_be_stored_is_named(images, tmp_path):
+    class Bad(WithOptimizer):
+        def state_dict(self):
+            return {"schedule": [{"at": make_network}]}
+
+    with pytest.raises(TypeError, match=r"train\.state_dict\(\)\['schedule'\]\[0\]\['at'\] is a function"):
+        lpk.imp(make_network(), Bad(images), store=tmp_path, **OPTIONS)
+
+
 def test_finished_run_is_not_trained_again(images, tmp_path):
     first = lpk.imp(make_network(), sgd(*images), store=tmp_path, **OPTIONS)
 
