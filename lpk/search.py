@@ -55,7 +55,7 @@ BACKENDS = ("auto", "torch", "sparse")
 
 
 def pool(
-    tickets: Tickets | str | Path | Sequence[dict[str, Tensor]],
+    tickets: Tickets | str | Path | Sequence[Ticket | dict[str, Tensor]],
     target: int | None = None,
     *,
     model: nn.Module,
@@ -80,7 +80,8 @@ def pool(
     """Makes a ticket stronger with the other tickets of its run, at the same sparsity (Algorithm 2).
 
     Args:
-        tickets: of one network, ordered by round; a directory of them; or plain state dicts, dense to sparse.
+        tickets: of one network, ordered by round; a directory of them; or a list, dense to sparse, of tickets or of
+            plain state dicts, whose rounds are counted in the list.
         target: the round of the ticket to improve; None: every ticket, one after the other.
         model: the network the tickets belong to; its weights are not used and it is not changed.
         validation: held-out samples that pick: (inputs, integer labels) or a DataLoader of such batches.
@@ -118,7 +119,11 @@ def pool(
     if isinstance(tickets, str | Path):
         tickets = Tickets.load(tickets)
     elif not isinstance(tickets, Tickets):
-        tickets = Tickets.from_state_dicts(tickets)
+        own = [ticket for ticket in tickets if isinstance(ticket, Ticket)]
+        states = [state for state in tickets if not isinstance(state, Ticket)]
+        if own and states:
+            raise ValueError("tickets and state dicts are mixed; a list of either is possible")
+        tickets = Tickets.counted(own) if own else Tickets.from_state_dicts(states)
     coefficients = tuple(float(c) for c in coefficients)
     _check_options(
         method=(method, METHODS), prune=(prune, PRUNE), search=(search, SEARCHES), backend=(backend, BACKENDS)

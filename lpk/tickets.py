@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -72,7 +72,7 @@ class Ticket:
 
 
 class Tickets(Sequence[Ticket]):
-    """Tickets of one network, ordered by round; index i is round i."""
+    """Tickets of one network, ordered by round; index i is round i. A slice has its rounds counted anew."""
 
     def __init__(self, tickets: Iterable[Ticket]) -> None:
         self._tickets = tuple(tickets)
@@ -89,6 +89,11 @@ class Tickets(Sequence[Ticket]):
                     "tickets come in the order of their rounds, dense to sparse"
                 )
 
+    @classmethod
+    def counted(cls, tickets: Iterable[Ticket]) -> Tickets:
+        """These tickets, dense to sparse, as rounds 0, 1, 2, …, whatever rounds they came from."""
+        return cls(replace(ticket, round=i) for i, ticket in enumerate(tickets))
+
     @property
     def layout(self) -> Layout:
         return self._tickets[0].layout
@@ -96,9 +101,9 @@ class Tickets(Sequence[Ticket]):
     @overload
     def __getitem__(self, index: int) -> Ticket: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Ticket]: ...
-    def __getitem__(self, index: int | slice) -> Ticket | Sequence[Ticket]:
-        return self._tickets[index]
+    def __getitem__(self, index: slice) -> Tickets: ...
+    def __getitem__(self, index: int | slice) -> Ticket | Tickets:
+        return self.counted(self._tickets[index]) if isinstance(index, slice) else self._tickets[index]
 
     def __len__(self) -> int:
         return len(self._tickets)

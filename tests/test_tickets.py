@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
+import lpk
 from lpk import files
 from lpk.tickets import MANIFEST, MASK, Tickets
 from tests.conftest import make_network
@@ -29,6 +30,31 @@ def test_saved_tickets_load_the_same(tickets, tmp_path):
     tickets.save(tmp_path / "run")
     assert same(Tickets.load(tmp_path / "run"), tickets)
     assert [t.keep for t in Tickets.load(tmp_path / "run")] == [t.keep for t in tickets]
+
+
+def test_a_slice_is_tickets_whose_rounds_count_anew(tickets, tmp_path):
+    sparse = tickets[1::2]
+    assert isinstance(sparse, Tickets) and [ticket.round for ticket in sparse] == [0, 1]
+    assert [ticket.round for ticket in tickets] == [0, 1, 2, 3, 4], "the tickets themselves were changed"
+    assert torch.equal(sparse[1].mask, tickets[3].mask) and sparse[1].flat is tickets[3].flat
+    sparse.save(tmp_path)
+    assert same(Tickets.load(tmp_path), sparse)
+    with pytest.raises(ValueError, match="dense to sparse"):
+        tickets[::-1]
+    with pytest.raises(ValueError, match="no tickets"):
+        tickets[5:]
+
+
+def test_a_slice_and_a_list_of_tickets_are_pooled_alike(tickets, validation, calibration):
+    def pool(given):
+        return lpk.pool(given, 1, model=make_network(), validation=validation, calibration=calibration, progress=False)
+
+    expected = pool(tickets[2:4])
+    assert expected.round == 1 and expected.keep == tickets[3].keep
+    for given in ([tickets[2], tickets[3]], [tickets[2].state_dict(), tickets[3].state_dict()]):
+        assert torch.equal(pool(given).flat.weights, expected.flat.weights)
+    with pytest.raises(ValueError, match="tickets and state dicts are mixed"):
+        pool([tickets[2], tickets[3].state_dict()])
 
 
 def test_a_ticket_file_is_a_plain_state_dict_and_a_mask(tickets, tmp_path):

@@ -32,7 +32,7 @@ def _measure(subject: Subject, sparser: int) -> Found:
         "density": ticket.density,
         "ticket": subject.predict(ticket.flat).accuracy,
         "averages": [
-            subject.interpolate(ticket, denser, 0.5, ticket.keep).accuracy for denser in subject.tickets[:sparser]
+            subject.interpolate(ticket, subject.tickets[denser], 0.5, ticket.keep).accuracy for denser in range(sparser)
         ],
     }
 
