@@ -303,7 +303,7 @@ def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
 
     Args:
         prunable: a predicate (name, parameter) -> bool, a collection of names, or None for the weights of convolutions
-            and linear layers, the last linear layer and frozen ones (requires_grad False) excepted.
+            and linear layers, the last linear layer excepted.
 
     Raises ValueError for a name that the model does not have and, where `prunable` is None, for a layer whose weight is
     computed from other parameters.
@@ -311,13 +311,12 @@ def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
     model = unwrapped(model)
     if prunable is None:
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        layers = [*convolutions(model), *_weights(model, (nn.Linear,))[:-1]]
-        if computed := [name for name in layers if name not in parameters]:
+        chosen: Collection[str] = [*convolutions(model), *_weights(model, (nn.Linear,))[:-1]]
+        if computed := [name for name in chosen if name not in parameters]:
             raise ValueError(
                 f"{computed[0]!r} is computed from other parameters: {_undo(model, computed[0])}, or name what is to "
                 "be pruned by `prunable`"
             )
-        chosen: Collection[str] = {name for name in layers if parameters[name].requires_grad}
     elif isinstance(prunable, str):
         raise TypeError(f"prunable is the string {prunable!r}; a predicate or a collection of names is needed")
     elif callable(prunable):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from lpk import files, ops
-from lpk.flat import Layout, Prunable, StateDict, unwrapped
+from lpk.flat import Layout, Prunable, StateDict, prunable_names, unwrapped
 from lpk.progress import Progress
 from lpk.tickets import Ticket, Tickets, TicketStore
 from lpk.train import stream
@@ -84,9 +84,8 @@ def imp(
     if rewind is None:
         rewind = min(max(1, round(0.05 * epochs)), max(epochs - 1, 0))
     _check(epochs=epochs, rounds=rounds, fraction=fraction, rewind=rewind)
-    layout = Layout.of_model(model, prunable)
     network = unwrapped(model)
-    _check_trainable(network, layout)
+    layout = Layout.of_model(network, _trainable(network, prunable))
     settings = {"epochs": epochs, "rounds": rounds, "fraction": fraction, "rewind": rewind, "seed": seed}
     with contextlib.ExitStack() as stack:
         run = _Run(model, train, layout, settings)
@@ -320,10 +319,13 @@ def _check(*, epochs: int, rounds: int, fraction: float, rewind: int) -> None:
         raise ValueError(f"rewind is {rewind}; an epoch from 0 to {epochs - 1} is possible")
 
 
-def _check_trainable(model: nn.Module, layout: Layout) -> None:
-    for name in layout.prunable:
-        if not model.get_parameter(name).requires_grad:
-            raise ValueError(
-                f"{name!r} is to be pruned, but it is frozen (requires_grad is False), so that no round would train "
-                "it: leave it out of `prunable`, or call requires_grad_(True)"
-            )
+def _trainable(model: nn.Module, prunable: Prunable) -> list[str]:
+    """The names of the prunable parameters. Frozen ones are left out by default, and refused where they are chosen."""
+    names = prunable_names(model, prunable)
+    frozen = [name for name in names if not model.get_parameter(name).requires_grad]
+    if frozen and prunable is not None:
+        raise ValueError(
+            f"{frozen[0]!r} is to be pruned, but it is frozen (requires_grad is False), so that no round would train "
+            "it: leave it out of `prunable`, or call requires_grad_(True)"
+        )
+    return [name for name in names if name not in frozen]

@@ -17,14 +17,9 @@ def test_default_prunes_convolutions_and_linear_layers_but_the_last():
     assert prunable_names(model, {"3.weight"}) == ["3.weight"]
 
 
-def test_default_leaves_frozen_weights_out():
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
-    model[2].weight = model[1].weight  # tied: either name may be meant
-    assert prunable_names(model) == ["0.weight", "1.weight", "2.weight"]
-    model[0].requires_grad_(False)
-    assert prunable_names(model) == ["1.weight", "2.weight"]
-    model[3].requires_grad_(False)
-    assert prunable_names(model) == ["1.weight", "2.weight"], "the last linear layer is the last, frozen or not"
+def test_a_network_for_inference_has_the_same_layout(network):
+    expected = Layout.of_model(network)
+    assert Layout.of_model(network.requires_grad_(False)) == expected, "freezing is the business of lpk.imp"
 
 
 @pytest.mark.parametrize(

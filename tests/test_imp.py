@@ -181,6 +181,8 @@ def test_frozen_weights_are_left_alone(images):
     for prunable in (["0.weight", "3.weight"], lambda name, parameter: parameter.dim() == 4):
         with pytest.raises(ValueError, match=r"'0\.weight' is to be pruned, but it is frozen"):
             lpk.imp(network, sgd(*images), prunable=prunable, **OPTIONS)
+    with pytest.raises(ValueError, match="nothing is prunable"):
+        lpk.imp(network.requires_grad_(False), sgd(*images), **OPTIONS)
 
 
 def test_no_hook_stays_behind(images):
