@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpk.flat import batchnorms
+from lpk.tracing import trace
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
@@ -120,7 +121,7 @@ class Folded:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.network = fx.symbolic_trace(model)
+        self.network = trace(model)
         self._pairs = [_fold(self.network, *nodes) for nodes in _foldable(self.network)]
         self.network.recompile()
         self.update()

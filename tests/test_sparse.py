@@ -3,6 +3,8 @@
 import copy
 import gc
 import itertools
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import hypothesis
 import hypothesis.strategies as st
@@ -399,6 +401,45 @@ def test_weights_stay_where_pytorch_evaluates_inputs_of_another_shape():
         inputs = torch.randn(shape)
         with torch.no_grad():
             torch.testing.assert_close(made(inputs), network(inputs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (3, 12, 20)])
+def test_called_from_several_threads(shape):
+    network = pruned(models.build("small-resnet", classes=10, shape=(3, 16, 16)), 0.3)
+    made, inputs = sparse.sparsify(network), torch.randn(8, 2, *shape)
+    with torch.no_grad():
+        expected = [network(x) for x in inputs]
+    with ThreadPoolExecutor(4) as threads:
+        outputs = list(threads.map(made, inputs.repeat(25, 1, 1, 1, 1)))
+    for i, output in enumerate(outputs):
+        torch.testing.assert_close(output, expected[i % 8], rtol=1e-4, atol=1e-4)
+
+
+def test_networks_are_traced_in_several_threads():
+    """torch.fx replaces nn.Module.__call__ meanwhile, in the whole process."""
+    inputs = torch.randn(2, 3, 6, 5)
+    networks = [Shared().eval() for _ in range(24)]
+    with torch.no_grad(), ThreadPoolExecutor(4) as threads:
+        outputs = list(threads.map(lambda network: lpk.sparsify(network)(inputs), networks))
+        for network, output in zip(networks, outputs, strict=True):
+            torch.testing.assert_close(output, network(inputs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
+@pytest.mark.parametrize("called", [False, True])
+def test_copied(copied, called, tmp_path):
+    network = pruned(nn.Sequential(nn.Linear(500, 500), nn.ReLU(), nn.Linear(500, 2)), 0.05)
+    inputs = torch.randn(3, 500)
+    made = lpk.sparsify(network)
+    if called:
+        made(inputs)
+    before = memory()
+    copy_of_it = copied(made)
+    assert memory() - before < 0.2 * 4 * 500 * 500
+    assert torch.equal(copy_of_it(inputs), made(inputs))
+    copy_of_it.save(tmp_path / "network")
+    state, _ = sparse.load_sparse(tmp_path / "network")
+    assert all(torch.equal(state[name], tensor) for name, tensor in network.state_dict().items())
 
 
 def test_bad_input_is_named(network):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,9 @@ class Sparse(nn.Module):
     Maps float32 inputs [B, ...] on the CPU to what the model returns in evaluation mode, up to rounding; the bits do
     not depend on the number of threads. It has no gradients and no parameters: its values are those the model had.
     It holds of the pruned weights what remains of them, and that packed for the engine once it was called.
+
+    Threads may call it at once: their calls run one after the other, since they share the memory for activations. A
+    copy (copy.deepcopy, pickle) has its own, which its first call makes.
     """
 
     def __init__(self, model: nn.Module, remaining: Mapping[str, Remaining], fallback: str) -> None:
@@ -35,12 +40,12 @@ class Sparse(nn.Module):
         self._model = (model,)  # in a tuple, so that it is no submodule: train() and to() must not reach it
         self.fallback = fallback
         self._networks: dict[Shape, Network | None] = {}
+        self._lock = threading.Lock()
         state = model.state_dict(keep_vars=True)
-        self._remaining = {id(state[name]): part for name, part in remaining.items()}
-        self._gone = {id(state[name]) for name in remaining if _can_go(model, name)}
-        for name in remaining:
-            if id(state[name]) in self._gone:
-                state[name].data = _nothing(state[name])
+        self._remaining = {state[name]: part for name, part in remaining.items()}
+        self._gone = {state[name] for name in remaining if _can_go(model, name)}
+        for tensor in self._gone:
+            tensor.data = _nothing(tensor)
 
     def forward(self, inputs: Tensor) -> Tensor:
         if inputs.requires_grad and torch.is_grad_enabled():
@@ -48,11 +53,12 @@ class Sparse(nn.Module):
         if inputs.dtype != torch.float32 or inputs.device.type != "cpu":
             raise TypeError(f"inputs are {inputs.dtype} on {inputs.device}; float32 on the CPU is needed")
         shape = tuple(inputs.shape[1:])
-        if shape not in self._networks:
-            self._networks[shape] = self._network(shape)
-        network = self._networks[shape]
-        if network is not None:
-            return network(inputs)
+        with self._lock:
+            if shape not in self._networks:
+                self._networks[shape] = self._network(shape)
+            network = self._networks[shape]
+            if network is not None:
+                return network(inputs)
         with torch.inference_mode():
             output: Tensor = self._model[0](inputs)
         return output.clone()
@@ -60,9 +66,24 @@ class Sparse(nn.Module):
     def save(self, path: str | Path) -> None:
         """Writes the network as `save_sparse` does: `sparsify(model, path)` reads it. Raises OSError."""
         state = self._model[0].state_dict(keep_vars=True)
-        dense = {key: part.dense() for key, part in self._remaining.items() if key in self._gone}
-        masks = {name: self._remaining[id(t)].mask() for name, t in state.items() if id(t) in self._remaining}
-        save_sparse(path, {name: dense.get(id(t), t.detach()) for name, t in state.items()}, masks)
+        with self._lock:
+            values = {tensor: self._read(tensor) for tensor in set(state.values())}
+        masks = {name: self._remaining[tensor].mask() for name, tensor in state.items() if tensor in self._remaining}
+        save_sparse(path, {name: values[tensor] for name, tensor in state.items()}, masks)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_networks": {}, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state | {"_lock": threading.Lock()})
+
+    @torch.inference_mode(False)
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sparse:
+        made = Sparse.__new__(Sparse)
+        with self._lock:
+            memo |= _empty(self._gone)
+            made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return made
 
     def _network(self, shape: Shape) -> Network | None:
         model = self._model[0]
@@ -77,14 +98,14 @@ class Sparse(nn.Module):
         return network
 
     def _read(self, weight: Tensor) -> Tensor:
-        return self._remaining[id(weight)].dense() if id(weight) in self._gone else weight.detach()
+        return self._remaining[weight].dense() if weight in self._gone else weight.detach()
 
     def _restore(self, tensors: Iterable[Tensor]) -> None:
         """The values of tensors that PyTorch reads."""
         for tensor in tensors:
-            if id(tensor) in self._gone:
-                tensor.data = self._remaining[id(tensor)].dense()
-                self._gone.remove(id(tensor))
+            if tensor in self._gone:
+                tensor.data = self._remaining[tensor].dense()
+                self._gone.remove(tensor)
 
 
 @torch.inference_mode(False)  # ordinary tensors, whatever mode it is called and evaluated in
@@ -133,9 +154,8 @@ def _copy_of_what_remains(model: nn.Module) -> tuple[nn.Module, dict[str, Remain
         model = plain_copy(model)
         return model, _remaining(model)
     remaining = _remaining(model)
-    weights = {name: p for name, p in model.named_parameters() if name in remaining and _can_go(model, name)}
-    empty: dict[int, object] = {id(p): nn.Parameter(_nothing(p), requires_grad=False) for p in weights.values()}
-    return copy.deepcopy(model, empty), remaining
+    weights = [p for name, p in model.named_parameters() if name in remaining and _can_go(model, name)]
+    return copy.deepcopy(model, _empty(weights)), remaining
 
 
 def _remaining(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> dict[str, Remaining]:
@@ -157,6 +177,11 @@ def _can_go(model: nn.Module, name: str) -> bool:
 def _nothing(tensor: Tensor) -> Tensor:
     """Zeros of the tensor's shape that take no memory: a network can be traced with them."""
     return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+
+
+def _empty(weights: Iterable[Tensor]) -> dict[int, Any]:
+    """For copy.deepcopy: instead of these it makes parameters that take no memory."""
+    return {id(weight): nn.Parameter(_nothing(weight), requires_grad=False) for weight in weights}
 
 
 def _values(

@@ -12,6 +12,8 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
+from lpk import tracing
+
 Shape = tuple[int, ...]  # of one sample: (channels, height, width), or (features,)
 
 
@@ -110,7 +112,7 @@ def trace(model: nn.Module, shape: Shape) -> Plan:
     Raises NotSupported for a model that torch.fx can't trace, and for one that does not return a tensor for each batch.
     """
     try:
-        graph = fx.symbolic_trace(model)
+        graph = tracing.trace(model)
         device = next((parameter.device for parameter in model.parameters()), None)
         ShapeProp(graph).propagate(torch.zeros(2, *shape, device=device))
     except Exception as error:  # whatever a stranger's forward raises when it is given a proxy
