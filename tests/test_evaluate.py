@@ -392,6 +392,16 @@ class Sigmoid(nn.Module):
         return self.body(torch.sigmoid(x))
 
 
+class Viewed(Sigmoid):
+    """A network that asks for sizes, as CIFAR's networks do before their last layer."""
+
+    def forward(self, x):
+        for layer in list(self.body)[:6]:
+            x = layer(x)
+        x = nn.functional.avg_pool2d(x, x.size(3))
+        return self.body[8](x.view(x.size(0), -1))
+
+
 class Untraceable(Sigmoid):
     def forward(self, x):
         return self.body(x if x.sum() > 0 else -x)
@@ -403,6 +413,7 @@ class Untraceable(Sigmoid):
         ("auto", make_network, "sparse"),
         ("sparse", make_network, "sparse"),
         ("torch", make_network, "torch"),
+        ("auto", Viewed, "sparse"),
         ("auto", Sigmoid, "torch"),
         ("sparse", Sigmoid, "sparse"),
         ("auto", Untraceable, "torch"),

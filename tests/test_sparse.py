@@ -49,7 +49,7 @@ def test_networks_by_name(name, density, batch):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet50", "squeezenet1_1"])
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet50", "squeezenet1_1", "shufflenet_v2_x0_5"])
 def test_networks_of_torchvision(name, batch):
     torch.manual_seed(0)
     network = pruned(getattr(torchvision.models, name)(num_classes=10), 0.3)
@@ -173,6 +173,50 @@ def broadcast(m, x):
     return x + F.adaptive_avg_pool2d(x, 1)
 
 
+def chunked(m, x):
+    a, b = m.conv(x).chunk(2, 1)
+    return torch.cat((b.relu(), torch.sigmoid(a)), 1)
+
+
+def channels_shuffled(m, x):
+    batch, channels, height, width = m.conv(x).size()
+    x = m.conv(x).view(batch, 2, channels // 2, height, width).transpose(1, 2)
+    return m.second(x.reshape(batch, -1, height, width))
+
+
+def weights_of_weights(m, x):
+    weight = m.conv.weight - m.conv.weight.mean(dim=(1, 2, 3), keepdim=True)
+    return m.second(F.conv2d(x, weight, m.conv.bias, padding=m.conv.weight.size(2) // 2))
+
+
+def a_number_of_samples(m, x):
+    x = m.conv(x)
+    return m.second(x * x.size(0) + x.new_zeros(x.shape[0], 1, 1, 1))
+
+
+def samples_together(m, x):
+    x = m.conv(x)
+    return m.second(x - x.mean(0)) + F.batch_norm(x, None, None, training=True)
+
+
+def compared(m, x):
+    x = m.conv(x)
+    large = x > x.flatten(2).mean(2)[:, :, None, None]
+    return m.second(x.masked_fill(large & (x < 1), 0.5)) + large * 1.0
+
+
+def changed_in_place(m, x):
+    x = m.conv(x)
+    y = torch.sigmoid(x)
+    x.mul_(0.5)
+    return m.second(F.hardswish(y, inplace=True)) + y + x
+
+
+def of_three_dimensions(m, x):
+    x = m.conv(x).flatten(2).transpose(1, 2)
+    return F.softmax(x, 2).mean(1)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 20])
 @pytest.mark.parametrize(
     "forward",
@@ -190,11 +234,53 @@ def broadcast(m, x):
         flattened,
         sliced,
         broadcast,
+        chunked,
+        channels_shuffled,
+        weights_of_weights,
+        a_number_of_samples,
+        samples_together,
+        compared,
+        changed_in_place,
+        of_three_dimensions,
     ],
 )
 def test_what_forward_functions_do(forward, batch):
     torch.manual_seed(0)
     same(with_random_statistics(Zoo(forward)), torch.randn(batch, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "flatten",
+    [
+        lambda x: x.view(x.size(0), -1),
+        lambda x: x.view(x.size()[0], x.size(1) * x.size(2) * x.size(3)),
+        lambda x: x.reshape(x.shape[0], -1),
+        lambda x: torch.reshape(x, (x.shape[0], -1)),
+        lambda x: x.view(-1, 16),
+        lambda x: x.view([x.size(0), 16]),
+        lambda x: x.flatten(start_dim=1),
+        lambda x: torch.flatten(x, 1, 3),
+    ],
+)
+def test_networks_that_ask_for_sizes_stay_whole(flatten):
+    """How CIFAR's networks end. The engine runs all of them."""
+
+    def forward(m, x):
+        x = F.relu(m.bn(m.conv(x)))
+        return flatten(F.avg_pool2d(m.second(x), x.size(3) // 2))
+
+    torch.manual_seed(0)
+    network = with_random_statistics(Zoo(forward))
+    assert Network(network, (3, 8, 8)).whole
+    for batch in (1, 2, 5, 20):
+        same(network, torch.randn(batch, 3, 8, 8))
+
+
+def test_a_view_that_is_no_flattening():
+    torch.manual_seed(0)
+    network = Zoo(lambda m, x: m.conv(x).view(x.size(0), 2, -1).sum(1)).eval()
+    for batch in (2, 5, 20):
+        same(network, torch.randn(batch, 3, 8, 8))
 
 
 @hypothesis.settings(deadline=None, max_examples=150, derandomize=True)
@@ -320,6 +406,17 @@ def test_in_inference_mode(network):
         torch.testing.assert_close(made(inputs), expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(made(inputs[:2]), expected[:2], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(made(inputs[:3]), expected[:3].clone(), rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_read_before_it_is_changed_in_place_is_not_supported():
+    def forward(m, x):
+        x = m.conv(x)
+        negative = x < 0
+        x.relu_()
+        return x.masked_fill(negative, 1.0)
+
+    with pytest.raises(sparse.NotSupported, match="in place"):
+        lpk.sparsify(Zoo(forward))(torch.randn(2, 3, 8, 8))
 
 
 class Shared(nn.Module):

@@ -100,7 +100,10 @@ class Network:
                 run.calls.clear()
 
     def _parts(self, inputs: Tensor) -> Iterator[Tensor]:
-        """Groups of whole blocks, and what is left over."""
+        """Groups of whole blocks, and what is left over; all at once where samples may depend on each other."""
+        if self.plan.mixes:
+            yield inputs
+            return
         group = _group(self.plan, torch.get_num_threads())
         while len(inputs):
             size = min(group, len(inputs) // IMAGES) * IMAGES or len(inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,12 +10,13 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpk import tracing
 
 Shape = tuple[int, ...]  # of one sample: (channels, height, width), or (features,)
+BATCH = 2  # samples that a model is traced with
 
 
 class NotSupported(ValueError):
@@ -86,10 +88,14 @@ class Relayout(Step):
 
 @dataclass(eq=False)
 class Foreign(Step):
-    """An operation that the engine doesn't know: PyTorch runs it on ordinary tensors. `reads`: those of the model."""
+    """An operation that the engine doesn't know: PyTorch runs it on ordinary tensors.
+
+    `reads`: those of the model. `mixes`: whether an output may depend on more than one sample.
+    """
 
     run: Callable[..., Tensor] = field(kw_only=True)
     reads: tuple[Tensor, ...] = field(kw_only=True)
+    mixes: bool = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,11 @@ class Plan:
         """The model's tensors that PyTorch reads."""
         return [tensor for step in self.steps if isinstance(step, Foreign) for tensor in step.reads]
 
+    @property
+    def mixes(self) -> bool:
+        """Whether the output for a sample may depend on others of its batch."""
+        return any(isinstance(step, Foreign) and step.mixes for step in self.steps)
+
 
 def trace(model: nn.Module, shape: Shape) -> Plan:
     """The plan of a model in evaluation mode for float32 samples of this shape.
@@ -114,7 +125,7 @@ def trace(model: nn.Module, shape: Shape) -> Plan:
     try:
         graph = tracing.trace(model)
         device = next((parameter.device for parameter in model.parameters()), None)
-        ShapeProp(graph).propagate(torch.zeros(2, *shape, device=device))
+        _Results(graph).run(torch.zeros(BATCH, *shape, device=device))
     except Exception as error:  # whatever a stranger's forward raises when it is given a proxy
         raise NotSupported(f"{type(model).__name__} can't be traced for inputs {shape}: {error}") from error
     plan = _Planner(graph).run()
@@ -124,13 +135,28 @@ def trace(model: nn.Module, shape: Shape) -> Plan:
     return plan
 
 
+class _Results(fx.Interpreter):
+    """Notes what each node returns for a batch: tensors without their values."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        n.meta["result"] = fx.node.map_aggregate(result, lambda x: x.to("meta") if isinstance(x, Tensor) else x)
+        return result
+
+
 class _Planner:
-    """Walks the graph once; BatchNorm, additions and activations extend the step before them where that is possible."""
+    """Walks the graph once; BatchNorm, additions and activations extend the step before them where that is possible.
+
+    Only what is one float32 tensor for a batch, of features or images, is a value. The rest (numbers, tuples, what is
+    made of weights alone) is left to those that read it: they compute it in PyTorch.
+    """
 
     def __init__(self, graph: fx.GraphModule) -> None:
         self.graph = graph
         self.modules = dict(graph.named_modules())
         self.values: dict[fx.Node, Value] = {}
+        self.constants: dict[fx.Node, Any] = {}  # numbers, and tuples of them, that are the same for every batch
+        self.left: set[fx.Node] = set()  # to their readers, as far as they depend on the input
         self.steps: list[Step] = []
 
     def run(self) -> Plan:
@@ -142,6 +168,8 @@ class _Planner:
         for node in self.graph.graph.nodes:
             if node.op == "placeholder":
                 if node.users:
+                    if not _is_sample(node):
+                        raise NotSupported(f"samples have the shape {_shape(node)}; (C, H, W) or (F,) is possible")
                     self.values[node] = Value(_shape(node))
             elif node.op == "output":
                 output = node.args[0]
@@ -152,16 +180,43 @@ class _Planner:
         return Plan(self.values[used[0]], self.values[output], self.steps)
 
     def _add(self, node: fx.Node) -> None:
+        if not any(n in self.values or n in self.left for n in node.all_input_nodes):
+            return
+        node.args = fx.map_arg(node.args, lambda n: self.constants.get(n, n))
+        node.kwargs = fx.map_arg(node.kwargs, lambda n: self.constants.get(n, n))
         call = _Call(node, self.modules)
         source = call.source
-        if source is not None and source in self.values and self._known(call, node, source):
-            return
-        self._foreign(node)
+        if not _is_sample(node):
+            self._leave(node)
+        elif source is None or source not in self.values or not self._known(call, node, source):
+            self._foreign(node)
+        if call.inplace and source is not None:
+            self._change(source, node)
+
+    def _leave(self, node: fx.Node) -> None:
+        """Leaves a node to its readers, unless it is a number that is known."""
+        self.left.add(node)
+        if not _tensors(node):
+            results = self._for_batches(node)
+            if results and _is_numbers(results) and results[0] == results[1]:
+                self.constants[node] = results[0]
+
+    def _change(self, source: fx.Node, node: fx.Node) -> None:
+        """A node that changes its source in place: who reads the source from now on reads the node."""
+        waiting = any(n in self.left and _tensors(n) for n in source.users)
+        if source in self.values and node in self.values and not waiting:
+            self.values[source] = self.values[node]
+        elif len(source.users) > 1:
+            raise NotSupported(f"{node.format_node()} changes in place what others read, too")
 
     def _known(self, call: _Call, node: fx.Node, source: fx.Node) -> bool:
         """Adds the engine's step for a call, if it has one."""
         module, function = call.module, call.function
-        if isinstance(module, nn.Dropout | nn.Identity | nn.Dropout2d) or function in (F.dropout, "contiguous"):
+        if call.is_view() and self._flattens(node, source):
+            self._append(node, Flatten([self.values[source]], Value(_shape(node))))
+        elif any(n not in self.values for n in node.all_input_nodes):
+            return False
+        elif isinstance(module, nn.Dropout | nn.Identity | nn.Dropout2d) or function in (F.dropout, "contiguous"):
             if len(source.users) == 1:
                 self.values[node] = self.values[source]
             else:
@@ -171,17 +226,13 @@ class _Planner:
         elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) and module.running_mean is not None:
             self._batchnorm(node, source, module)
         elif (activation := call.activation()) is not None:
-            self._activation(node, source, activation, call.inplace)
-        elif call.is_add() and (other := call.other) is not None and other in self.values:
+            self._activation(node, source, activation)
+        elif call.is_add() and (other := call.other) is not None:
             if _shape(source) != _shape(other):
                 return False
             self._addition(node, source, other)
-            if call.inplace:
-                self.values[source] = self.values[node]
         elif (pool := call.pool(_shape(source))) is not None:
             self._append(node, Pool([self.values[source]], Value(_shape(node)), *pool))
-        elif call.is_flatten():
-            self._append(node, Flatten([self.values[source]], Value(_shape(node))))
         else:
             return False
         return True
@@ -206,14 +257,12 @@ class _Planner:
         else:
             self._append(node, Affine([self.values[source]], Value(_shape(node)), module))
 
-    def _activation(self, node: fx.Node, source: fx.Node, activation: str, inplace: bool) -> None:
+    def _activation(self, node: fx.Node, source: fx.Node, activation: str) -> None:
         if (step := self._extendable(source)) is not None:
             step.activation = activation
             self.values[node] = step.out
         else:
             self._append(node, Affine([self.values[source]], Value(_shape(node)), activation=activation))
-        if inplace:
-            self.values[source] = self.values[node]
 
     def _addition(self, node: fx.Node, a: fx.Node, b: fx.Node) -> None:
         for source, other in ((a, b), (b, a)):
@@ -229,32 +278,54 @@ class _Planner:
         self._append(node, Affine([x, residual], Value(_shape(node)), residual=residual))
 
     def _foreign(self, node: fx.Node) -> None:
-        """PyTorch runs it; its arguments may be values, attributes of the model and numbers."""
-        readers = [n for n in node.all_input_nodes if n in self.values]
-        attributes = {n: operator.attrgetter(str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"}
-        if len(readers) + len(attributes) != len(node.all_input_nodes):
-            raise NotSupported(f"{node.format_node()} can't be run: it reads what is not a tensor")
-        shape = _shape(node)
-        if len(shape) not in (1, 3):
-            raise NotSupported(f"{node.format_node()} returns samples of shape {shape}; (C, H, W) or (F,) is possible")
-        graph = self.graph
+        """PyTorch runs it, after what was left to it."""
+        nodes = self._needed(node)
+        values = [self.values[n] for n in nodes if n in self.values]
+        run, mixes = self._function(nodes), any(self._mixes(n) for n in nodes if n not in self.values)
+        reads = tuple(run.parameters())
+        self._append(node, Foreign(values, Value(_shape(node)), run=run.forward, reads=reads, mixes=mixes))
 
-        def run(*tensors: Tensor) -> Tensor:
-            found = dict(zip(readers, tensors, strict=True)) | {n: get(graph) for n, get in attributes.items()}
-            args = fx.map_arg(node.args, lambda n: found[n])
-            kwargs = fx.map_arg(node.kwargs, lambda n: found[n])
-            if node.op == "call_module":
-                result = self.modules[str(node.target)](*args, **kwargs)
-            elif node.op == "call_method":
-                result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            else:
-                result = node.target(*args, **kwargs)  # type: ignore[operator]
-            assert isinstance(result, Tensor)
-            return result
+    def _needed(self, node: fx.Node) -> list[fx.Node]:
+        """The node last, before it what was left to it, and the values that those read."""
+        needed = {node}
+        for n in reversed(self.graph.graph.nodes):
+            if n in needed and n not in self.values:
+                needed.update(n.all_input_nodes)
+        return [n for n in self.graph.graph.nodes if n in needed]
 
+    def _function(self, nodes: list[fx.Node]) -> fx.GraphModule:
+        """What computes the last of these nodes from those that are values."""
+        graph = fx.Graph()
+        copies = {n: graph.placeholder(n.name) for n in nodes if n in self.values}
+        for n in nodes:
+            if n not in copies:
+                copies[n] = graph.node_copy(n, copies.__getitem__)
+        graph.output(copies[nodes[-1]])
+        return fx.GraphModule(self.graph, graph)
+
+    def _mixes(self, node: fx.Node) -> bool:
+        """Whether what a node returns for one sample may depend on others: on their number, for instance."""
         module = self.modules[str(node.target)] if node.op == "call_module" else None
-        reads = *(get(graph) for get in attributes.values()), *(() if module is None else module.parameters())
-        self._append(node, Foreign([self.values[n] for n in readers], Value(shape), run=run, reads=reads))
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            return True
+        tensors = _tensors(node)
+        return node in self.left and not (tensors and all(t.shape[:1] == (BATCH,) for t in tensors))
+
+    def _for_batches(self, node: fx.Node) -> list[Any]:
+        """What a node returns for a batch and for a larger one, tensors without their values; [] if not known."""
+        nodes = self._needed(node)
+        shapes = [self.values[n].shape for n in nodes if n in self.values]
+        try:
+            run = self._function(nodes)
+            return [run(*(torch.empty(b, *shape, device="meta") for shape in shapes)) for b in (BATCH, BATCH + 1)]
+        except Exception:  # whatever an operation raises that needs values
+            return []
+
+    def _flattens(self, node: fx.Node, source: fx.Node) -> bool:
+        """Whether a view joins all dimensions but the batch's, however large that is."""
+        results = self._for_batches(node)
+        features = math.prod(_shape(source))
+        return [tuple(result.shape) for result in results] == [(BATCH, features), (BATCH + 1, features)]
 
 
 def _is_convolution(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
@@ -282,7 +353,10 @@ class _Call:
     @property
     def inplace(self) -> bool:
         inplace = getattr(self.module, "inplace", False) or self.node.kwargs.get("inplace", False)
-        return bool(inplace) or self.function in (operator.iadd, "relu_", "add_", F.relu_, torch.relu_)
+        name = self.function if isinstance(self.function, str) else getattr(self.function, "__name__", "")
+        if getattr(operator, name, None) is self.function:
+            return name in ("iadd", "isub", "imul", "itruediv")
+        return bool(inplace) or (name.endswith("_") and not name.endswith("__"))
 
     def activation(self) -> str | None:
         if isinstance(self.module, nn.ReLU6) or self.function is F.relu6:
@@ -293,13 +367,9 @@ class _Call:
     def is_add(self) -> bool:
         return self.function in (operator.add, operator.iadd, torch.add, "add", "add_")
 
-    def is_flatten(self) -> bool:
-        if isinstance(self.module, nn.Flatten):
-            return (self.module.start_dim, self.module.end_dim) == (1, -1)
-        return self.function in (torch.flatten, "flatten") and (
-            self.argument(1, "start_dim", 0),
-            self.argument(2, "end_dim", -1),
-        ) == (1, -1)
+    def is_view(self) -> bool:
+        known = (torch.flatten, "flatten", torch.reshape, "reshape", "view")
+        return isinstance(self.module, nn.Flatten) or self.function in known
 
     def pool(self, shape: Shape) -> tuple[str, dict[str, Any]] | None:
         """The kind of pooling and its options; None if it is none that the engine has."""
@@ -348,8 +418,25 @@ def pair(size: Any) -> tuple[int, int]:
     return a, b
 
 
+def _is_sample(node: fx.Node) -> bool:
+    """Whether a node returns features or an image for each sample, as the engine stores them."""
+    result = node.meta["result"]
+    if not isinstance(result, Tensor) or result.dtype != torch.float32:
+        return False
+    return result.dim() in (2, 4) and len(result) == BATCH
+
+
 def _shape(node: fx.Node) -> Shape:
-    meta: Any = node.meta.get("tensor_meta")
-    if not hasattr(meta, "shape") or len(meta.shape) < 2 or meta.shape[0] != 2 or meta.dtype != torch.float32:
-        raise NotSupported(f"{node.format_node()} does not return one float32 tensor for a batch")
-    return tuple(meta.shape[1:])
+    """Of one sample."""
+    return tuple(node.meta["result"].shape[1:])
+
+
+def _tensors(node: fx.Node) -> list[Tensor]:
+    """What a node returns, as far as it is tensors."""
+    found: list[Tensor] = []
+    fx.node.map_aggregate(node.meta["result"], lambda x: found.append(x) if isinstance(x, Tensor) else None)
+    return found
+
+
+def _is_numbers(result: Any) -> bool:
+    return all(map(_is_numbers, result)) if isinstance(result, tuple | list) else isinstance(result, int)
