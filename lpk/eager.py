@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpk.flat import batchnorms
-from lpk.tracing import trace
+from lpk.tracing import hooks, trace
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
@@ -74,6 +74,8 @@ class Eager:
 
     def _fold(self, inputs: Tensor) -> Folded | None:
         """The folded model; None where the model can't be traced, or not so that it computes the same."""
+        if any(not path for path, _ in hooks(self.model)):  # the graph has no hooks of the model itself
+            return None
         try:
             folded = Folded(self.model)
         except Exception:  # whatever a stranger's forward raises when it is given a proxy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import fx, nn
@@ -16,6 +16,16 @@ def trace(model: nn.Module) -> fx.GraphModule:
     """What `torch.fx.symbolic_trace` returns, while other threads may trace and call modules, too."""
     with _one_at_a_time:
         return fx.GraphModule(model, _Tracer().trace(model), type(model).__name__)
+
+
+def hooks(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """The forward hooks and pre-hooks in a model: the path of a module, "" for the model itself, and a hook's name.
+
+    A graph has those of the modules that it calls as a whole; the model's own are not in it.
+    """
+    for path, module in model.named_modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            yield path, getattr(hook, "__qualname__", type(hook).__name__)
 
 
 class _Tracer(fx.Tracer):

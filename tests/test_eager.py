@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from lpk import models
-from lpk.eager import Folded
+from lpk.eager import Eager, Folded
 from lpk.evaluate import Evaluator
 from lpk.flat import Layout
 from tests.conftest import make_images, make_network
@@ -108,6 +108,12 @@ def test_hooks_are_kept():
     network = with_random_statistics(make_network())
     network[1].register_forward_hook(lambda module, inputs, output: 2 * output)
     same(network, torch.randn(2, 1, 6, 6), folded_count=1)
+
+
+def test_hooks_of_the_model_itself_are_kept():
+    network, inputs = with_random_statistics(make_network()), torch.randn(2, 1, 6, 6)
+    network.register_forward_hook(lambda module, inputs, output: 0.999 * output)
+    torch.testing.assert_close(Eager(network)(inputs), network(inputs), rtol=1e-5, atol=1e-5)
 
 
 class DynamicControlFlow(nn.Module):

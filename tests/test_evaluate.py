@@ -402,6 +402,12 @@ class Viewed(Sigmoid):
         return self.body[8](x.view(x.size(0), -1))
 
 
+def hooked():
+    network = make_network()
+    network.register_forward_hook(lambda module, inputs, output: 0.99 * output)
+    return network
+
+
 class Untraceable(Sigmoid):
     def forward(self, x):
         return self.body(x if x.sum() > 0 else -x)
@@ -417,6 +423,7 @@ class Untraceable(Sigmoid):
         ("auto", Sigmoid, "torch"),
         ("sparse", Sigmoid, "sparse"),
         ("auto", Untraceable, "torch"),
+        ("auto", hooked, "torch"),
         ("auto", lambda: make_network().bfloat16(), "torch"),
     ],
 )
@@ -445,6 +452,7 @@ def test_backends_calibrate_alike(network, validation, calibration):
     ("kind", "options", "reason"),
     [
         (Untraceable, {}, "Untraceable can't be traced"),
+        (hooked, {}, "Sequential has the forward hook hooked.<locals>.<lambda>"),
         (make_network, {"autocast": torch.bfloat16}, "it has no autocast"),
         (lambda: make_network().half(), {}, "0.weight is torch.float16"),
     ],

@@ -408,6 +408,11 @@ def test_in_inference_mode(network):
     torch.testing.assert_close(made(inputs[:3]), expected[:3].clone(), rtol=1e-4, atol=1e-5)
 
 
+def test_statistics_of_the_whole_batch():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()).eval()
+    same(network, torch.randn(20, 3, 8, 8))
+
+
 def test_what_was_read_before_it_is_changed_in_place_is_not_supported():
     def forward(m, x):
         x = m.conv(x)
@@ -489,6 +494,21 @@ def test_what_can_not_be_traced_is_an_error_or_runs_in_torch():
         made = lpk.sparsify(network, fallback="torch")
         for part in (inputs, inputs, inputs[:2], inputs):
             assert torch.equal(made(part), network(part))
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize(("path", "name"), [("", "Sequential"), ("1", "1"), ("1.0", "1.0")])
+def test_forward_hooks_are_an_error_or_run_in_torch(path, name, register):
+    def halve(module, *values):
+        return values[-1] / 2 if torch.is_tensor(values[-1]) else values[-1][0] / 2
+
+    network = nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.Linear(8, 2), nn.ReLU())).eval()
+    inputs = torch.randn(3, 6)
+    getattr(network.get_submodule(path), register)(halve)
+    with pytest.raises(sparse.NotSupported, match=f"{name} has the forward hook .*halve"):
+        lpk.sparsify(network)(inputs)
+    with torch.no_grad():
+        assert torch.equal(lpk.sparsify(network, fallback="torch")(inputs), network(inputs))
 
 
 def test_weights_stay_where_pytorch_evaluates_inputs_of_another_shape():

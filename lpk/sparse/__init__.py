@@ -122,8 +122,8 @@ def sparsify(
         model: the network; it is copied. Operations that the engine does not know run in PyTorch in between.
         ticket: the values: a ticket, a pooled network, a state dict, or the path of a file that `save_sparse`,
             `Sparse.save` or `lpk export` wrote; None: the model's own.
-        fallback: "torch" evaluates a network that can't be traced in PyTorch; "error" raises NotSupported, a
-            ValueError, at the first call.
+        fallback: "torch" evaluates a network that can't be traced, or has forward hooks, in PyTorch; "error" raises
+            NotSupported, a ValueError, at the first call.
 
     Raises:
         TypeError: parameters that are not float32.

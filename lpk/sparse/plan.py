@@ -120,8 +120,11 @@ class Plan:
 def trace(model: nn.Module, shape: Shape) -> Plan:
     """The plan of a model in evaluation mode for float32 samples of this shape.
 
-    Raises NotSupported for a model that torch.fx can't trace, and for one that does not return a tensor for each batch.
+    Raises NotSupported for a model that torch.fx can't trace, one with forward hooks, and one that does not return a
+    tensor for each batch.
     """
+    for path, hook in tracing.hooks(model):
+        raise NotSupported(f"{path or type(model).__name__} has the forward hook {hook}, which the engine can't run")
     try:
         graph = tracing.trace(model)
         device = next((parameter.device for parameter in model.parameters()), None)
