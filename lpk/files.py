@@ -94,21 +94,31 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Metadata]:
     """Reads what `save_tensors` wrote. Raises FileNotFoundError, or FileDamaged where a single bit was changed."""
+    metadata, seal = _header(path)
+    tensors = safetensors.torch.load_file(path)
+    if digest(tensors) != seal:
+        raise FileDamaged(f"{path} was altered: its content does not match its digest")
+    return tensors, metadata
+
+
+def load_metadata(path: Path) -> Metadata:
+    """Reads the metadata alone. Raises FileNotFoundError, or FileDamaged where there are none."""
+    return _header(path)[0]
+
+
+def _header(path: Path) -> tuple[Metadata, str]:
+    """The metadata, and the digest of the tensors."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with safetensors.safe_open(path, framework="pt") as file:  # it checks that all tensors are there, too
             header = file.metadata() or {}
-        tensors = safetensors.torch.load_file(path)
         metadata = json.loads(header["lpk"])
-        seal = metadata.pop("digest")
+        return metadata, metadata.pop("digest")
     except (safetensors.SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FileDamaged(f"{path} is damaged or not a safetensors file: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise FileDamaged(f"{path} was not written by lpk, or its header is damaged") from error
-    if digest(tensors) != seal:
-        raise FileDamaged(f"{path} was altered: its content does not match its digest")
-    return tensors, metadata
 
 
 def taken_apart(value: object, tensors: dict[str, Tensor], name: str) -> Any:

@@ -102,6 +102,11 @@ class Pooled:
         }
         files.save_tensors(Path(path), tensors, metadata)
 
+    @staticmethod
+    def wrote(path: str | Path) -> bool:
+        """Whether `save` wrote a file. Raises FileNotFoundError, or lpk.files.FileDamaged for one that is not lpk's."""
+        return "layout" in files.load_metadata(Path(path))
+
     @classmethod
     def load(cls, path: str | Path) -> Pooled:
         """Reads what `save` wrote. Raises FileNotFoundError, or lpk.files.FileDamaged."""

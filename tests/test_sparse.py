@@ -322,7 +322,7 @@ def test_few_images(size, layers, batch):
     same(network.eval(), torch.randn(batch, 3, *size))
 
 
-def test_a_ticket_a_pooled_network_and_a_state_dict(tickets, network, validation):
+def test_a_ticket_a_pooled_network_and_a_state_dict(tickets, network, validation, tmp_path):
     images, _ = validation
     pooled = lpk.pool(tickets, 3, model=network, validation=validation, statistics="leave", progress=False)
     for ticket in (tickets[3], tickets[3].state_dict(), pooled):
@@ -330,6 +330,9 @@ def test_a_ticket_a_pooled_network_and_a_state_dict(tickets, network, validation
         with torch.no_grad():
             expected = network.eval()(images)
         torch.testing.assert_close(lpk.sparsify(make_network(), ticket)(images), expected, rtol=1e-4, atol=1e-5)
+    pooled.save(tmp_path / "pooled.safetensors")
+    for path in (tmp_path / "pooled.safetensors", str(tmp_path / "pooled.safetensors")):
+        torch.testing.assert_close(lpk.sparsify(make_network(1), path)(images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_model_is_copied(network):

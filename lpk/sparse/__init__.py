@@ -121,13 +121,13 @@ def sparsify(
     Args:
         model: the network; it is copied. Operations that the engine does not know run in PyTorch in between.
         ticket: the values: a ticket, a pooled network, a state dict, or the path of a file that `save_sparse`,
-            `Sparse.save` or `lpk export` wrote; None: the model's own.
+            `Sparse.save`, `Pooled.save` or `lpk export` wrote; None: the model's own.
         fallback: "torch" evaluates a network that can't be traced, or has forward hooks, in PyTorch; "error" raises
             NotSupported, a ValueError, at the first call.
 
     Raises:
         TypeError: parameters that are not float32.
-        ValueError: an unknown fallback; lpk.files.FileDamaged, a ValueError: a file that is no sparse network.
+        ValueError: an unknown fallback; lpk.files.FileDamaged, a ValueError: a file of another kind.
         FileNotFoundError: no such file.
         RuntimeError: a ticket of another network.
     """
@@ -189,7 +189,9 @@ def _values(
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor] | None]:
     """The state dict, and the masks where they are known."""
     if isinstance(ticket, str | Path):
-        return load_sparse(ticket)
+        if not Pooled.wrote(ticket):
+            return load_sparse(ticket)
+        ticket = Pooled.load(ticket)
     if isinstance(ticket, Ticket):
         return ticket.state_dict(), ticket.masks()
     if isinstance(ticket, Pooled):
