@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
 from typing import Any
 
+import torch
 from torch import fx, nn
+
+# Whose code is no model's.
+TRACERS = (os.path.dirname(torch.__file__) + os.sep, __file__)
 
 # torch.fx replaces nn.Module.__call__ while it traces: two traces at once would write into each other's graph.
 _one_at_a_time = threading.Lock()
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
-    """What `torch.fx.symbolic_trace` returns, while other threads may trace and call modules, too."""
+    """What `torch.fx.symbolic_trace` returns, while other threads may trace and call modules, too.
+
+    The meta of each node has the `line` of the model's code, as file:number, that made it; None if that is not known.
+
+    Raises ValueError where torch.fx can't trace the model, with the line that it fails at.
+    """
     with _one_at_a_time:
-        return fx.GraphModule(model, _Tracer().trace(model), type(model).__name__)
+        try:
+            graph = _Tracer().trace(model)
+        except Exception as error:  # whatever a stranger's forward raises when it is given a proxy
+            line = _line(reversed(list(traceback.walk_tb(error.__traceback__))))
+            raise ValueError(f"{error} ({line})" if line else str(error)) from error
+        return fx.GraphModule(model, graph, type(model).__name__)
 
 
 def hooks(model: nn.Module) -> Iterator[tuple[str, str]]:
@@ -35,6 +53,11 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.thread = threading.get_ident()
 
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["line"] = _line(traceback.walk_stack(sys._getframe()))
+        return node
+
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -46,3 +69,13 @@ class _Tracer(fx.Tracer):
         if threading.get_ident() != self.thread:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+def _line(frames: Iterable[tuple[FrameType, int]]) -> str | None:
+    """The innermost line of the model's own code among frames, the innermost of which is first."""
+    for frame, number in frames:
+        if frame.f_code is trace.__code__:
+            return None
+        if not frame.f_code.co_filename.startswith(TRACERS):
+            return f"{frame.f_code.co_filename}:{number}"
+    return None

@@ -514,6 +514,49 @@ def test_forward_hooks_are_an_error_or_run_in_torch(path, name, register):
         assert torch.equal(lpk.sparsify(network, fallback="torch")(inputs), network(inputs))
 
 
+def asks_for_values(m, x):
+    return m.conv(x) if x.sum() > 0 else x
+
+
+def changes_what_is_read(m, x):
+    x = m.conv(x)
+    return (x < 0) * F.relu_(x)
+
+
+def returns_two(m, x):
+    return m.conv(x), x
+
+
+def returns_pixels(m, x):
+    return m.conv(x).flatten(2)
+
+
+def fails(m, x):
+    return m.conv(x).view(7, 5)
+
+
+def fails_in_a_layer(m, x):
+    return m.bn(x)
+
+
+@pytest.mark.parametrize(
+    ("forward", "message", "helps"),
+    [
+        (asks_for_values, r"Zoo can't be traced for inputs \(3, 8, 8\): .*control flow \(.*test_sparse.py:\d+\)", True),
+        (changes_what_is_read, r"relu_ \(.*test_sparse.py:\d+\) changes in place", True),
+        (returns_two, "the model returns a value of type tuple", True),
+        (returns_pixels, r"the model returns torch.float32 of the shape \[2, 4, 64\]", True),
+        (fails, r"can't be traced.* view \(.*test_sparse.py:\d+\) fails: shape '\[7, 5\]' is invalid", False),
+        (fails_in_a_layer, r"can't be traced.* bn fails: ", False),
+    ],
+)
+def test_what_is_not_supported_is_named(forward, message, helps):
+    with pytest.raises(sparse.NotSupported, match=message) as raised:
+        lpk.sparsify(Zoo(forward))(torch.randn(3, 3, 8, 8))
+    assert ('fallback="torch"' in str(raised.value)) == helps
+    assert "num_users" not in str(raised.value) and "\n" not in str(raised.value)
+
+
 def test_weights_stay_where_pytorch_evaluates_inputs_of_another_shape():
     network = pruned(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 2)), 0.5)
     made = lpk.sparsify(network, fallback="torch")

@@ -15,7 +15,7 @@ from lpk.flat import is_pruned, plain_copy, unwrapped
 from lpk.pooled import Pooled
 from lpk.sparse.compact import Remaining, load_sparse, save_sparse
 from lpk.sparse.network import Network
-from lpk.sparse.plan import NotSupported, Shape
+from lpk.sparse.plan import Fails, NotSupported, Shape
 from lpk.tickets import Ticket
 
 __all__ = ["NotSupported", "Sparse", "load_sparse", "save_sparse", "sparsify"]
@@ -89,11 +89,13 @@ class Sparse(nn.Module):
         model = self._model[0]
         try:
             network = Network(model, shape, dead=False, read=self._read)
-        except NotSupported:
-            if self.fallback != "torch":
+        except NotSupported as error:
+            if self.fallback == "torch":
+                self._restore(model.parameters())
+                return None
+            if isinstance(error, Fails):
                 raise
-            self._restore(model.parameters())
-            return None
+            raise NotSupported(f'{error}; with fallback="torch", sparsify leaves it to PyTorch') from error.__cause__
         self._restore(network.plan.foreign)
         return network
 

@@ -17,10 +17,15 @@ from lpk import tracing
 
 Shape = tuple[int, ...]  # of one sample: (channels, height, width), or (features,)
 BATCH = 2  # samples that a model is traced with
+POSSIBLE = "(C, H, W) or (F,) for each sample"
 
 
 class NotSupported(ValueError):
     """A network that the engine can't run."""
+
+
+class Fails(NotSupported):
+    """A network that fails in PyTorch, too, for two samples of the inputs' shape."""
 
 
 @dataclass(eq=False)
@@ -125,12 +130,16 @@ def trace(model: nn.Module, shape: Shape) -> Plan:
     """
     for path, hook in tracing.hooks(model):
         raise NotSupported(f"{path or type(model).__name__} has the forward hook {hook}, which the engine can't run")
+    problem = f"{type(model).__name__} can't be traced for inputs {shape}"
     try:
         graph = tracing.trace(model)
-        device = next((parameter.device for parameter in model.parameters()), None)
+    except ValueError as error:
+        raise NotSupported(f"{problem}: {error}") from error
+    device = next((parameter.device for parameter in model.parameters()), None)
+    try:
         _Results(graph).run(torch.zeros(BATCH, *shape, device=device))
-    except Exception as error:  # whatever a stranger's forward raises when it is given a proxy
-        raise NotSupported(f"{type(model).__name__} can't be traced for inputs {shape}: {error}") from error
+    except Fails as error:
+        raise Fails(f"{problem}: {error}") from error.__cause__
     plan = _Planner(graph).run()
     for step in plan.steps:
         if isinstance(step, Convolve) and isinstance(step.layer, nn.Conv2d):
@@ -139,10 +148,17 @@ def trace(model: nn.Module, shape: Shape) -> Plan:
 
 
 class _Results(fx.Interpreter):
-    """Notes what each node returns for a batch: tensors without their values."""
+    """Notes what each node returns for a batch: tensors without their values. Raises Fails."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.extra_traceback = False  # no nodes as torch.fx writes them in errors
 
     def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
+        try:
+            result = super().run_node(n)
+        except Exception as error:  # whatever an operation raises
+            raise Fails(f"{_name(n)} fails: {error}") from error
         n.meta["result"] = fx.node.map_aggregate(result, lambda x: x.to("meta") if isinstance(x, Tensor) else x)
         return result
 
@@ -172,14 +188,14 @@ class _Planner:
             if node.op == "placeholder":
                 if node.users:
                     if not _is_sample(node):
-                        raise NotSupported(f"samples have the shape {_shape(node)}; (C, H, W) or (F,) is possible")
+                        raise NotSupported(f"samples have the shape {_shape(node)}; {POSSIBLE} is possible")
                     self.values[node] = Value(_shape(node))
             elif node.op == "output":
                 output = node.args[0]
             elif node.op != "get_attr":
                 self._add(node)
         if not isinstance(output, fx.Node) or output not in self.values:
-            raise NotSupported("the model does not return one tensor")
+            raise NotSupported(f"the model returns {_described(output)}; one tensor of {POSSIBLE} is possible")
         return Plan(self.values[used[0]], self.values[output], self.steps)
 
     def _add(self, node: fx.Node) -> None:
@@ -210,7 +226,7 @@ class _Planner:
         if source in self.values and node in self.values and not waiting:
             self.values[source] = self.values[node]
         elif len(source.users) > 1:
-            raise NotSupported(f"{node.format_node()} changes in place what others read, too")
+            raise NotSupported(f"{_name(node)} changes in place what others read, too")
 
     def _known(self, call: _Call, node: fx.Node, source: fx.Node) -> bool:
         """Adds the engine's step for a call, if it has one."""
@@ -432,6 +448,23 @@ def _is_sample(node: fx.Node) -> bool:
 def _shape(node: fx.Node) -> Shape:
     """Of one sample."""
     return tuple(node.meta["result"].shape[1:])
+
+
+def _name(node: fx.Node) -> str:
+    """An operation as whoever wrote the model knows it: the path of a module, or a function and where it is called."""
+    if node.op == "call_module":
+        return str(node.target)
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    line = node.meta.get("line")
+    return f"{name} ({line})" if line else name
+
+
+def _described(output: Any) -> str:
+    """What a model returns."""
+    result = output.meta["result"] if isinstance(output, fx.Node) else output
+    if not isinstance(result, Tensor):
+        return f"a value of type {type(result).__name__}"
+    return f"{result.dtype} of the shape {list(result.shape)} for {BATCH} samples"
 
 
 def _tensors(node: fx.Node) -> list[Tensor]:
