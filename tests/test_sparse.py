@@ -93,6 +93,13 @@ def test_measure_gives_the_statistics_of_update_bn():
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def test_statistics_that_are_not_the_engines_are_not_measured():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(2), nn.BatchNorm1d(4), nn.Flatten()).eval()
+    same(network, torch.randn(5, 3, 8, 8))
+    with pytest.raises(sparse.NotSupported, match="BatchNorm layer runs in PyTorch"):
+        Network(network, (3, 8, 8)).measure(torch.randn(5, 3, 8, 8))
+
+
 class Zoo(nn.Module):
     """What real forward functions do: functions and methods, in-place operations, values read several times."""
 

@@ -96,7 +96,8 @@ class Sparse(nn.Module):
             if isinstance(error, Fails):
                 raise
             raise NotSupported(f'{error}; with fallback="torch", sparsify leaves it to PyTorch') from error.__cause__
-        self._restore(network.plan.foreign)
+        for step in network.plan.foreign:
+            self._restore(step.part.parameters())
         return network
 
     def _read(self, weight: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpk.sparse import arena, kernels, packing
 from lpk.sparse.blocks import IMAGES, Blocks, stored_shape
@@ -18,7 +19,21 @@ from lpk.sparse.fold import affine, fold
 from lpk.sparse.kernels import Operation
 from lpk.sparse.packing import Filters
 from lpk.sparse.patches import cut, lanes_of
-from lpk.sparse.plan import Affine, Convolve, Flatten, Foreign, Plan, Pool, Relayout, Shape, Step, Value, pair, trace
+from lpk.sparse.plan import (
+    Affine,
+    Convolve,
+    Flatten,
+    Foreign,
+    NotSupported,
+    Plan,
+    Pool,
+    Relayout,
+    Shape,
+    Step,
+    Value,
+    pair,
+    trace,
+)
 
 POOLS: dict[str, Callable[..., Operation]] = {
     "max": kernels.prepare_max_pool,
@@ -61,8 +76,7 @@ class Network:
     def whole(self) -> bool:
         """Whether no step runs in PyTorch, and there is a convolution."""
         layers = [step.layer for step in self.plan.steps if isinstance(step, Convolve)]
-        foreign = any(isinstance(step, Foreign) for step in self.plan.steps)
-        return not foreign and any(isinstance(layer, nn.Conv2d) for layer in layers)
+        return not self.plan.foreign and any(isinstance(layer, nn.Conv2d) for layer in layers)
 
     def changed(self, *, weights: bool = True) -> None:
         """To be called after the model's values changed: they are read again. weights: False: only BatchNorm's did."""
@@ -82,8 +96,13 @@ class Network:
     def measure(self, inputs: Tensor) -> None:
         """Writes the statistics of one batch [B, *shape] into the model's BatchNorm layers, as training with momentum 1
         does: the mean and the unbiased variance of what each of them reads, the others before it normalising by theirs.
+
+        Raises NotSupported where one of them runs in PyTorch.
         """
         assert self.dead
+        layers = (module for step in self.plan.foreign for module in step.part.modules())
+        if any(isinstance(layer, _BatchNorm) and layer.running_mean is not None for layer in layers):
+            raise NotSupported("a BatchNorm layer runs in PyTorch, where the engine does not measure its statistics")
         self._forget_calls()
         self._layout(1).run(len(inputs)).measure(inputs.float())
 
@@ -252,7 +271,7 @@ class _Run:
     def _foreign(self, step: Foreign) -> None:
         tensors = [kernels.unpack_output(self.buffers[v]).view(self.batch, *v.shape) for v in step.inputs]
         out = self.buffers[step.out]
-        kernels.pack_input(step.run(*tensors).reshape(self.batch, *step.out.image), out)
+        kernels.pack_input(step.part.forward(*tensors).reshape(self.batch, *step.out.image), out)
 
 
 def _joined(parts: Iterable[Operation | Callable[[], None]]) -> Iterator[Callable[[], None]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -93,13 +92,12 @@ class Relayout(Step):
 
 @dataclass(eq=False)
 class Foreign(Step):
-    """An operation that the engine doesn't know: PyTorch runs it on ordinary tensors.
+    """What the engine doesn't know: PyTorch runs that part of the model on ordinary tensors.
 
-    `reads`: those of the model. `mixes`: whether an output may depend on more than one sample.
+    `mixes`: whether the output for a sample may depend on others of its batch.
     """
 
-    run: Callable[..., Tensor] = field(kw_only=True)
-    reads: tuple[Tensor, ...] = field(kw_only=True)
+    part: fx.GraphModule = field(kw_only=True)
     mixes: bool = field(kw_only=True)
 
 
@@ -112,14 +110,13 @@ class Plan:
     steps: list[Step]
 
     @property
-    def foreign(self) -> list[Tensor]:
-        """The model's tensors that PyTorch reads."""
-        return [tensor for step in self.steps if isinstance(step, Foreign) for tensor in step.reads]
+    def foreign(self) -> list[Foreign]:
+        return [step for step in self.steps if isinstance(step, Foreign)]
 
     @property
     def mixes(self) -> bool:
         """Whether the output for a sample may depend on others of its batch."""
-        return any(isinstance(step, Foreign) and step.mixes for step in self.steps)
+        return any(step.mixes for step in self.foreign)
 
 
 def trace(model: nn.Module, shape: Shape) -> Plan:
@@ -300,9 +297,8 @@ class _Planner:
         """PyTorch runs it, after what was left to it."""
         nodes = self._needed(node)
         values = [self.values[n] for n in nodes if n in self.values]
-        run, mixes = self._function(nodes), any(self._mixes(n) for n in nodes if n not in self.values)
-        reads = tuple(run.parameters())
-        self._append(node, Foreign(values, Value(_shape(node)), run=run.forward, reads=reads, mixes=mixes))
+        mixes = any(self._mixes(n) for n in nodes if n not in self.values)
+        self._append(node, Foreign(values, Value(_shape(node)), part=self._part(nodes), mixes=mixes))
 
     def _needed(self, node: fx.Node) -> list[fx.Node]:
         """The node last, before it what was left to it, and the values that those read."""
@@ -312,7 +308,7 @@ class _Planner:
                 needed.update(n.all_input_nodes)
         return [n for n in self.graph.graph.nodes if n in needed]
 
-    def _function(self, nodes: list[fx.Node]) -> fx.GraphModule:
+    def _part(self, nodes: list[fx.Node]) -> fx.GraphModule:
         """What computes the last of these nodes from those that are values."""
         graph = fx.Graph()
         copies = {n: graph.placeholder(n.name) for n in nodes if n in self.values}
@@ -335,7 +331,7 @@ class _Planner:
         nodes = self._needed(node)
         shapes = [self.values[n].shape for n in nodes if n in self.values]
         try:
-            run = self._function(nodes)
+            run = self._part(nodes).forward  # a call of the module itself would print errors
             return [run(*(torch.empty(b, *shape, device="meta") for shape in shapes)) for b in (BATCH, BATCH + 1)]
         except Exception:  # whatever an operation raises that needs values
             return []
@@ -475,4 +471,4 @@ def _tensors(node: fx.Node) -> list[Tensor]:
 
 
 def _is_numbers(result: Any) -> bool:
-    return all(map(_is_numbers, result)) if isinstance(result, tuple | list) else isinstance(result, int)
+    return all(map(_is_numbers, result)) if isinstance(result, tuple | list) else isinstance(result, int | float)
