@@ -134,7 +134,8 @@ def trace(model: nn.Module, shape: Shape) -> Plan:
         raise NotSupported(f"{problem}: {error}") from error
     device = next((parameter.device for parameter in model.parameters()), None)
     try:
-        _Results(graph).run(torch.zeros(BATCH, *shape, device=device))
+        with torch.inference_mode(False), torch.no_grad():  # inference tensors do not tell that they were changed
+            _Results(graph).run(torch.zeros(BATCH, *shape, device=device))
     except Fails as error:
         raise Fails(f"{problem}: {error}") from error.__cause__
     plan = _Planner(graph).run()
@@ -145,18 +146,29 @@ def trace(model: nn.Module, shape: Shape) -> Plan:
 
 
 class _Results(fx.Interpreter):
-    """Notes what each node returns for a batch: tensors without their values. Raises Fails."""
+    """Notes in the meta of each node its `result` for a batch, tensors without their values; and as `changes` the nodes
+    whose results it changes in place before they are read again, each with whether that is its own result.
+
+    Raises Fails.
+    """
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
         self.extra_traceback = False  # no nodes as torch.fx writes them in errors
 
     def run_node(self, n: fx.Node) -> Any:
+        before = {(m, i): _version(t) for m, result in self.env.items() for i, t in enumerate(_tensors(result))}
         try:
             result = super().run_node(n)
         except Exception as error:  # whatever an operation raises
             raise Fails(f"{_name(n)} fails: {error}") from error
         n.meta["result"] = fx.node.map_aggregate(result, lambda x: x.to("meta") if isinstance(x, Tensor) else x)
+        n.meta["changes"] = [
+            (m, t is result)
+            for m, found in self.env.items()
+            for i, t in enumerate(_tensors(found))
+            if _version(t) != before[m, i] and m not in self.user_to_last_uses.get(n, ())
+        ]
         return result
 
 
@@ -206,24 +218,23 @@ class _Planner:
             self._leave(node)
         elif source is None or source not in self.values or not self._known(call, node, source):
             self._foreign(node)
-        if call.inplace and source is not None:
-            self._change(source, node)
+        for changed, is_same in node.meta["changes"]:
+            self._change(changed, node, is_same)
 
     def _leave(self, node: fx.Node) -> None:
         """Leaves a node to its readers, unless it is a number that is known."""
         self.left.add(node)
-        if not _tensors(node):
+        if not _tensors(node.meta["result"]):
             results = self._for_batches(node)
             if results and _is_numbers(results) and results[0] == results[1]:
                 self.constants[node] = results[0]
 
-    def _change(self, source: fx.Node, node: fx.Node) -> None:
-        """A node that changes its source in place: who reads the source from now on reads the node."""
-        waiting = any(n in self.left and _tensors(n) for n in source.users)
-        if source in self.values and node in self.values and not waiting:
-            self.values[source] = self.values[node]
-        elif len(source.users) > 1:
+    def _change(self, changed: fx.Node, node: fx.Node, is_same: bool) -> None:
+        """A node changes the result of another in place: who reads that from now on reads the node, if both are one."""
+        waiting = any(n in self.left and _tensors(n.meta["result"]) for n in changed.users)
+        if not is_same or waiting or changed not in self.values or node not in self.values:
             raise NotSupported(f"{_name(node)} changes in place what others read, too")
+        self.values[changed] = self.values[node]
 
     def _known(self, call: _Call, node: fx.Node, source: fx.Node) -> bool:
         """Adds the engine's step for a call, if it has one."""
@@ -323,7 +334,7 @@ class _Planner:
         module = self.modules[str(node.target)] if node.op == "call_module" else None
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             return True
-        tensors = _tensors(node)
+        tensors = _tensors(node.meta["result"])
         return node in self.left and not (tensors and all(t.shape[:1] == (BATCH,) for t in tensors))
 
     def _for_batches(self, node: fx.Node) -> list[Any]:
@@ -364,14 +375,6 @@ class _Call:
     def other(self) -> fx.Node | None:
         other = self.argument(1, "other", None)
         return other if isinstance(other, fx.Node) and self.node.kwargs.get("alpha", 1) == 1 else None
-
-    @property
-    def inplace(self) -> bool:
-        inplace = getattr(self.module, "inplace", False) or self.node.kwargs.get("inplace", False)
-        name = self.function if isinstance(self.function, str) else getattr(self.function, "__name__", "")
-        if getattr(operator, name, None) is self.function:
-            return name in ("iadd", "isub", "imul", "itruediv")
-        return bool(inplace) or (name.endswith("_") and not name.endswith("__"))
 
     def activation(self) -> str | None:
         if isinstance(self.module, nn.ReLU6) or self.function is F.relu6:
@@ -463,11 +466,16 @@ def _described(output: Any) -> str:
     return f"{result.dtype} of the shape {list(result.shape)} for {BATCH} samples"
 
 
-def _tensors(node: fx.Node) -> list[Tensor]:
+def _tensors(result: Any) -> list[Tensor]:
     """What a node returns, as far as it is tensors."""
     found: list[Tensor] = []
-    fx.node.map_aggregate(node.meta["result"], lambda x: found.append(x) if isinstance(x, Tensor) else None)
+    fx.node.map_aggregate(result, lambda x: found.append(x) if isinstance(x, Tensor) else None)
     return found
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was changed in place."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _is_numbers(result: Any) -> bool:
