@@ -323,22 +323,37 @@ def test_store_of_another_run_is_refused_and_kept(images, tmp_path):
 @pytest.mark.parametrize("kind", ["function", "trainer"])
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_more_rounds_are_as_if_asked_for_at_once(images, tmp_path, kind, interrupted):
-    def make():
-        return sgd(*images) if kind == "function" else make_trainer()
+    def make(calls=None):
+        """What trains; with `calls`, an interruption comes after so many of them."""
+        left = itertools.count() if calls is None else iter(range(calls))
 
-    def interrupt(model, start, stop):
-        raise Stop
+        def check():
+            if next(left, None) is None:
+                raise Stop
+
+        class Counted(Trainer):
+            def __call__(self, model, start, stop):
+                check()
+                super().__call__(model, start, stop)
+
+        def train(model, start, stop):
+            check()
+            sgd(*images)(model, start, stop)
+
+        trainer = make_trainer()
+        return train if kind == "function" else Counted(trainer.train, trainer.recipe, seed=3)
 
     whole = lpk.imp(make_network(), make(), **OPTIONS)
-    for rounds in (0, 2):
-        part = {**OPTIONS, "rounds": rounds, "store": tmp_path}
-        assert same(lpk.imp(make_network(rounds), make(), **part), whole[: rounds + 1])
+    assert same(lpk.imp(make_network(), make(), **{**OPTIONS, "rounds": 0, "store": tmp_path}), whole[:1])
+    fewer = {**OPTIONS, "rounds": 2, "store": tmp_path}
     if interrupted:
         with pytest.raises(Stop):
-            lpk.imp(make_network(), interrupt, store=tmp_path, **OPTIONS)
-    assert same(lpk.imp(make_network(9), make(), store=tmp_path, **OPTIONS), whole)
+            lpk.imp(make_network(1), make(calls=1 if kind == "function" else 3), **fewer)
+    else:
+        assert same(lpk.imp(make_network(1), make(), **fewer), whole[:3])
+    assert same(lpk.imp(make_network(2), make(), store=tmp_path, **OPTIONS), whole)
     with pytest.raises(ValueError, match="rounds=3, not 2"):
-        lpk.imp(make_network(), make(), **part)
+        lpk.imp(make_network(), make(), **fewer)
 
 
 def test_store_in_use_is_refused(images, tmp_path):
