@@ -41,7 +41,7 @@ def main() -> None:
     for seed in given.seeds:
         with Run.create(given.runs / f"{preset.name}-{seed}", preset, seed=seed) as run:
             tickets = run.imp()
-            table["tickets"].append(mean_accuracy(run, [ticket.state_dict() for ticket in tickets]))
+            table["tickets"].append(mean_accuracy(run, [ticket.state_dict for ticket in tickets]))
             for name, options in VARIANTS.items():
                 began = time.perf_counter()
                 made = lpk.pool(

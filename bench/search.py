@@ -163,7 +163,7 @@ def compare(run: Run, target: int, candidates: int | None, reference: dict[str, 
             "settings": dict(bounded.settings),
         },
         "torch": {"seconds": torch_seconds},
-        "ticket": {"test": test_accuracy(run, tickets[target].state_dict())},
+        "ticket": {"test": test_accuracy(run, tickets[target].state_dict)},
         "exhaustive": {
             "seconds": exhaustive_seconds,
             "forward_samples": exhaustive.forward_samples,
@@ -254,7 +254,7 @@ def peak(path: Path, kind: str, target: int) -> dict[str, float]:
         before = resident("VmRSS")
         if kind == "single":
             plain_model = plain(model)
-            plain_model.load_state_dict(tickets[target].state_dict())
+            plain_model.load_state_dict(tickets[target].state_dict)
             update_bn(DataLoader(TensorDataset(*calibration), batch_size=BATCH_SIZE), plain_model)
             correct_predictions(plain_model, validation, batch_size=BATCH_SIZE)
         else:

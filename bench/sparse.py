@@ -189,7 +189,7 @@ def tickets(path: Path, densities: Sequence[float]) -> Iterator[Subject]:
     nearest = [min(found, key=lambda ticket: abs(math.log(ticket.density / density))) for density in densities]
     for ticket in dict.fromkeys(nearest):
         model = built(network)
-        model.load_state_dict(ticket.state_dict())
+        model.load_state_dict(ticket.state_dict)
         yield Subject(network, path.name, ticket.density, model, images)
 
 

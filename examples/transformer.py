@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> list[tuple[float, float, flo
         model.load_state_dict(state_dict)
         return accuracy(model.eval(), test)
 
-    rows = [(t.density, tested(t.state_dict()), tested(p.state_dict)) for t, p in zip(tickets, pools, strict=True)]
+    rows = [(t.density, tested(t.state_dict), tested(p.state_dict)) for t, p in zip(tickets, pools, strict=True)]
     print(f"test accuracy, {len(test['label'])} excerpts, {len(options.libraries)} libraries")
     print("density  ticket    pool")
     for density, ticket, pool in rows:

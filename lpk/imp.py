@@ -102,7 +102,7 @@ def imp(
             if round_ > 0:
                 mask = next_mask(tickets[-1], fraction)
             tickets.append(run.round(round_, mask, bar))
-        network.load_state_dict(tickets[-1].state_dict())
+        network.load_state_dict(tickets[-1].state_dict)
         run.close()
     return Tickets(tickets)
 

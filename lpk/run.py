@@ -180,7 +180,7 @@ def network(path: Path, round_: int, method: str) -> tuple[StateDict, StateDict]
     _check_is_run(path)
     if method == "ticket":
         ticket = TicketStore.open(path / "tickets").read(round_)
-        return ticket.state_dict(), ticket.masks()
+        return ticket.state_dict, ticket.masks
     file = _pooled_path(path, method, round_)
     if not file.exists():
         make = f"lpk pool {path} --target {round_} --method {method}"

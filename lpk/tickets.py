@@ -56,9 +56,12 @@ class Ticket:
         """Weights remaining / prunable weights."""
         return self.keep / self.layout.n
 
+    @property
     def state_dict(self) -> StateDict:
+        """The whole network; pruned weights are 0."""
         return self.layout.unflatten(self.flat)
 
+    @property
     def masks(self) -> StateDict:
         """One bool tensor for each prunable entry."""
         return self.layout.masks(self.mask)
@@ -227,7 +230,7 @@ class TicketStore:
 
     def append(self, ticket: Ticket) -> None:
         """Writes the ticket's file; its name carries the digest, so that no older file is overwritten."""
-        tensors = {k: v for k, v in ticket.state_dict().items() if k not in self.layout.aliases}
+        tensors = {k: v for k, v in ticket.state_dict.items() if k not in self.layout.aliases}
         tensors[MASK] = torch.from_numpy(np.packbits(ticket.mask.numpy()))
         seal = files.digest(tensors)
         name = f"round-{ticket.round:02d}-{seal[:8]}.safetensors"

@@ -82,11 +82,11 @@ def pool(
         update_bn(calibration, network)
         return {n: best[n] if n in tickets.layout.integers else t.clone() for n, t in network.state_dict().items()}
 
-    best = best or tickets[target].state_dict()
+    best = best or tickets[target].state_dict
     baseline = best_count = count(best)
     steps = []
     for i in nearest_first(target, len(tickets))[skip:candidates]:
-        other = tickets[i].state_dict()
+        other = tickets[i].state_dict
         counts, winner = [], None
         for alpha in coefficients:
             state = interpolate(best, other, alpha)

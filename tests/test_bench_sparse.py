@@ -92,7 +92,7 @@ def test_tickets_of_a_run_are_the_nearest_each_once(tmp_path):
     found = list(sparse.tickets(tmp_path / "tiny", [1.0, 0.7, 0.6, 0.01]))
     assert [subject.density for subject in found] == [1.0, tickets[2].density]
     assert found[1].masks == "tiny" and found[1].network["widths"] == (8, 16)
-    state = tickets[2].state_dict()
+    state = tickets[2].state_dict
     assert all(torch.equal(value, state[name]) for name, value in found[1].model.state_dict().items())
 
 

@@ -157,7 +157,7 @@ def test_imported_tickets_are_pooled_and_evaluated(run, preset, tmp_path):
     model = models.build("small-resnet", classes=10, shape=(1, 8, 8), widths=(8, 16))
     for ticket in Tickets.load(run):
         if ticket.round == 0:
-            model.load_state_dict(ticket.state_dict())
+            model.load_state_dict(ticket.state_dict)
         else:
             ticket.to_prune(model)
         state = model.state_dict() | {"normalize.mean": torch.zeros(1), "normalize.std": torch.ones(1)}
@@ -196,10 +196,10 @@ def test_checkpoints_of_an_unsupported_dtype_are_one_line(tmp_path):
 
 def test_export(run, preset, tmp_path):
     ticket, pooled = Tickets.load(run)[2], Pooled.load(run / "pooled" / "interpolation" / "round-02.safetensors")
-    dense = sum(tensor.nbytes for tensor in ticket.state_dict().values())
+    dense = sum(tensor.nbytes for tensor in ticket.state_dict.values())
     for options, network, masks in (
         ((), pooled.state_dict, pooled.masks),
-        (("--method", "ticket", "--format", "sparse"), ticket.state_dict(), ticket.masks()),
+        (("--method", "ticket", "--format", "sparse"), ticket.state_dict, ticket.masks),
     ):
         text = lpk("export", run, tmp_path / "net", "--target", 2, *options)
         size = (tmp_path / "net").stat().st_size

@@ -128,9 +128,9 @@ def test_reader_of_the_formats_page(run):
     """Written from the page, without lpk: it has to find what lpk finds, in a pooled network, too."""
     names = run(ROOT / "docs" / "formats.md")
     ticket = Tickets.load("runs/a")[2]
-    masks = ticket.masks()
-    assert list(names["tensors"]) == list(ticket.state_dict()) and list(names["masks"]) == list(masks)
-    for name, tensor in ticket.state_dict().items():
+    masks = ticket.masks
+    assert list(names["tensors"]) == list(ticket.state_dict) and list(names["masks"]) == list(masks)
+    for name, tensor in ticket.state_dict.items():
         dtype, shape, values = names["tensors"][name]
         assert names["DTYPES"][dtype] == str(tensor.dtype).removeprefix("torch.") and shape == list(tensor.shape)
         assert values == tensor.numpy().tobytes()
@@ -138,7 +138,7 @@ def test_reader_of_the_formats_page(run):
         assert names["masks"][name] == mask.flatten().int().tolist()
     metadata, tensors = names["read_sealed"](Path("runs/a/pooled/interpolation/round-02.safetensors"))
     assert {"round", "layout", "accuracy", "steps", "settings"} <= set(metadata)
-    assert set(tensors) == {*ticket.state_dict(), "lpk.mask"}
+    assert set(tensors) == {*ticket.state_dict, "lpk.mask"}
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------

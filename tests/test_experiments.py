@@ -73,7 +73,7 @@ class Plain:
 
     def mixed(self, first: int, second: int, alpha: float, keep: int | None) -> dict:
         """α·first + (1 − α)·second as state dicts, pruned globally, BatchNorm's statistics renewed by update_bn."""
-        a, b = self.tickets[first].state_dict(), self.tickets[second].state_dict()
+        a, b = self.tickets[first].state_dict, self.tickets[second].state_dict
         state = {n: alpha * a[n] + (1 - alpha) * b[n] if a[n].is_floating_point() else a[n] for n in a}
         names = self.tickets.layout.prunable
         if keep is not None:
@@ -123,7 +123,7 @@ def test_every_experiment_leaves_json_csv_plot_and_a_section(done, name):
 def test_averages_equal_those_of_plain_state_dicts(done, plain):
     records = [r for r in results(done, "averages")["records"] if r["rewind"]]
     assert [(r["denser"], r["sparser"]) for r in records] == [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
-    own = [plain.accuracy(ticket.state_dict()) for ticket in plain.tickets]
+    own = [plain.accuracy(ticket.state_dict) for ticket in plain.tickets]
     for record in records:
         i, j = record["denser"], record["sparser"]
         expected = plain.accuracy(plain.mixed(j, i, 0.5, plain.tickets[j].keep))
@@ -147,7 +147,7 @@ def test_interpolation_runs_from_ticket_to_ticket(done, plain):
     line = {round(r["round"] - 1, 9): r for r in records[11:22]}
     assert sorted(line) == pytest.approx([k / 10 for k in range(11)])
     for place, ticket in ((0.0, 1), (1.0, 2)):
-        state = plain.tickets[ticket].state_dict()
+        state = plain.tickets[ticket].state_dict
         loss = float(nn.functional.cross_entropy(plain.logits(state), plain.test[1]))
         assert line[place]["loss_values"][0] == pytest.approx(loss, rel=1e-4)
         assert line[place]["error_values"][0] == pytest.approx(1 - plain.accuracy(state), abs=1e-9)
@@ -167,7 +167,7 @@ def test_comparison_reports_what_the_networks_do(done, plain):
     assert [r["round"] for r in records] == [*ROUNDS] * 6
     by_variant = {v: [r for r in records if r["variant"] == v] for v in comparison.VARIANTS}
     for ticket, record in zip(plain.tickets, by_variant["original tickets"], strict=True):
-        assert record["accuracy_values"][0] == pytest.approx(plain.accuracy(ticket.state_dict()), abs=1e-9)
+        assert record["accuracy_values"][0] == pytest.approx(plain.accuracy(ticket.state_dict), abs=1e-9)
         assert record["density"] == ticket.density
     readings = [[r["accuracy"] for r in by_variant[v]] for v in comparison.VARIANTS if v.startswith("EMA")]
     assert len(readings) == 2 and readings[0] != readings[1]
@@ -201,7 +201,7 @@ def test_candidates_are_the_nearest_four_and_nine():
 
 
 def test_disagreement_by_hand(done, plain):
-    classes = [plain.logits(ticket.state_dict()).argmax(1).tolist() for ticket in plain.tickets]
+    classes = [plain.logits(ticket.state_dict).argmax(1).tolist() for ticket in plain.tickets]
     for record in results(done, "disagreement")["records"]:
         a, b = classes[record["first"]], classes[record["second"]]
         by_hand = sum(x != y for x, y in zip(a, b, strict=True)) / len(a)
@@ -212,7 +212,7 @@ def test_ensemble_is_the_mean_of_the_logits_of_three(done, plain):
     records = results(done, "ensemble")["records"]
     of = {(r["variant"], r["round"]): r for r in records}
     for target, members in ((0, (0, 1, 2)), (1, (1, 0, 2)), (3, (3, 2, 1))):
-        logits = sum(plain.logits(plain.tickets[i].state_dict()) for i in members) / 3
+        logits = sum(plain.logits(plain.tickets[i].state_dict) for i in members) / 3
         expected = float((logits.argmax(1) == plain.test[1]).double().mean())
         record = of[ensemble.LABELS["ensemble"], target]
         assert record["accuracy_values"][0] == pytest.approx(expected, abs=1e-9)
@@ -238,7 +238,7 @@ def test_robustness_is_the_accuracy_on_those_samples(done, plain):
     with Run.open(done.out / "seed-0") as run:
         split = corruptions.corrupted(run.data, "contrast", 4)
     images, labels = split.tensors()
-    plain.model.load_state_dict(plain.tickets[2].state_dict())
+    plain.model.load_state_dict(plain.tickets[2].state_dict)
     with torch.no_grad():
         expected = float((plain.model.eval()(images).argmax(1) == labels).double().mean())
     records = results(done, "robustness")["records"]

@@ -64,7 +64,7 @@ def test_every_round_starts_from_the_rewound_state_dict(images):
     tickets = lpk.imp(make_network(), train, **OPTIONS)
     assert [(start, stop) for start, stop, _ in seen] == [(0, 1), (1, 3), (1, 3), (1, 3), (1, 3)]
     for t in (1, 2, 3):
-        masks = tickets[t].masks()
+        masks = tickets[t].masks
         for name, tensor in seen[t + 1][2].items():
             expected = snapshot[name] * masks[name] if name in masks else snapshot[name]
             assert torch.equal(tensor, expected), f"round {t} did not rewind {name}"
@@ -166,7 +166,7 @@ def test_a_wrapped_network_is_trained_as_it_is_and_keeps_its_own_names(images, t
     x = images[0][:5]
     expected = lpk.sparsify(make_network(), pooled)(x)
     assert torch.equal(lpk.sparsify(wrapped, pooled)(x), expected)
-    states = [ticket.state_dict() for ticket in tickets]
+    states = [ticket.state_dict for ticket in tickets]
     assert same(lpk.Tickets.from_state_dicts(states, model=wrapped), plain)
     pooled.to_prune(wrapped)
     assert torch.equal(lpk.sparsify(wrapped)(x), expected)
@@ -304,7 +304,7 @@ def test_finished_run_is_not_trained_again(images, tmp_path):
     network = make_network(9)
     assert same(lpk.imp(network, refuse, store=tmp_path, **OPTIONS), first)
     for name, tensor in network.state_dict().items():
-        assert torch.equal(tensor, first[-1].state_dict()[name]), f"{name} is not the last ticket's"
+        assert torch.equal(tensor, first[-1].state_dict[name]), f"{name} is not the last ticket's"
 
 
 def test_store_of_another_run_is_refused_and_kept(images, tmp_path):

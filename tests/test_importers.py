@@ -26,10 +26,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "import.md"
 def networks(tickets):
     """The tickets as modules pruned by torch.nn.utils.prune; the dense one is not pruned."""
     made = [make_network(i) for i in range(len(tickets))]
-    made[0].load_state_dict(tickets[0].state_dict())
+    made[0].load_state_dict(tickets[0].state_dict)
     for ticket, model in zip(tickets[1:], made[1:], strict=True):
-        model.load_state_dict(ticket.state_dict())
-        for name, mask in ticket.masks().items():
+        model.load_state_dict(ticket.state_dict)
+        for name, mask in ticket.masks.items():
             prune.custom_from_mask(model.get_submodule(name.split(".")[0]), "weight", mask)
         with torch.no_grad():  # masked weights move while training: the mask alone says that they are pruned
             model[0].weight_orig += 1 - model[0].weight_mask
@@ -80,8 +80,8 @@ def test_the_papers_code(tickets, networks, tmp_path):
     assert [c.path.name for c in importers.find(tmp_path)] == [f"{i}model_SA_best.pth.tar" for i in range(5)]
     assert same(Tickets.from_checkpoints(tmp_path, model=make_network()), tickets)
     as_it_was = Tickets.from_checkpoints(tmp_path)
-    assert "normalize.mean" in as_it_was[0].state_dict()
-    Normalized(make_network()).load_state_dict(as_it_was[3].state_dict())
+    assert "normalize.mean" in as_it_was[0].state_dict
+    Normalized(make_network()).load_state_dict(as_it_was[3].state_dict)
 
 
 def test_the_last_epochs_where_no_best_was_kept(networks, tmp_path):
@@ -120,15 +120,15 @@ def save_as_open_lth(root, tickets, *, end=(160, 0), wrapped=False):
     prefix = "model." if wrapped else ""
     pretrain = root / "replicate_1" / "level_pretrain" / "main"
     pretrain.mkdir(parents=True)
-    torch.save(tickets[0].state_dict(), pretrain / "model_ep2_it0.pth")
+    torch.save(tickets[0].state_dict, pretrain / "model_ep2_it0.pth")
     for ticket in tickets:
         location = root / "replicate_1" / f"level_{ticket.round}" / "main"
         location.mkdir(parents=True)
-        masks = {prefix + name: mask.int() for name, mask in ticket.masks().items()}
+        masks = {prefix + name: mask.int() for name, mask in ticket.masks.items()}
         torch.save(masks, location / "mask.pth")
         trained = {
             prefix + name: tensor + (0.01 * (1 - masks[prefix + name]) if prefix + name in masks else 0)
-            for name, tensor in ticket.state_dict().items()
+            for name, tensor in ticket.state_dict.items()
         }
         torch.save({name: torch.zeros_like(t) for name, t in trained.items()}, location / "model_ep2_it0.pth")
         torch.save(trained, location / "model_ep{}_it{}.pth".format(*end))
@@ -184,7 +184,7 @@ def test_open_lth_masks_of_another_network(tickets, tmp_path):
 def test_a_folder_of_plain_state_dicts(tickets, tmp_path, kind):
     for ticket in tickets:
         path = tmp_path / f"round{ticket.round + 8}.{kind}"  # 10 after 9
-        (safetensors.torch.save_file if kind == "safetensors" else torch.save)(ticket.state_dict(), path)
+        (safetensors.torch.save_file if kind == "safetensors" else torch.save)(ticket.state_dict, path)
     (tmp_path / "notes.txt").write_text("not a checkpoint")
     model = make_network() if kind == "safetensors" else None  # safetensors keep no order
     assert same(Tickets.from_checkpoints(tmp_path, model=model), tickets)
@@ -192,7 +192,7 @@ def test_a_folder_of_plain_state_dicts(tickets, tmp_path, kind):
 
 def test_lightnings_checkpoints(tickets, tmp_path):
     for ticket in tickets:
-        state = {f"model.{name}": tensor for name, tensor in ticket.state_dict().items()}
+        state = {f"model.{name}": tensor for name, tensor in ticket.state_dict.items()}
         torch.save({"epoch": 3, "state_dict": state}, tmp_path / f"round={ticket.round}.ckpt")
     assert same(Tickets.from_checkpoints(tmp_path, model=make_network()), tickets)
 
@@ -218,9 +218,9 @@ def test_pruned_again_and_again_by_pytorch():
     read = Tickets.from_state_dicts(states, model=make_network())
     assert read.layout.prunable == ("0.weight", "3.weight", "3.bias")
     for ticket, state in zip(read, states, strict=True):
-        for name, mask in ticket.masks().items():
+        for name, mask in ticket.masks.items():
             assert torch.equal(mask, state[f"{name}_mask"].bool())
-            assert torch.equal(ticket.state_dict()[name], state[f"{name}_orig"] * state[f"{name}_mask"])
+            assert torch.equal(ticket.state_dict[name], state[f"{name}_orig"] * state[f"{name}_mask"])
 
 
 @pytest.mark.parametrize("what", ["ticket", "pooled"])
@@ -237,7 +237,7 @@ def test_the_way_back_to_pruning_hooks(tickets, what, tmp_path):
     ticket.to_prune(model)
     assert {name for name in model.state_dict() if name.endswith("_mask")} == {"0.weight_mask", "3.weight_mask"}
     plain = make_network()
-    plain.load_state_dict(ticket.state_dict() if what == "ticket" else ticket.state_dict)
+    plain.load_state_dict(ticket.state_dict)
     x = torch.randn(4, 1, 6, 6)
     assert torch.equal(model.eval()(x), plain.eval()(x))
 
@@ -321,7 +321,7 @@ def test_what_the_model_ties_is_tied_whichever_names_files_hold(tied_states, tmp
     assert read.layout.aliases == {"head.weight": "embedding.weight"}
     assert read.layout.order == tuple(Tied().state_dict())
     for ticket, state in zip(read, tied_states, strict=True):
-        for name, tensor in ticket.state_dict().items():
+        for name, tensor in ticket.state_dict.items():
             assert torch.equal(tensor, state[name])
     samples = torch.randint(0, 9, (20, 3)), torch.randint(0, 9, (20,))
     pooled = lpk.pool(read, 2, model=Tied(), validation=samples, progress=False).state_dict
@@ -335,7 +335,7 @@ def test_files_of_safetensors_save_model_are_read(tied_states, tmp_path):
         safetensors.torch.save_model(model, str(tmp_path / f"{i}.safetensors"))
     read = Tickets.from_checkpoints(tmp_path, model=Tied())
     for ticket, state in zip(read, tied_states, strict=True):
-        assert torch.equal(ticket.state_dict()["head.weight"], state["head.weight"])
+        assert torch.equal(ticket.state_dict["head.weight"], state["head.weight"])
 
 
 def test_copies_of_a_tied_tensor_that_differ_are_named(tied_states):
@@ -348,7 +348,7 @@ def test_a_mask_of_either_name_prunes_a_tied_tensor(tied_states):
     mask = torch.rand(9, 4) < 0.5
     for model, state in ((Tied(), tied_states[0]), (None, Tied().state_dict())):
         ticket = Tickets.from_state_dicts([state], [{"head.weight": mask}], model=model)[0]
-        assert torch.equal(ticket.masks()["embedding.weight"], mask)
+        assert torch.equal(ticket.masks["embedding.weight"], mask)
 
 
 def test_zeros_that_nobody_pruned_are_not_taken_for_pruning(tied_states):
@@ -357,7 +357,7 @@ def test_zeros_that_nobody_pruned_are_not_taken_for_pruning(tied_states):
     assert read.layout.prunable == ("layer.weight",) and [ticket.keep for ticket in read] == [16, 15, 14]
     read = Tickets.from_state_dicts(tied_states, model=Tied())
     assert read.layout.prunable == ("embedding.weight", "layer.weight")
-    assert not read[0].masks()["embedding.weight"][0].any(), "a zero of a pruned tensor is pruned, wherever it stands"
+    assert not read[0].masks["embedding.weight"][0].any(), "a zero of a pruned tensor is pruned, wherever it stands"
     smaller = nn.Embedding(3, 4, padding_idx=2)
     states = [{"weight": torch.tensor([[1.0, 0.0]])}]  # it does not have that row
     with pytest.raises(ValueError, match="another network than ticket 0"):
@@ -446,7 +446,7 @@ def test_a_folder_without_checkpoints_is_named(tmp_path):
 
 
 def test_checkpoints_that_do_not_fit_are_named(tickets, tmp_path):
-    first, second = (ticket.state_dict() for ticket in tickets[1:3])
+    first, second = (ticket.state_dict for ticket in tickets[1:3])
     torch.save(first, tmp_path / "a.pt")
 
     def error(second, *, model=None, order=("a", "b")):
@@ -470,12 +470,12 @@ def test_checkpoints_that_do_not_fit_are_named(tickets, tmp_path):
 
 def test_a_weight_that_comes_back_is_an_error_of_files_alone(tickets, tmp_path):
     """Files are taken for one run of IMP; from_state_dicts also takes sparse training with regrowth."""
-    states = [ticket.state_dict() for ticket in tickets[:3]]
+    states = [ticket.state_dict for ticket in tickets[:3]]
     mask = tickets[2].mask.clone()
     pruned, kept = torch.nonzero(~tickets[1].mask)[0], torch.nonzero(mask)[0]
     mask[pruned], mask[kept] = True, False
     ticket = Ticket(2, tickets.layout, tickets[0].flat._replace(weights=torch.where(mask, 1.0, 0.0)), mask)
-    states[2] = ticket.state_dict()
+    states[2] = ticket.state_dict
     for i, state in enumerate(states):
         torch.save(state, tmp_path / f"{i}.pt")
     with pytest.raises(ValueError, match=r"2\.pt has 1 weights that \S+1\.pt has pruned"):

@@ -270,12 +270,12 @@ def test_leave_keeps_the_targets_statistics(tickets, network, validation):
     pooled = pool(tickets, 2, model=network, validation=validation, statistics="leave", **CHOICES)
     assert any(s.accepted for s in pooled.steps)
     for name in ("1.running_mean", "4.running_var"):
-        assert torch.equal(pooled.state_dict[name], tickets[2].state_dict()[name])
+        assert torch.equal(pooled.state_dict[name], tickets[2].state_dict[name])
 
 
 def test_integer_entries_stay_the_targets(tickets, network, validation, calibration):
     pooled = pool(tickets, 1, model=network, validation=validation, calibration=calibration, **CHOICES)
-    assert torch.equal(pooled.state_dict["1.num_batches_tracked"], tickets[1].state_dict()["1.num_batches_tracked"])
+    assert torch.equal(pooled.state_dict["1.num_batches_tracked"], tickets[1].state_dict["1.num_batches_tracked"])
 
 
 def test_the_users_model_is_not_changed(tickets, network, validation, calibration):
@@ -314,7 +314,7 @@ def test_tickets_from_a_directory_and_from_state_dicts(tickets, network, validat
     expected = pool(tickets, 3, **options)
     tickets.save(tmp_path / "tickets")
     assert same_network(pool(tmp_path, 3, **options), expected)
-    assert same_network(pool([t.state_dict() for t in tickets], 3, **options), expected)
+    assert same_network(pool([t.state_dict for t in tickets], 3, **options), expected)
 
 
 def test_pooled_survives_its_file(tickets, network, validation, calibration, tmp_path):

@@ -338,8 +338,8 @@ def test_few_images(size, layers, batch):
 def test_a_ticket_a_pooled_network_and_a_state_dict(tickets, network, validation, tmp_path):
     images, _ = validation
     pooled = lpk.pool(tickets, 3, model=network, validation=validation, statistics="leave", progress=False)
-    for ticket in (tickets[3], tickets[3].state_dict(), pooled):
-        network.load_state_dict(ticket.state_dict() if ticket is tickets[3] else getattr(ticket, "state_dict", ticket))
+    for ticket in (tickets[3], tickets[3].state_dict, pooled):
+        network.load_state_dict(getattr(ticket, "state_dict", ticket))
         with torch.no_grad():
             expected = network.eval()(images)
         torch.testing.assert_close(lpk.sparsify(make_network(), ticket)(images), expected, rtol=1e-4, atol=1e-5)
@@ -368,9 +368,9 @@ def test_saved_and_read_again(tickets, network, validation, tmp_path):
     assert torch.equal(made(images), expected)
     for path in (tmp_path / "before", str(tmp_path / "after")):
         state, masks = sparse.load_sparse(path)
-        assert list(state) == list(ticket.state_dict()) and list(masks) == list(ticket.masks())
-        assert all(torch.equal(state[name], tensor) for name, tensor in ticket.state_dict().items())
-        assert all(torch.equal(masks[name], tensor) for name, tensor in ticket.masks().items())
+        assert list(state) == list(ticket.state_dict) and list(masks) == list(ticket.masks)
+        assert all(torch.equal(state[name], tensor) for name, tensor in ticket.state_dict.items())
+        assert all(torch.equal(masks[name], tensor) for name, tensor in ticket.masks.items())
         assert torch.equal(lpk.sparsify(make_network(1), path)(images), expected)
 
 

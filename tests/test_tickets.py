@@ -18,7 +18,7 @@ from tests.conftest import make_network
 def same(first, second):
     return len(first) == len(second) and all(
         torch.equal(a.mask, b.mask)
-        and all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+        and all(torch.equal(x, y) for x, y in zip(a.state_dict.values(), b.state_dict.values(), strict=True))
         for a, b in zip(first, second, strict=True)
     )
 
@@ -51,10 +51,10 @@ def test_a_slice_and_a_list_of_tickets_are_pooled_alike(tickets, validation, cal
 
     expected = pool(tickets[2:4])
     assert expected.round == 1 and expected.keep == tickets[3].keep
-    for given in ([tickets[2], tickets[3]], [tickets[2].state_dict(), tickets[3].state_dict()]):
+    for given in ([tickets[2], tickets[3]], [tickets[2].state_dict, tickets[3].state_dict]):
         assert torch.equal(pool(given).flat.weights, expected.flat.weights)
     with pytest.raises(ValueError, match="tickets and state dicts are mixed"):
-        pool([tickets[2], tickets[3].state_dict()])
+        pool([tickets[2], tickets[3].state_dict])
 
 
 def test_a_ticket_file_is_a_plain_state_dict_and_a_mask(tickets, tmp_path):
@@ -101,7 +101,7 @@ def test_damaged_manifest_is_named(tickets, tmp_path, content):
 
 def test_full_disk_leaves_the_older_tickets(tickets, tmp_path, monkeypatch):
     tickets.save(tmp_path)
-    changed = Tickets.from_state_dicts([t.state_dict() | {"8.bias": torch.ones(3)} for t in tickets])
+    changed = Tickets.from_state_dicts([t.state_dict | {"8.bias": torch.ones(3)} for t in tickets])
     written = 0
     fsync = os.fsync
 
@@ -132,7 +132,7 @@ def test_missing_directory_is_named(tmp_path):
 
 
 def states(tickets):
-    return [t.state_dict() for t in tickets]
+    return [t.state_dict for t in tickets]
 
 
 def test_masks_are_read_from_zeros(tickets):
@@ -142,7 +142,7 @@ def test_masks_are_read_from_zeros(tickets):
 
 
 def test_masks_are_taken_as_given(tickets):
-    masks = [None, *(t.masks() for t in tickets[1:])]
+    masks = [None, *(t.masks for t in tickets[1:])]
     assert same(Tickets.from_state_dicts(states(tickets), masks), tickets)
 
 
@@ -160,7 +160,7 @@ def test_pruned_by_pytorch(network):
     read = Tickets.from_state_dicts([first, network.state_dict()])
     total = 54 + 432
     assert read[0].keep == total and read[1].keep == total - round(0.4 * total)
-    assert torch.equal(read[1].state_dict()["3.weight"], network[3].weight.detach())
+    assert torch.equal(read[1].state_dict["3.weight"], network[3].weight.detach())
 
 
 def test_checkpoints_of_each_kind(tickets, tmp_path):

@@ -83,7 +83,7 @@ def evaluate(run: Run, *, progress: bool = True) -> dict[str, Any]:
             bar.advance()
             return result
 
-        baseline = {t.round: correct(t.state_dict(), f"ticket {t.round}") for t in tickets}
+        baseline = {t.round: correct(t.state_dict, f"ticket {t.round}") for t in tickets}
         found = {
             method: {p.round: correct(p.state_dict, f"{method} {p.round}") for p in pooled}
             for method, pooled in pools.items()

@@ -196,7 +196,7 @@ def _values(
             return load_sparse(ticket)
         ticket = Pooled.load(ticket)
     if isinstance(ticket, Ticket):
-        return ticket.state_dict(), ticket.masks()
+        return ticket.state_dict, ticket.masks
     if isinstance(ticket, Pooled):
         return ticket.state_dict, ticket.masks
     return ticket, None
