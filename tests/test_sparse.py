@@ -201,6 +201,17 @@ def a_number_of_samples(m, x):
     return m.second(x * x.size(0) + x.new_zeros(x.shape[0], 1, 1, 1))
 
 
+def half_of_the_samples(m, x):
+    """A number that two and three samples have in common."""
+    return m.second(m.conv(x) * (x.size(0) // 2))
+
+
+def as_many_channels_as_samples(m, x):
+    """Two of each when the model is traced."""
+    x = m.conv(x)[:, :2]
+    return m.second(m.conv(torch.cat((x, x[:, :1]), 1)) + x.transpose(0, 1).mean((1, 2, 3))[0])
+
+
 def samples_together(m, x):
     x = m.conv(x)
     return m.second(x - x.mean(0)) + F.batch_norm(x, None, None, training=True)
@@ -250,6 +261,8 @@ def of_three_dimensions(m, x):
         channels_shuffled,
         weights_of_weights,
         a_number_of_samples,
+        half_of_the_samples,
+        as_many_channels_as_samples,
         samples_together,
         compared,
         changed_in_place,

@@ -16,6 +16,7 @@ from lpk import tracing
 
 Shape = tuple[int, ...]  # of one sample: (channels, height, width), or (features,)
 BATCH = 2  # samples that a model is traced with
+BATCHES = (BATCH, 3, 1000)  # what holds for these is taken to hold for all; without values they cost nothing
 POSSIBLE = "(C, H, W) or (F,) for each sample"
 
 
@@ -217,7 +218,10 @@ class _Planner:
         if not _is_sample(node):
             self._leave(node)
         elif source is None or source not in self.values or not self._known(call, node, source):
-            self._foreign(node)
+            if self._for_batches(node) and not self._has_shape(node, _shape(node)):
+                self._leave(node)  # as many samples as there are channels, or the like
+            else:
+                self._foreign(node)
         for changed, is_same in node.meta["changes"]:
             self._change(changed, node, is_same)
 
@@ -226,7 +230,7 @@ class _Planner:
         self.left.add(node)
         if not _tensors(node.meta["result"]):
             results = self._for_batches(node)
-            if results and _is_numbers(results) and results[0] == results[1]:
+            if results and _is_numbers(results) and all(result == results[0] for result in results):
                 self.constants[node] = results[0]
 
     def _change(self, changed: fx.Node, node: fx.Node, is_same: bool) -> None:
@@ -338,20 +342,22 @@ class _Planner:
         return node in self.left and not (tensors and all(t.shape[:1] == (BATCH,) for t in tensors))
 
     def _for_batches(self, node: fx.Node) -> list[Any]:
-        """What a node returns for a batch and for a larger one, tensors without their values; [] if not known."""
+        """What a node returns for each of BATCHES, tensors without their values; [] if not known."""
         nodes = self._needed(node)
         shapes = [self.values[n].shape for n in nodes if n in self.values]
         try:
             run = self._part(nodes).forward  # a call of the module itself would print errors
-            return [run(*(torch.empty(b, *shape, device="meta") for shape in shapes)) for b in (BATCH, BATCH + 1)]
+            return [run(*(torch.empty(b, *shape, device="meta") for shape in shapes)) for b in BATCHES]
         except Exception:  # whatever an operation raises that needs values
             return []
 
     def _flattens(self, node: fx.Node, source: fx.Node) -> bool:
         """Whether a view joins all dimensions but the batch's, however large that is."""
-        results = self._for_batches(node)
-        features = math.prod(_shape(source))
-        return [tuple(result.shape) for result in results] == [(BATCH, features), (BATCH + 1, features)]
+        return self._has_shape(node, (math.prod(_shape(source)),))
+
+    def _has_shape(self, node: fx.Node, shape: Shape) -> bool:
+        """Whether a node is known to return samples of this shape, as many as it is given."""
+        return [tuple(result.shape) for result in self._for_batches(node)] == [(b, *shape) for b in BATCHES]
 
 
 def _is_convolution(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
