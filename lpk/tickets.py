@@ -284,6 +284,11 @@ def _tickets(
         raise ValueError(f"{len(state_dicts)} state dicts but {len(masks)} masks; one for each is needed")
     networks = []
     for name, state, given in zip(names, state_dicts, masks or [None] * len(names), strict=True):
+        if not isinstance(state, Mapping | nn.Module):
+            raise TypeError(
+                f"{name} is a {type(state).__name__}; a state dict or a module is needed. "
+                "lpk.Tickets.from_checkpoints reads files"
+            )
         networks.append(importers.network(state.state_dict() if isinstance(state, nn.Module) else state, given))
         if MASK in networks[-1].state:
             raise ValueError(f"{name} is lpk's own: lpk.Tickets.load reads its directory, lpk.Pooled.load a pooled one")

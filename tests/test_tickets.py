@@ -53,6 +53,8 @@ def test_a_slice_and_a_list_of_tickets_are_pooled_alike(tickets, validation, cal
     assert expected.round == 1 and expected.keep == tickets[3].keep
     for given in ([tickets[2], tickets[3]], [tickets[2].state_dict, tickets[3].state_dict]):
         assert torch.equal(pool(given).flat.weights, expected.flat.weights)
+    with pytest.raises(TypeError, match="ticket 0 is a str; a state dict or a module is needed"):
+        pool(["round00.safetensors", "round01.safetensors"])
     with pytest.raises(ValueError, match="tickets and state dicts are mixed"):
         pool([tickets[2], tickets[3].state_dict])
 
