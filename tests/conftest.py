@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import lpk
 from lpk.flat import Layout
@@ -57,6 +57,17 @@ def make_network(seed: int = 0) -> nn.Module:
         nn.Flatten(),
         nn.Linear(8, 3),
     )
+
+
+def _sizes_can_be_arguments() -> bool:
+    try:
+        fx.symbolic_trace(lambda x: nn.functional.avg_pool2d(x, x.size(3)))
+    except TypeError:
+        return False
+    return True
+
+
+sizes_as_arguments = pytest.mark.skipif(not _sizes_can_be_arguments(), reason="torch.fx of PyTorch 2.8 can't trace it")
 
 
 def make_images(count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -56,9 +56,21 @@ sanitize() {
   )
 }
 
-for name in "${@:-address,undefined}" $([ $# -gt 0 ] || echo thread); do
-  echo "--- $name"
-  SECONDS=0
-  sanitize "$name"
-  echo "--- $name: passed in $SECONDS s"
+# Both at once: most of the time one processor is enough for each.
+names=("$@")
+[ $# -gt 0 ] || names=(address,undefined thread)
+jobs=()
+for name in "${names[@]}"; do
+  mkdir -p "build/sanitize-${name//,/-}"
+  sanitize "$name" >"build/sanitize-${name//,/-}/log" 2>&1 &
+  jobs+=($!)
 done
+failed=0
+for i in "${!names[@]}"; do
+  verdict=passed
+  wait "${jobs[i]}" || verdict=FAILED failed=1
+  echo "--- ${names[i]}"
+  cat "build/sanitize-${names[i]//,/-}/log"
+  echo "--- ${names[i]}: $verdict after $SECONDS s"
+done
+exit $failed

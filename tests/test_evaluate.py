@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lpk import samples
 from lpk.evaluate import Evaluator, hypergeometric_tail
 from lpk.flat import Layout
-from tests.conftest import make_images, make_network
+from tests.conftest import make_images, make_network, sizes_as_arguments
 
 
 def make_evaluator(network, **options):
@@ -419,7 +419,7 @@ class Untraceable(Sigmoid):
         ("auto", make_network, "sparse"),
         ("sparse", make_network, "sparse"),
         ("torch", make_network, "torch"),
-        ("auto", Viewed, "sparse"),
+        pytest.param("auto", Viewed, "sparse", marks=sizes_as_arguments),
         ("auto", Sigmoid, "torch"),
         ("sparse", Sigmoid, "sparse"),
         ("auto", Untraceable, "torch"),

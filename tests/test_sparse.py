@@ -19,7 +19,7 @@ import lpk
 from lpk import models, ops, sparse
 from lpk.flat import Layout
 from lpk.sparse.network import Network
-from tests.conftest import make_network
+from tests.conftest import make_network, sizes_as_arguments
 from tests.test_eager import with_random_statistics
 
 
@@ -259,7 +259,7 @@ def of_three_dimensions(m, x):
         broadcast,
         chunked,
         channels_shuffled,
-        weights_of_weights,
+        pytest.param(weights_of_weights, marks=sizes_as_arguments),
         a_number_of_samples,
         half_of_the_samples,
         as_many_channels_as_samples,
@@ -293,13 +293,21 @@ def test_networks_that_ask_for_sizes_stay_whole(flatten):
 
     def forward(m, x):
         x = F.relu(m.bn(m.conv(x)))
-        return flatten(F.avg_pool2d(m.second(x), x.size(3) // 2))
+        return flatten(F.avg_pool2d(m.second(x), 4))
 
     torch.manual_seed(0)
     network = with_random_statistics(Zoo(forward))
     assert Network(network, (3, 8, 8)).whole
     for batch in (1, 2, 5, 20):
         same(network, torch.randn(batch, 3, 8, 8))
+
+
+@sizes_as_arguments
+def test_pools_as_large_as_the_image_stay_whole():
+    torch.manual_seed(0)
+    network = with_random_statistics(Zoo(lambda m, x: F.avg_pool2d(m.second(m.conv(x)), x.size(3)).flatten(1)))
+    assert Network(network, (3, 8, 8)).whole
+    same(network, torch.randn(5, 3, 8, 8))
 
 
 def test_a_view_that_is_no_flattening():
