@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lpk import files
 from lpk.flat import plain_copy
-from lpk.sparse.plan import Shape
+from lpk.sparse.steps import Shape
 
 ONNX_LIMIT = 2**31 - 1  # bytes of one ONNX file
 

@@ -6,7 +6,11 @@
 
 namespace lpk::cuda {
 
+#ifdef LPK_EMULATED
+constexpr int kListBlocks = 3;
+#else
 constexpr int kListBlocks = 256;  // for each coefficient
+#endif
 
 // Calls body(word) for the stored entries that are the block's share.
 template <class Body>

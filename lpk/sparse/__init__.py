@@ -15,7 +15,8 @@ from lpk.flat import is_pruned, plain_copy, unwrapped
 from lpk.pooled import Pooled
 from lpk.sparse.compact import Remaining, load_sparse, save_sparse
 from lpk.sparse.network import Network
-from lpk.sparse.plan import Fails, NotSupported, Shape
+from lpk.sparse.plan import Fails, NotSupported
+from lpk.sparse.steps import Shape
 from lpk.tickets import Ticket
 
 __all__ = ["NotSupported", "Sparse", "load_sparse", "save_sparse", "sparsify"]

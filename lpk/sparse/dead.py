@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lpk.sparse.fold import fold
-from lpk.sparse.plan import Affine, Convolve, Flatten, Plan, Pool, Relayout, Value
+from lpk.sparse.steps import Affine, Convolve, Flatten, Plan, Pool, Relayout, Value
 
 Channels = dict[Value, Tensor]  # of each value, bool [channels]
 Windows = dict[Convolve, Tensor]  # of each layer, bool [filters, channels of a group]: those that are not all zero

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lpk.sparse.plan import Affine, Convolve
+from lpk.sparse.steps import Affine, Convolve
 
 
 def fold(step: Convolve | Affine) -> tuple[Tensor | None, Tensor | None]:

@@ -14,26 +14,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpk.sparse import arena, kernels, packing
 from lpk.sparse.blocks import IMAGES, Blocks, stored_shape
+from lpk.sparse.calls import pair
 from lpk.sparse.dead import live_windows, without_dead
 from lpk.sparse.fold import affine, fold
 from lpk.sparse.kernels import Operation
 from lpk.sparse.packing import Filters
 from lpk.sparse.patches import cut, lanes_of
-from lpk.sparse.plan import (
-    Affine,
-    Convolve,
-    Flatten,
-    Foreign,
-    NotSupported,
-    Plan,
-    Pool,
-    Relayout,
-    Shape,
-    Step,
-    Value,
-    pair,
-    trace,
-)
+from lpk.sparse.plan import NotSupported, trace
+from lpk.sparse.steps import Affine, Convolve, Flatten, Foreign, Plan, Pool, Relayout, Shape, Step, Value
 
 POOLS: dict[str, Callable[..., Operation]] = {
     "max": kernels.prepare_max_pool,

@@ -7,8 +7,9 @@ from dataclasses import replace
 from torch import nn
 
 from lpk.sparse.blocks import IMAGES
+from lpk.sparse.calls import pair
 from lpk.sparse.packing import reach
-from lpk.sparse.plan import Affine, Convolve, Flatten, Plan, Pool, Relayout, Step, Value, pair
+from lpk.sparse.steps import Affine, Convolve, Flatten, Plan, Pool, Relayout, Step, Value
 
 Pair = tuple[int, int]
 Cut = tuple[Pair, Pair]  # patches, and the size of one

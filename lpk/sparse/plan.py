@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import operator
-from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,8 +11,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpk import tracing
+from lpk.sparse.calls import Call, is_convolution, pair
+from lpk.sparse.steps import Affine, Convolve, Flatten, Foreign, Plan, Pool, Shape, Step, Value
 
-Shape = tuple[int, ...]  # of one sample: (channels, height, width), or (features,)
 BATCH = 2  # samples that a model is traced with
 BATCHES = (BATCH, 3, 1000)  # what holds for these is taken to hold for all; without values they cost nothing
 POSSIBLE = "(C, H, W) or (F,) for each sample"
@@ -26,98 +25,6 @@ class NotSupported(ValueError):
 
 class Fails(NotSupported):
     """A network that fails in PyTorch, too, for two samples of the inputs' shape."""
-
-
-@dataclass(eq=False)
-class Value:
-    """An activation. `border`: the pixels around each image or patch that its readers need; `patches` and `patch`: how
-    many an image is cut into, and their size, see lpk.sparse.blocks.Blocks."""
-
-    shape: Shape
-    border: int = 0
-    patches: tuple[int, int] = (1, 1)
-    patch: tuple[int, int] | None = None
-
-    @property
-    def image(self) -> tuple[int, int, int]:
-        """(channels, height, width); features are channels of one pixel."""
-        channels, *size = self.shape
-        height, width = size or (1, 1)
-        return channels, height, width
-
-
-@dataclass(eq=False)
-class Step:
-    """One operation of the engine, from values to a value."""
-
-    inputs: list[Value]
-    out: Value
-
-
-@dataclass(eq=False)
-class Convolve(Step):
-    """A convolution or a linear layer, and what follows it: BatchNorm, the addition of a value, an activation."""
-
-    layer: nn.Conv2d | nn.Linear
-    batchnorm: nn.BatchNorm2d | nn.BatchNorm1d | None = None
-    residual: Value | None = None
-    activation: str = "identity"
-
-
-@dataclass(eq=False)
-class Affine(Step):
-    """BatchNorm, addition or activation that stand for themselves."""
-
-    batchnorm: nn.BatchNorm2d | nn.BatchNorm1d | None = None
-    residual: Value | None = None
-    activation: str = "identity"
-
-
-@dataclass(eq=False)
-class Pool(Step):
-    """kind: "max", "average" or "global average"; options as of torch.nn.functional's function."""
-
-    kind: str
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(eq=False)
-class Flatten(Step):
-    """[channels, height, width] as [channels · height · width]."""
-
-
-@dataclass(eq=False)
-class Relayout(Step):
-    """The same activation, cut into other patches."""
-
-
-@dataclass(eq=False)
-class Foreign(Step):
-    """What the engine doesn't know: PyTorch runs that part of the model on ordinary tensors.
-
-    `mixes`: whether the output for a sample may depend on others of its batch.
-    """
-
-    part: fx.GraphModule = field(kw_only=True)
-    mixes: bool = field(kw_only=True)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The steps in the order in which they run; `input` and `output` are values."""
-
-    input: Value
-    output: Value
-    steps: list[Step]
-
-    @property
-    def foreign(self) -> list[Foreign]:
-        return [step for step in self.steps if isinstance(step, Foreign)]
-
-    @property
-    def mixes(self) -> bool:
-        """Whether the output for a sample may depend on others of its batch."""
-        return any(step.mixes for step in self.foreign)
 
 
 def trace(model: nn.Module, shape: Shape) -> Plan:
@@ -213,7 +120,7 @@ class _Planner:
             return
         node.args = fx.map_arg(node.args, lambda n: self.constants.get(n, n))
         node.kwargs = fx.map_arg(node.kwargs, lambda n: self.constants.get(n, n))
-        call = _Call(node, self.modules)
+        call = Call(node, self.modules)
         source = call.source
         if not _is_sample(node):
             self._leave(node)
@@ -240,7 +147,7 @@ class _Planner:
             raise NotSupported(f"{_name(node)} changes in place what others read, too")
         self.values[changed] = self.values[node]
 
-    def _known(self, call: _Call, node: fx.Node, source: fx.Node) -> bool:
+    def _known(self, call: Call, node: fx.Node, source: fx.Node) -> bool:
         """Adds the engine's step for a call, if it has one."""
         module, function = call.module, call.function
         if call.is_view() and self._flattens(node, source):
@@ -252,7 +159,7 @@ class _Planner:
                 self.values[node] = self.values[source]
             else:
                 self._append(node, Affine([self.values[source]], Value(_shape(node))))
-        elif _is_convolution(module) or (isinstance(module, nn.Linear) and len(_shape(source)) == 1):
+        elif is_convolution(module) or (isinstance(module, nn.Linear) and len(_shape(source)) == 1):
             self._append(node, Convolve([self.values[source]], Value(_shape(node)), module))
         elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) and module.running_mean is not None:
             self._batchnorm(node, source, module)
@@ -358,88 +265,6 @@ class _Planner:
     def _has_shape(self, node: fx.Node, shape: Shape) -> bool:
         """Whether a node is known to return samples of this shape, as many as it is given."""
         return [tuple(result.shape) for result in self._for_batches(node)] == [(b, *shape) for b in BATCHES]
-
-
-def _is_convolution(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
-    """Whether the engine has it: padded with zeros, as many as numbers say."""
-    return isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-
-
-class _Call:
-    """What a node of the graph calls, whether as a module, a function or a method."""
-
-    def __init__(self, node: fx.Node, modules: dict[str, nn.Module]) -> None:
-        self.node = node
-        self.module = modules[str(node.target)] if node.op == "call_module" else None
-        self.function: Any = None if self.module is not None else node.target
-        self.source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-
-    def argument(self, position: int, name: str, default: Any) -> Any:
-        return self.node.args[position] if len(self.node.args) > position else self.node.kwargs.get(name, default)
-
-    @property
-    def other(self) -> fx.Node | None:
-        other = self.argument(1, "other", None)
-        return other if isinstance(other, fx.Node) and self.node.kwargs.get("alpha", 1) == 1 else None
-
-    def activation(self) -> str | None:
-        if isinstance(self.module, nn.ReLU6) or self.function is F.relu6:
-            return "relu6"
-        known = (F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_")
-        return "relu" if isinstance(self.module, nn.ReLU) or self.function in known else None
-
-    def is_add(self) -> bool:
-        return self.function in (operator.add, operator.iadd, torch.add, "add", "add_")
-
-    def is_view(self) -> bool:
-        known = (torch.flatten, "flatten", torch.reshape, "reshape", "view")
-        return isinstance(self.module, nn.Flatten) or self.function in known
-
-    def pool(self, shape: Shape) -> tuple[str, dict[str, Any]] | None:
-        """The kind of pooling and its options; None if it is none that the engine has."""
-        module = self.module
-        if isinstance(module, nn.MaxPool2d) and not module.return_indices:
-            window = _window(module.kernel_size, module.stride, module.padding)
-            return "max", window | {"dilation": pair(module.dilation)}
-        if isinstance(module, nn.AvgPool2d) and module.divisor_override is None:
-            window = _window(module.kernel_size, module.stride, module.padding)
-            return "average", window | {"count_padding": module.count_include_pad}
-        if self.function is F.max_pool2d and not self.argument(6, "return_indices", False):
-            return "max", self._window() | {"dilation": pair(self.argument(4, "dilation", 1))}
-        if self.function is F.avg_pool2d and self.argument(6, "divisor_override", None) is None:
-            return "average", self._window() | {"count_padding": self.argument(5, "count_include_pad", True)}
-        if isinstance(module, nn.AdaptiveAvgPool2d) or self.function is F.adaptive_avg_pool2d:
-            size = module.output_size if module is not None else self.argument(1, "output_size", None)
-            return _adaptive(shape, size)
-        return None
-
-    def _window(self) -> dict[str, tuple[int, int]]:
-        """What the functions for pooling begin with."""
-        kernel = self.argument(1, "kernel_size", None)
-        return _window(kernel, self.argument(2, "stride", None) or kernel, self.argument(3, "padding", 0))
-
-
-def _adaptive(shape: Shape, size: Any) -> tuple[str, dict[str, Any]] | None:
-    """Adaptive average pooling as an ordinary one, where the windows are all alike."""
-    wanted = pair(size)
-    if len(shape) != 3 or None in wanted:
-        return None
-    if wanted == (1, 1):
-        return "global average", {}
-    if any(n % m for n, m in zip(shape[1:], wanted, strict=True)):
-        return None
-    kernel = (shape[1] // wanted[0], shape[2] // wanted[1])
-    return "average", {**_window(kernel, kernel, 0), "count_padding": True}
-
-
-def _window(kernel: Any, stride: Any, padding: Any) -> dict[str, tuple[int, int]]:
-    kernel = pair(kernel)
-    return {"kernel": kernel, "stride": pair(stride) if stride is not None else kernel, "padding": pair(padding)}
-
-
-def pair(size: Any) -> tuple[int, int]:
-    a, b = size if isinstance(size, tuple | list) else (size, size)
-    return a, b
 
 
 def _is_sample(node: fx.Node) -> bool:
