@@ -108,7 +108,7 @@ def imp(
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
-    """Trains, prunes and rewinds (Algorithm 1); started again, goes on from the last finished epoch."""
+    """Trains, prunes and rewinds (Algorithm 1); goes on from the last finished epoch, also with more rounds."""
     _use(threads)
     with Run.create(run, presets.load(preset), seed=seed, root=data, device=device) as created:
         tickets = created.imp(progress=not quiet)

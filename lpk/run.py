@@ -61,6 +61,8 @@ class Run:
     ) -> Iterator[Run]:
         """Opens a run directory, new or begun before with the same preset, seed and data, and locks it.
 
+        A preset that differs in its name or has more rounds goes on with the run, unless its tickets were imported.
+
         imported: other people's checkpoints (see Tickets.from_checkpoints) that become the tickets of a new run.
 
         Raises ValueError where it holds another run, RuntimeError where another process uses it.
@@ -92,9 +94,14 @@ class Run:
                 tickets = Tickets.from_checkpoints(imported, model=run.model())
             if (path / MANIFEST).exists():
                 stored = _read_manifest(path)
+                begun = presets.from_dict(stored["preset"], str(path / MANIFEST))
+                same = stored if "imported" in stored else stored | {"preset": _continued(begun, preset).to_dict()}
                 for key in ("preset", "seed", "samples"):
-                    if stored[key] != manifest[key]:
-                        raise ValueError(f"{path} holds a run with another {key}; {_difference(stored, manifest, key)}")
+                    if same[key] != manifest[key]:
+                        raise ValueError(f"{path} holds a run with another {key}; {_difference(same, manifest, key)}")
+                if stored["preset"] != manifest["preset"]:
+                    stored |= {"preset": manifest["preset"], "command": manifest["command"]}
+                    files.write_json(path / MANIFEST, stored)
                 run = replace(run, manifest=stored)
             else:
                 files.write_json(path / MANIFEST, manifest)
@@ -216,6 +223,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if missing or manifest["format"] != 1:
         raise files.FileDamaged(f"{path / MANIFEST} is damaged, or of another version of lpk")
     return manifest
+
+
+def _continued(begun: Preset, wanted: Preset) -> Preset:
+    """The preset of a run that was begun, with what a run may go on with: another name, more rounds."""
+    rounds = max(begun.imp.rounds, wanted.imp.rounds)
+    return replace(begun, name=wanted.name, imp=replace(begun.imp, rounds=rounds))
 
 
 def _difference(stored: dict[str, Any], wanted: dict[str, Any], key: str) -> str:

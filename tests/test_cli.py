@@ -136,6 +136,18 @@ def test_killed_imp_goes_on_and_ends_with_the_same_tickets(run, preset, tmp_path
     assert all(name.startswith("round-") or name.startswith(".") for name in leftover)
 
 
+def test_more_rounds_are_as_if_asked_for_at_once(run, preset, tmp_path):
+    fewer, path = tmp_path / "fewer.toml", tmp_path / "run"
+    fewer.write_text(TINY_PRESET.replace("rounds = 3", "rounds = 1"))
+    lpk("imp", path, "--preset", fewer, "--seed", 4, "--threads", 1, "--quiet")
+    assert same(Tickets.load(path), Tickets.load(run)[:2])
+    lpk("imp", path, "--preset", preset, "--seed", 4, "--threads", 1, "--quiet")
+    assert same(Tickets.load(path), Tickets.load(run))
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest["preset"] == presets.load(preset).to_dict() and "tiny.toml" in manifest["command"]
+    assert "rounds is 3, not 1" in error("imp", path, "--preset", fewer, "--seed", 4)
+
+
 def test_second_process_is_refused(preset, tmp_path):
     path = tmp_path / "busy"
     process = start("imp", path, "--preset", preset, "--threads", 1, "--quiet")
@@ -184,8 +196,12 @@ def test_imported_tickets_are_pooled_and_evaluated(run, preset, tmp_path):
         err = error("import", *arguments)
         assert message in err and len(err.strip().splitlines()) == 1, err
     assert not (tmp_path / "x" / "manifest.json").exists(), "a failed import left a run behind"
-    assert "use another directory" in error("imp", imported, "--preset", preset, "--seed", 4)
-    assert same(Tickets.load(imported), Tickets.load(run))
+    more = tmp_path / "more.toml"
+    more.write_text(TINY_PRESET.replace("rounds = 3", "rounds = 4"))
+    before = (imported / "manifest.json").read_bytes()
+    for wanted in (preset, more):
+        assert "use another directory" in error("imp", imported, "--preset", wanted, "--seed", 4)
+    assert same(Tickets.load(imported), Tickets.load(run)) and (imported / "manifest.json").read_bytes() == before
 
 
 def test_checkpoints_of_an_unsupported_dtype_are_one_line(tmp_path):
