@@ -69,9 +69,18 @@ def find(path: str | Path) -> list[Checkpoint]:
 
 
 def _files(folder: Path) -> list[Checkpoint]:
-    """All files in natural order: 2 before 10."""
-    paths = (path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
-    return [Checkpoint(path) for path in sorted(paths, key=_natural)]
+    """All files in natural order: 2 before 10. Raises ValueError where their names differ in more than numbers."""
+    found = (path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    paths = sorted(found, key=_natural)
+    kinds = [re.sub(r"\d+", "0", path.name) for path in paths]
+    usual = max(kinds, key=kinds.count, default="")
+    for path, kind in zip(paths, kinds, strict=True):
+        if kind != usual:
+            raise ValueError(
+                f"{path} may be no round: its name differs from {paths[kinds.index(usual)].name} in more than numbers. "
+                "Move it away, or name the files one by one, dense to sparse"
+            )
+    return [Checkpoint(path) for path in paths]
 
 
 def _rounds(folder: Path) -> list[Checkpoint]:

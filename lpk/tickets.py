@@ -180,15 +180,20 @@ class Tickets(Sequence[Ticket]):
         """Tickets from files that others wrote; nothing is unpickled.
 
         Args:
-            paths: safetensors or PyTorch files, dense to sparse; a folder of them in natural order; a run of the
-                paper's public code; or one of OpenLTH. A PyTorch file holds a state dict, or one under the key
-                `state_dict`, `model_state_dict` or `model`. Masks: OpenLTH's mask.pth, else as in from_state_dicts.
+            paths: safetensors or PyTorch files, dense to sparse; a folder of them, whose names differ in numbers alone,
+                in natural order; a run of the paper's public code; or one of OpenLTH. A PyTorch file holds a state
+                dict, or one under the key `state_dict`, `model_state_dict` or `model`. Masks: OpenLTH's mask.pth, else
+                as in from_state_dicts.
             model, prunable: as in from_state_dicts.
 
         Raises FileNotFoundError, lpk.files.FileDamaged, or ValueError where the networks do not fit one another or have
-        weights that an earlier one has pruned; each names the file.
+        weights that an earlier one has pruned, or a file of a folder may be none of them; each names the file.
         """
-        found = [c for path in ([paths] if isinstance(paths, str | Path) else paths) for c in importers.find(path)]
+        paths = [paths] if isinstance(paths, str | Path) else paths
+        for path in paths:
+            if (Path(path) / MANIFEST).exists():
+                raise ValueError(f"{path} is lpk's own: lpk.Tickets.load reads it")
+        found = [checkpoint for path in paths for checkpoint in importers.find(path)]
         names = [str(checkpoint.path) for checkpoint in found]
         masks = [None if c.masks is None else importers.load(c.masks) for c in found]
         tickets = _tickets(names, [importers.load(c.path) for c in found], masks, model, prunable)

@@ -190,6 +190,17 @@ def test_a_folder_of_plain_state_dicts(tickets, tmp_path, kind):
     assert same(Tickets.from_checkpoints(tmp_path, model=model), tickets)
 
 
+@pytest.mark.parametrize("stray", ["best.pt", "round8-ema.pt", "weights-last.ckpt", "round8.safetensors"])
+def test_a_file_that_may_be_no_round_is_named(tickets, tmp_path, stray):
+    rounds = [tmp_path / f"round{ticket.round + 8}.pt" for ticket in tickets]
+    for ticket, path in zip(tickets, rounds, strict=True):
+        torch.save(ticket.state_dict, path)
+    (tmp_path / stray).write_bytes(rounds[0].read_bytes())
+    with pytest.raises(ValueError, match=rf"{stray} may be no round: its name differs from round8\.pt"):
+        Tickets.from_checkpoints(tmp_path)
+    assert same(Tickets.from_checkpoints(rounds), tickets)
+
+
 def test_lightnings_checkpoints(tickets, tmp_path):
     for ticket in tickets:
         state = {f"model.{name}": tensor for name, tensor in ticket.state_dict.items()}
@@ -485,8 +496,10 @@ def test_a_weight_that_comes_back_is_an_error_of_files_alone(tickets, tmp_path):
 
 def test_lpks_own_files_are_not_imported(tickets, tmp_path):
     tickets.save(tmp_path)
-    with pytest.raises(ValueError, match=r"round-00-\w+\.safetensors is lpk's own"):
+    with pytest.raises(ValueError, match=f"{tmp_path} is lpk's own: lpk.Tickets.load reads it"):
         Tickets.from_checkpoints(tmp_path)
+    with pytest.raises(ValueError, match=r"round-00-\w+\.safetensors is lpk's own"):
+        Tickets.from_checkpoints(sorted(tmp_path.glob("*.safetensors")))
 
 
 def test_importing_loads_no_optional_package():
