@@ -276,6 +276,27 @@ def test_what_forward_functions_do(forward, batch):
 
 
 @pytest.mark.parametrize(
+    "mixed",
+    [
+        lambda x: x.softmax(0),
+        lambda x: x.cumsum(0),
+        lambda x: x.flip(0),
+        lambda x: F.normalize(x, dim=0),
+        lambda x: F.batch_norm(x, None, None, training=True),
+    ],
+)
+def test_operations_over_samples_are_given_the_whole_batch(mixed):
+    torch.manual_seed(0)
+    same(with_random_statistics(Zoo(lambda m, x: m.second(mixed(m.bn(m.conv(x)))))), torch.randn(70, 3, 8, 8))
+
+
+@pytest.mark.parametrize("forward", [foreign_in_the_middle, concatenated, broadcast, compared, of_three_dimensions])
+def test_operations_of_each_sample_need_no_whole_batch(forward):
+    network = Network(with_random_statistics(Zoo(forward)), (3, 8, 8))
+    assert network.plan.foreign and not network.mixes
+
+
+@pytest.mark.parametrize(
     "flatten",
     [
         lambda x: x.view(x.size(0), -1),

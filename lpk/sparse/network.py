@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -66,6 +66,11 @@ class Network:
         layers = [step.layer for step in self.plan.steps if isinstance(step, Convolve)]
         return not self.plan.foreign and any(isinstance(layer, nn.Conv2d) for layer in layers)
 
+    @cached_property
+    def mixes(self) -> bool:
+        """Whether the output for a sample may depend on others of its batch."""
+        return any(step.mixes or _mixes(step) for step in self.plan.foreign)
+
     def changed(self, *, weights: bool = True) -> None:
         """To be called after the model's values changed: they are read again. weights: False: only BatchNorm's did."""
         if weights or not self.dead:
@@ -108,7 +113,7 @@ class Network:
 
     def _parts(self, inputs: Tensor) -> Iterator[Tensor]:
         """Groups of whole blocks, and what is left over; all at once where samples may depend on each other."""
-        if self.plan.mixes:
+        if self.mixes:
             yield inputs
             return
         group = _group(self.plan, torch.get_num_threads())
@@ -116,6 +121,18 @@ class Network:
             size = min(group, len(inputs) // IMAGES) * IMAGES or len(inputs)
             yield inputs[:size]
             inputs = inputs[size:]
+
+
+def _mixes(step: Foreign) -> bool:
+    """Whether PyTorch returns something else for three random samples than for each of them alone."""
+    generator = torch.Generator().manual_seed(0)
+    samples = [torch.randn(3, *value.shape, generator=generator) for value in step.inputs]
+    try:
+        together = step.part.forward(*(x.clone() for x in samples))
+        alone = torch.cat([step.part.forward(*(x[i : i + 1].clone() for x in samples)) for i in range(3)])
+    except Exception:  # whatever an operation raises for a single sample
+        return True
+    return together.shape != alone.shape or not (together - alone).abs().max() <= 1e-4 * together.abs().max()
 
 
 # Filters by the position of their layer among the plan's, and by the strides of the input they were packed for: layouts

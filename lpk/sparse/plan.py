@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpk import tracing
 from lpk.sparse.calls import Call, is_convolution, pair
@@ -241,10 +240,7 @@ class _Planner:
         return fx.GraphModule(self.graph, graph)
 
     def _mixes(self, node: fx.Node) -> bool:
-        """Whether what a node returns for one sample may depend on others: on their number, for instance."""
-        module = self.modules[str(node.target)] if node.op == "call_module" else None
-        if isinstance(module, _BatchNorm) and module.running_mean is None:
-            return True
+        """Whether a node that is left to others returns what is no sample's own: their number, for instance."""
         tensors = _tensors(node.meta["result"])
         return node in self.left and not (tensors and all(t.shape[:1] == (BATCH,) for t in tensors))
 

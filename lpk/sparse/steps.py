@@ -77,7 +77,7 @@ class Relayout(Step):
 class Foreign(Step):
     """What the engine doesn't know: PyTorch runs that part of the model on ordinary tensors.
 
-    `mixes`: whether the output for a sample may depend on others of its batch.
+    `mixes`: whether it is known that the output for a sample may depend on others of its batch.
     """
 
     part: fx.GraphModule = field(kw_only=True)
@@ -95,8 +95,3 @@ class Plan:
     @property
     def foreign(self) -> list[Foreign]:
         return [step for step in self.steps if isinstance(step, Foreign)]
-
-    @property
-    def mixes(self) -> bool:
-        """Whether the output for a sample may depend on others of its batch."""
-        return any(step.mixes for step in self.foreign)
