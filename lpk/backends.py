@@ -37,6 +37,20 @@ def choose(model: nn.Module, wanted: str, inputs: Tensor, autocast: torch.dtype 
     return network
 
 
+def mixes(backend: Backend, inputs: Tensor) -> bool:
+    """Whether what a backend computes for a sample depends on the others of its batch; not known of a single one."""
+    if isinstance(backend, Network):
+        return backend.mixes
+    few = min(2, len(inputs) - 1)
+    try:
+        together = backend(inputs)
+        return few > 0 and not all(
+            alike(backend(inputs[part]), together[part]) for part in (slice(few), slice(-few, None))
+        )
+    except Exception:  # whatever a stranger's forward raises for so few samples
+        return True
+
+
 def _obstacle(model: nn.Module, inputs: Tensor, autocast: torch.dtype | None) -> str | None:
     """Why the engine can't run a model; None if nothing is known against it."""
     if autocast is not None:

@@ -1,7 +1,8 @@
 """BatchNorm calibration and accuracy of one candidate after another, on samples that are prepared once.
 
 Accuracy is a count of correct predictions, at one fixed batch size (the last batch padded), so that it does not depend
-on who asks. Calibration does what torch.optim.swa_utils.update_bn does: only the BatchNorm layers train, the statistics
+on who asks. A model whose predictions depend on the other samples of a batch gets them in their own order, without
+padding. Calibration does what torch.optim.swa_utils.update_bn does: only the BatchNorm layers train, the statistics
 of equal batches are averaged with equal weight, the variance is unbiased. It stops when the statistics have settled.
 """
 
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lpk.backends import Backend, choose
+from lpk.backends import Backend, choose, mixes
 from lpk.flat import FlatModel, Layout, batchnorms
 from lpk.samples import Calibration, Inputs, Samples, Validation
 
@@ -133,6 +134,7 @@ class Evaluator:
         self._scale = _scales(self.flat)
         self.wanted = backend
         self._chosen: Backend | None = None
+        self._mixes: bool | None = None  # whether predictions depend on the other samples of a batch
 
     @property
     def backend(self) -> str:
@@ -230,7 +232,7 @@ class Evaluator:
     def hardest_first(self, score: Score) -> None:
         """Orders the validation samples by the margins of a network scored in full: its errors, and what it is least
         sure of, come first. A similar network then shows its errors early."""
-        if score.margins is not None:
+        if score.margins is not None and not self._mixes:
             self._margins = score.margins
             self._reorder(torch.argsort(score.margins, stable=True))
 
@@ -243,7 +245,7 @@ class Evaluator:
         a race (Maron and Moore 1993), with the exact tail in place of Hoeffding's bound.
         """
         validation = self.validation
-        if validation is None or validation.source is not None:
+        if validation is None or validation.source is not None or self._mixes:
             return
         ranked = torch.argsort(self._margins, stable=True)
         population = min(2 * errors_allowed, validation.count)
@@ -268,16 +270,18 @@ class Evaluator:
         return hypergeometric_tail(errors, population, int(min(errors_allowed, population)), drawn) <= error
 
     def _logits(self, network: Backend, inputs: Tensor) -> Tensor:
-        """Predictions of one batch [B, classes], computed at the full batch size."""
+        """Predictions of one batch [B, classes], computed at the full batch size unless they depend on each other."""
         count = len(inputs)
-        if count < self.batch_size:
+        if self._mixes is None:
+            self._mixes = mixes(network, inputs)
+        if count < self.batch_size and not self._mixes:
             inputs = torch.cat((inputs, inputs[-1:].expand(self.batch_size - count, *inputs.shape[1:])))
         logits = network(inputs)
-        self.forward_samples += self.batch_size
-        self.validated += self.batch_size
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != self.batch_size:
+        self.forward_samples += len(inputs)
+        self.validated += len(inputs)
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"the model returned {shape}; logits [{self.batch_size}, classes] are needed")
+            raise ValueError(f"the model returned {shape}; logits [{len(inputs)}, classes] are needed")
         if self.validation is not None and self.validation.largest >= logits.shape[1]:
             raise ValueError(
                 f"validation holds the label {self.validation.largest}, but the model returned {logits.shape[1]} "

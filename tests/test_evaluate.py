@@ -129,6 +129,42 @@ def test_order_of_samples_does_not_change_the_count(network, validation):
     assert torch.equal(again.margins, first.margins.sort(stable=True).values)
 
 
+class Mixing(nn.Module):
+    """Its predictions depend on what else is in a batch."""
+
+    def __init__(self, mix):
+        super().__init__()
+        self.first, self.last, self.mix = nn.Linear(36, 8), nn.Linear(8, 3), mix
+
+    def forward(self, x):
+        return self.last(self.mix(self.first(x.flatten(1)).relu()))
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda x: nn.functional.batch_norm(x, None, None, training=True),
+        lambda x: x.cumsum(0),
+        lambda x: (x.flip(0) * 9).softmax(0),
+    ],
+)
+@pytest.mark.parametrize("backend", ["torch", "sparse"])
+@pytest.mark.parametrize("criterion", ["accuracy", "loss"])
+def test_samples_that_depend_on_each_other_keep_their_batches(validation, mix, backend, criterion):
+    torch.manual_seed(0)
+    network = Mixing(mix).eval()
+    options = {"statistics": "leave", "batch_size": 40, "criterion": criterion}
+    made = make_evaluator(network, validation=validation, backend=backend, **options)
+    batches = list(zip(*(part.split(40) for part in validation), strict=True))
+    expected = sum(count(network, *batch) for batch in batches) / made.total
+    first = made.score()
+    assert first.accuracy == expected and made.forward_samples == made.total
+    made.hardest_first(first)
+    made.draw_heat(20, 0.05)
+    assert made.score().accuracy == expected and torch.equal(made.score().margins, first.margins)
+    assert torch.equal(made.predict()[1], validation[1])
+
+
 def test_missing_calibration_warns_once_and_interpolates(network, validation):
     with pytest.warns(UserWarning, match="no calibration samples") as caught:
         made = make_evaluator(network, validation=validation)
