@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.modules import module as torch_module
 
 # Whose code is no model's.
 TRACERS = (os.path.dirname(torch.__file__) + os.sep, __file__)
@@ -39,11 +40,23 @@ def trace(model: nn.Module) -> fx.GraphModule:
 def hooks(model: nn.Module) -> Iterator[tuple[str, str]]:
     """The forward hooks and pre-hooks in a model: the path of a module, "" for the model itself, and a hook's name.
 
-    A graph has those of the modules that it calls as a whole; the model's own are not in it.
+    Global ones are the model's own, too. A graph has those of the modules that it calls as a whole, and none of the
+    model's own.
     """
+    for hook in global_hooks():
+        yield "", f"{_hook_name(hook)}, a global one"
     for path, module in model.named_modules():
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-            yield path, getattr(hook, "__qualname__", type(hook).__name__)
+            yield path, _hook_name(hook)
+
+
+def global_hooks() -> list[Callable[..., Any]]:
+    """What torch.nn.modules.module.register_module_forward_hook registered, and its like before the forward."""
+    return [*torch_module._global_forward_pre_hooks.values(), *torch_module._global_forward_hooks.values()]
+
+
+def _hook_name(hook: Callable[..., Any]) -> str:
+    return getattr(hook, "__qualname__", type(hook).__name__)
 
 
 class _Tracer(fx.Tracer):

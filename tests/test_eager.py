@@ -116,6 +116,15 @@ def test_hooks_of_the_model_itself_are_kept():
     torch.testing.assert_close(Eager(network)(inputs), network(inputs), rtol=1e-5, atol=1e-5)
 
 
+def test_global_hooks_are_kept():
+    network, inputs = with_random_statistics(make_network()), torch.randn(2, 1, 6, 6)
+    handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: 0.999 * output)
+    try:
+        torch.testing.assert_close(Eager(network)(inputs), network(inputs), rtol=1e-5, atol=1e-5)
+    finally:
+        handle.remove()
+
+
 class DynamicControlFlow(nn.Module):
     def __init__(self):
         super().__init__()

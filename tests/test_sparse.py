@@ -569,6 +569,29 @@ def test_forward_hooks_are_an_error_or_run_in_torch(path, name, register):
         assert torch.equal(lpk.sparsify(network, fallback="torch")(inputs), network(inputs))
 
 
+@pytest.mark.parametrize("register", ["register_module_forward_hook", "register_module_forward_pre_hook"])
+def test_global_forward_hooks_are_an_error_or_run_in_torch_while_they_are_there(register):
+    def halve_linear(module, *values):
+        if isinstance(module, nn.Linear):
+            return values[-1] / 2 if torch.is_tensor(values[-1]) else values[-1][0] / 2
+
+    network = pruned(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), 0.5).eval()
+    inputs = torch.randn(3, 6)
+    strict, made = lpk.sparsify(network), lpk.sparsify(network, fallback="torch")
+    with torch.no_grad():
+        expected = network(inputs)
+        torch.testing.assert_close(made(inputs), expected)
+        handle = getattr(nn.modules.module, register)(halve_linear)
+        try:
+            assert torch.equal(made(inputs), network(inputs)) and not torch.allclose(network(inputs), expected)
+            with pytest.raises(sparse.NotSupported, match=r"has the forward hook \S+halve_linear, a global one"):
+                strict(inputs)
+        finally:
+            handle.remove()
+        for each in (strict, made):
+            torch.testing.assert_close(each(inputs), expected)
+
+
 def asks_for_values(m, x):
     return m.conv(x) if x.sum() > 0 else x
 

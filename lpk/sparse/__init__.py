@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lpk import tracing
 from lpk.flat import is_pruned, plain_copy, unwrapped
 from lpk.pooled import Pooled
 from lpk.sparse.compact import Remaining, load_sparse, save_sparse
@@ -40,7 +41,7 @@ class Sparse(nn.Module):
         super().__init__()
         self._model = (model,)  # in a tuple, so that it is no submodule: train() and to() must not reach it
         self.fallback = fallback
-        self._networks: dict[Shape, Network | None] = {}
+        self._networks: dict[tuple[Shape, bool], Network | None] = {}  # also by whether there are global hooks
         self._lock = threading.Lock()
         state = model.state_dict(keep_vars=True)
         self._remaining = {state[name]: part for name, part in remaining.items()}
@@ -54,10 +55,11 @@ class Sparse(nn.Module):
         if inputs.dtype != torch.float32 or inputs.device.type != "cpu":
             raise TypeError(f"inputs are {inputs.dtype} on {inputs.device}; float32 on the CPU is needed")
         shape = tuple(inputs.shape[1:])
+        hooked = bool(tracing.global_hooks())
         with self._lock:
-            if shape not in self._networks:
-                self._networks[shape] = self._network(shape)
-            network = self._networks[shape]
+            if (shape, hooked) not in self._networks:
+                self._networks[shape, hooked] = self._network(shape)
+            network = self._networks[shape, hooked]
             if network is not None:
                 return network(inputs)
         with torch.inference_mode():
