@@ -121,12 +121,22 @@ def _header(path: Path) -> tuple[Metadata, str]:
         raise FileDamaged(f"{path} was not written by lpk, or its header is damaged") from error
 
 
+def check_tensor(tensor: Tensor, name: str) -> None:
+    """Raises TypeError, calling the tensor `name`, where safetensors can't hold it."""
+    try:
+        safetensors.torch.save({"": torch.empty(0, dtype=tensor.dtype, layout=tensor.layout)})
+    except Exception as error:  # whatever PyTorch and safetensors raise
+        layout = "" if tensor.layout == torch.strided else f" and the layout {tensor.layout}"
+        raise TypeError(f"{name} is a tensor of {tensor.dtype}{layout}, which can't be stored") from error
+
+
 def taken_apart(value: object, tensors: dict[str, Tensor], name: str) -> Any:
     """Nested dicts, lists and tuples as JSON for `put_together`; their tensors are put into `tensors`, by number.
 
     Raises TypeError, calling the value `name`, for what is neither these nor a number, a string or None.
     """
     if isinstance(value, Tensor):
+        check_tensor(value, name)
         number = str(len(tensors))
         tensors[number] = value
         return {"tensor": number}

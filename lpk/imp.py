@@ -28,7 +28,8 @@ CHECKPOINT = "checkpoint.safetensors"
 class Resumable(Protocol):
     """A `train` that can go on at any epoch: `lpk.Trainer`, or a user's own with these methods.
 
-    `state_dict` returns a dict of tensors, numbers, strings and None, nested as an optimizer's is.
+    `state_dict` returns a dict of tensors, numbers, strings and None, nested as an optimizer's is. It is also called
+    before a round's first epoch, to see whether it can be stored; where it raises then, that is left for later.
     """
 
     def __call__(self, model: nn.Module, start: int, stop: int) -> object: ...
@@ -79,6 +80,7 @@ def imp(
         ValueError: numbers out of range, nothing prunable, a frozen weight that `prunable` chooses, by default a layer
             whose weight is computed from other parameters, weights that became NaN or infinite, a store that belongs to
             another network or other settings.
+        TypeError: a tensor or a state of `train` that can't be stored, where there is a store.
         RuntimeError: the store is in use by another process.
     """
     if rewind is None:
@@ -135,6 +137,8 @@ class _Run:
 
     def open(self, directory: Path) -> None:
         """Takes up what an earlier call left in the directory, after checking that it was the same run."""
+        for name, tensor in self.model.state_dict().items():
+            files.check_tensor(tensor, repr(name))
         try:
             self.store = TicketStore.open(directory)
         except FileNotFoundError:
@@ -185,6 +189,16 @@ class _Run:
             tensors |= {f"train.{k}": v for k, v in own.items()}
         files.save_tensors(self.store.directory / name, tensors, metadata)
 
+    def _check_storable(self, train: Resumable) -> None:
+        """Raises TypeError where what `train` has to know can't be stored; after an epoch it would be too late."""
+        if self.store is None or self.settings["epochs"] == 1:
+            return
+        try:
+            state = train.state_dict()
+        except Exception:  # it may have none before its first epoch
+            return
+        files.taken_apart(state, {}, "train.state_dict()")
+
     def _load(self, path: Path) -> tuple[StateDict, dict[str, Any]]:
         tensors, metadata = files.load_tensors(path)
         state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
@@ -203,6 +217,7 @@ class _Run:
         start = 0 if round_ == 0 else rewind
         if isinstance(self.train, Resumable):
             self.train.start_round(round_)
+            self._check_storable(self.train)
         resumed = self._resume(round_)
         if resumed is not None:
             start = resumed

@@ -286,13 +286,56 @@ def test_the_state_of_an_optimizer_is_stored(images, tmp_path, epochs):
     assert same(lpk.imp(make_network(9), resumed, store=tmp_path, **OPTIONS), whole)
 
 
-def test_a_state_that_cannot_be_stored_is_named(images, tmp_path):
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (make_network, "a function"),
+        (torch.ones(2, dtype=torch.complex128), r"a tensor of torch\.complex128, which can't be stored"),
+        (torch.eye(2).to_sparse(), r"a tensor of torch\.float32 and the layout torch\.sparse_coo"),
+    ],
+)
+def test_a_state_that_cannot_be_stored_is_named_before_training(images, tmp_path, value, message):
     class Bad(WithOptimizer):
         def state_dict(self):
-            return {"schedule": [{"at": make_network}]}
+            return {"schedule": [{"at": value}]}
 
-    with pytest.raises(TypeError, match=r"train\.state_dict\(\)\['schedule'\]\[0\]\['at'\] is a function"):
-        lpk.imp(make_network(), Bad(images), store=tmp_path, **OPTIONS)
+    bad = Bad(images, epochs=0)
+    with pytest.raises(TypeError, match=rf"train\.state_dict\(\)\['schedule'\]\[0\]\['at'\] is {message}"):
+        lpk.imp(make_network(), bad, store=tmp_path, **OPTIONS)
+    with pytest.raises(Stop):
+        lpk.imp(make_network(), bad, **OPTIONS)
+
+
+def test_a_train_that_has_no_state_before_its_first_epoch(images, tmp_path):
+    class Late(WithOptimizer):
+        def start_round(self, round):
+            super().start_round(round)
+            self.ready = False
+
+        def state_dict(self):
+            if not self.ready:
+                raise AttributeError("ready")
+            return super().state_dict()
+
+        def __call__(self, model, start, stop):
+            super().__call__(model, start, stop)
+            self.ready = True
+
+    whole = lpk.imp(make_network(), WithOptimizer(images), **OPTIONS)
+    assert same(lpk.imp(make_network(), Late(images), store=tmp_path, **OPTIONS), whole)
+
+
+def test_a_network_that_cannot_be_stored_is_named_before_training(tmp_path):
+    def train(model, start, stop):
+        raise Stop
+
+    network = make_network()
+    network.register_buffer("phases", torch.ones(2, dtype=torch.complex128))
+    with pytest.raises(TypeError, match=r"'phases' is a tensor of torch\.complex128, which can't be stored"):
+        lpk.imp(network, train, store=tmp_path, **OPTIONS)
+    assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+    with pytest.raises(Stop):
+        lpk.imp(network, train, **OPTIONS)
 
 
 def test_finished_run_is_not_trained_again(images, tmp_path):
