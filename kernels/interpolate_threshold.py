@@ -6,12 +6,14 @@ A magnitude's key is its bit pattern, which orders as the magnitude does. For ea
 2. A sweep over a and b counts the keys above the bracket, and those inside it in equal bins. One bin holds the
    threshold; it is the next bracket. If the sample misled and no bin does, the next bracket is all keys. As many sweeps
    are launched as this could take; once each bin is a single key, the remaining ones return at once.
-3. Where only a few entries have the threshold's key, the sweep noted their indices. Where more have it, a last sweep
-   counts them in each block, and the block that holds the last survivor is searched for it.
+3. A last sweep counts the threshold's key in each group of blocks; the one that holds the last survivor is searched.
 
-Only keys strictly inside a bracket are counted one by one with atomic additions: a few percent, seldom the same bin.
-Its ends, where the heavy ties are (zeros, constant vectors), are counted by block. Sums of whole numbers do not depend
-on the order, and noted indices are ordered, so the result never varies.
+Keys inside a bracket are counted one by one with atomic additions: a few percent, seldom the same bin. Where a bracket
+ends in a heavy tie (zeros, constant vectors), its ends are counted by block. Sums of whole numbers do not depend on the
+order, so the result never varies.
+
+What is past a vector's end in its last block reads as zeros: they are the lowest magnitudes, and of zeros the last, so
+no threshold changes.
 """
 # mypy: allow-untyped-defs
 
@@ -24,14 +26,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lpk.kernels.elements import OPTIONS, device_of, indices, is_bad, load, mix, report
+from lpk.kernels.elements import BLOCK, OPTIONS, device_of, indices, is_bad, load, mix, report
 
 SAMPLE = 1 << 15
 SEED = 0
 SEGMENT = 1024  # bins that one program adds up
-NOTED = 8  # entries of a bin whose indices are noted
+GROUPS = 4096  # of blocks, in which the threshold's key is counted
+COUNTERS = 32  # that share one count, lest every program add to the same one
+HEAVY = 8  # entries of a sample with one key: it is a heavy tie
 MOST_COEFFICIENTS = 16  # of one sweep; more are done in turns
-COUNT_BLOCK = 1024  # elements that a program counts at once: what it remembers of each must fit its registers
+COUNT_BLOCK = 2048  # elements that a program counts at once
 COUNT_OPTIONS = OPTIONS | {"num_warps": 4}
 MOST_PROGRAMS = 4096  # that count; each takes one block after another. Those with nothing to do cost time as well
 BRACKET_WARPS = 32  # one program bisects the whole sample
@@ -65,8 +69,9 @@ def sample_kernel(
 
 @triton.jit(do_not_specialize=["upper", "lower"])
 def bracket_kernel(
-    keys, low, high, shift, upper, lower, SAMPLE: tl.constexpr, KEY_BITS: tl.constexpr, BIN_BITS: tl.constexpr
-):
+    keys, low, high, shift, tied, upper, lower,
+    SAMPLE: tl.constexpr, HEAVY: tl.constexpr, KEY_BITS: tl.constexpr, BIN_BITS: tl.constexpr,
+):  # fmt: skip
     """The upper-th and the lower-th largest key of a sample, by bisection; past either end, the extreme keys."""
     k = tl.program_id(0)
     key = tl.load(keys + k * SAMPLE + tl.arange(0, SAMPLE))
@@ -81,20 +86,23 @@ def bracket_kernel(
     bins_shift = k * 0
     for step in range(KEY_BITS - BIN_BITS):
         bins_shift += (((high_key - low_key) >> (BIN_BITS + step)) > 0).to(tl.int32)
+    at_ends = tl.sum(((key == low_key) | (key == high_key)).to(tl.int32), 0)
     tl.store(low + k, low_key)
     tl.store(high + k, high_key)
     tl.store(shift + k, bins_shift)
+    tl.store(tied + k, (at_ends > HEAVY).to(tl.int32))
 
 
 @triton.jit
-def clear_kernel(bins, above, shift, SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr):
+def clear_kernel(bins, above, shift, COUNTERS: tl.constexpr, SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr):
     """Zeroes the counts of what is not finished: a bracket's shift is -1 once it is a single key."""
     segment = tl.program_id(0)
     k = tl.program_id(1)
     if tl.load(shift + k) >= 0:
         where = (k.to(tl.int64) * SEGMENTS + segment) * SEGMENT + tl.arange(0, SEGMENT)
         tl.store(bins + where, tl.zeros([SEGMENT], bins.dtype.element_ty))
-        tl.store(above + k, 0, mask=segment == 0)
+        if segment == 0:
+            tl.store(above + k * COUNTERS + tl.arange(0, COUNTERS), tl.zeros([COUNTERS], above.dtype.element_ty))
 
 
 @triton.jit
@@ -107,41 +115,36 @@ def add(counter, count):
 # every address of an addition would pass through shared memory.
 @triton.jit(do_not_specialize_on_alignment=["a", "b"])
 def count_kernel(
-    bins, noted, above, a, b, alphas, low, high, shift, pending, first_bad, n, blocks, K,
-    HAS_B: tl.constexpr, BIN_COUNT: tl.constexpr, NOTED: tl.constexpr, BLOCK: tl.constexpr,
+    bins, above, a, b, alphas, low, high, shift, tied, pending, first_bad, n, blocks, K,
+    HAS_B: tl.constexpr, BIN_COUNT: tl.constexpr, COUNTERS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Counts the keys above and inside each bracket that is not finished.
-
-    noted [K, BIN_COUNT, NOTED]: the indices of the first entries to come that lie strictly inside.
-    """
+    """Counts the keys above and inside each bracket that is not finished. above: [K, COUNTERS]."""
     if tl.load(pending) == 0:
         return
     one = tl.full([BLOCK], 1, bins.dtype.element_ty)
+    above += tl.program_id(0) % COUNTERS
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         i = indices(block, BLOCK)
-        inside = i < n
-        of_a, of_b = load(a, b, i, inside, HAS_B)
+        of_a, of_b = load(a, b, i, i < n, HAS_B)
         report(first_bad, is_bad(of_a) | is_bad(of_b), block, BLOCK)
-        first = (tl.cast(block, tl.int64) * BLOCK).to(noted.dtype.element_ty)
         for k in range(K):
             bracket_shift = tl.load(shift + k)
             if bracket_shift >= 0:
                 own_bins = bins + k * BIN_COUNT
-                key = tl.where(inside, magnitude_key(mix(of_a, of_b, tl.load(alphas + k), HAS_B)), -1)
+                ends = tl.load(tied + k)  # 1: the first and the last key of the bracket are counted by block
                 bracket_low = tl.load(low + k)
-                bracket_high = tl.load(high + k)
-                between = (key > bracket_low) & (key < bracket_high)
-                bin = (key - bracket_low) >> bracket_shift
-                place = tl.atomic_add(own_bins + bin, one, mask=between, sem="relaxed")
-                note = between & (place < NOTED)
-                own_noted = noted + k * BIN_COUNT * NOTED
-                tl.store(own_noted + (bin * NOTED + place.to(tl.int32)), first + tl.arange(0, BLOCK), mask=note)
-                # Two counts of at most BLOCK each, in one sum.
-                upper = tl.sum(tl.where(key > bracket_high, 1, tl.where(key == bracket_high, 1 << 16, 0)), 0)
-                add(above + k, upper & 0xFFFF)
-                add(own_bins + ((bracket_high - bracket_low) >> bracket_shift), upper >> 16)
-                if bracket_low != bracket_high:
-                    add(own_bins, tl.sum((key == bracket_low).to(tl.int32), 0))
+                size = tl.load(high + k) - bracket_low
+                key = magnitude_key(mix(of_a, of_b, tl.load(alphas + k), HAS_B)) - bracket_low
+                over = key > size - ends
+                tl.atomic_add(own_bins + (key >> bracket_shift), one, mask=(key >= ends) & ~over, sem="relaxed")
+                count = tl.sum(over.to(tl.int32), 0)
+                if ends != 0:
+                    at_high = tl.sum((key == size).to(tl.int32), 0)
+                    count -= at_high
+                    add(own_bins + (size >> bracket_shift), at_high)
+                    if size != 0:
+                        add(own_bins, tl.sum((key == 0).to(tl.int32), 0))
+                add(above + k * COUNTERS, count)
 
 
 @triton.jit
@@ -165,44 +168,33 @@ def locate(counts, rank):
 
 @triton.jit(do_not_specialize=["keep"])
 def narrow_kernel(
-    low, high, shift, survivors, last, tied, pending, bins, noted, sums, above, keep,
-    KEY_BITS: tl.constexpr, BIN_BITS: tl.constexpr, NOTED: tl.constexpr, SEGMENTS: tl.constexpr, SEGMENT: tl.constexpr,
+    low, high, shift, tied, survivors, pending, bins, sums, above, keep,
+    KEY_BITS: tl.constexpr, BIN_BITS: tl.constexpr, COUNTERS: tl.constexpr, SEGMENTS: tl.constexpr,
+    SEGMENT: tl.constexpr,
 ):  # fmt: skip
     """The bracket becomes the bin that holds the threshold, or all keys if it missed the threshold.
 
-    survivors [K]: how many of the entries of the threshold's magnitude survive; last [K]: the last one of them, if all
-    entries of that magnitude were noted. Otherwise it counts as tied, in tied [K] and in the K + 1st number of that.
+    survivors [K]: how many of the entries in the bracket survive.
     """
     k = tl.program_id(0)
     bracket_shift = tl.load(shift + k)
     if bracket_shift >= 0:
         segments = tl.load(sums + k * SEGMENTS + tl.arange(0, SEGMENTS))
         total = tl.sum(segments, 0)
-        rank_above = keep - tl.load(above + k)  # 1 is the largest in the bracket
+        rank_above = keep - tl.sum(tl.load(above + k * COUNTERS + tl.arange(0, COUNTERS)), 0)  # 1 is the largest
+        tl.store(tied + k, 1)
         if (rank_above >= 1) & (rank_above <= total):
             segment, below = locate(segments, total - rank_above)
             row = (k.to(tl.int64) * SEGMENTS + segment) * SEGMENT
             counts = tl.load(bins + row + tl.arange(0, SEGMENT)).to(tl.int64)
             place, below_here = locate(counts, total - rank_above - below)
             in_bin = tl.sum(tl.where(tl.arange(0, SEGMENT) == place, counts, 0), 0)
-            surviving = rank_above - (total - below - below_here - in_bin)
-            bracket_low = tl.load(low + k)
-            bin_low = bracket_low + ((segment * SEGMENT + place) << bracket_shift)
-            if bracket_shift == 0:
-                order = tl.arange(0, NOTED)
-                of_bin = tl.load(noted + (row + place) * NOTED + order, mask=order < in_bin, other=0).to(tl.int64)
-                before = (of_bin[None, :] < of_bin[:, None]) & (order[None, :] < in_bin)
-                ranks = tl.where(order < in_bin, tl.sum(before.to(tl.int32), 1), NOTED)
-                tl.store(last + k, tl.sum(tl.where(ranks == surviving - 1, of_bin, 0), 0))
-                # What is at the bracket's ends is not noted.
-                untold = (bin_low == bracket_low) | (bin_low == tl.load(high + k)) | (in_bin > NOTED)
-                tl.store(tied + k, untold.to(tl.int32))
-                tl.atomic_add(tied + tl.num_programs(0), 1, mask=untold, sem="relaxed")
-                tl.atomic_add(pending, -1, sem="relaxed")
+            bin_low = tl.load(low + k) + ((segment * SEGMENT + place) << bracket_shift)
             tl.store(low + k, bin_low)
             tl.store(high + k, bin_low + ((1 << bracket_shift) - 1))
-            tl.store(survivors + k, surviving)
+            tl.store(survivors + k, rank_above - (total - below - below_here - in_bin))
             tl.store(shift + k, tl.where(bracket_shift == 0, -1, tl.maximum(bracket_shift - BIN_BITS, 0)))
+            tl.atomic_add(pending, -1, mask=bracket_shift == 0, sem="relaxed")
         else:
             tl.store(low + k, 0)
             tl.store(high + k, (1 << KEY_BITS) - 1)
@@ -210,47 +202,45 @@ def narrow_kernel(
 
 
 @triton.jit
-def count_equal_kernel(counts, a, b, alphas, low, tied, n, blocks, K, HAS_B: tl.constexpr, BLOCK: tl.constexpr):
-    """counts [K, blocks]: the entries of the threshold's magnitude in each block, where it is tied."""
-    if tl.load(tied + K) == 0:
-        return
+def is_at(a, b, alpha, value, HAS_B: tl.constexpr):
+    """Which entries have this magnitude."""
+    return tl.abs(mix(a, b, alpha, HAS_B).to(tl.float32)) == value
+
+
+@triton.jit
+def count_equal_kernel(
+    counts, a, b, alphas, values, n, blocks, group_blocks, K,
+    HAS_B: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """counts [K, GROUPS]: the entries of the threshold's magnitude in each group of blocks, added to what is there."""
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         i = indices(block, BLOCK)
-        inside = i < n
-        of_a, of_b = load(a, b, i, inside, HAS_B)
+        of_a, of_b = load(a, b, i, i < n, HAS_B)
+        own_counts = counts + block // group_blocks
         for k in range(K):
-            if tl.load(tied + k) != 0:
-                key = magnitude_key(mix(of_a, of_b, tl.load(alphas + k), HAS_B))
-                equal = (key == tl.load(low + k)) & inside
-                tl.store(counts + tl.cast(k, tl.int64) * blocks + block, tl.sum(equal.to(tl.int32), 0))
+            equal = is_at(of_a, of_b, tl.load(alphas + k), tl.load(values + k), HAS_B)
+            add(own_counts + k * GROUPS, tl.sum(equal.to(tl.int32), 0))
 
 
 @triton.jit
 def find_kernel(
-    last, counts, a, b, alphas, low, survivors, tied, blocks, n,
-    HAS_B: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
+    last, counts, a, b, alphas, values, survivors, n, group_size,
+    HAS_B: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """last [K]: where the last survivor stands, where it is tied; counts [K, blocks] tell in which block."""
+    """last [K]: where the last survivor of the threshold's magnitude stands; counts [K, GROUPS] tell in which group."""
     k = tl.program_id(0)
-    if tl.load(tied + k) != 0:
-        rank = tl.load(survivors + k)
-        counts += k.to(tl.int64) * blocks
-        block = k * 0
-        through = rank * 0
-        before = rank * 0
-        for start in range(0, blocks, SEGMENT):
-            at = start + tl.arange(0, SEGMENT)
-            segment = tl.load(counts + at, mask=at < blocks, other=0).to(tl.int64)
-            below = (through + tl.cumsum(segment, 0) < rank) & (at < blocks)
-            block += tl.sum(below.to(tl.int32), 0)
-            before += tl.sum(tl.where(below, segment, 0), 0)
-            through += tl.sum(segment, 0)
-        i = indices(block, BLOCK)
-        inside = i < n
-        of_a, of_b = load(a, b, i, inside, HAS_B)
-        equal = (magnitude_key(mix(of_a, of_b, tl.load(alphas + k), HAS_B)) == tl.load(low + k)) & inside
+    rank = tl.load(survivors + k)
+    group, before = locate(tl.load(counts + k * GROUPS + tl.arange(0, GROUPS)).to(tl.int64), rank - 1)
+    begin = group.to(tl.int64) * group_size
+    found = begin * 0
+    for start in range(begin, tl.minimum(begin + group_size, n), BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        of_a, of_b = load(a, b, i, i < n, HAS_B)
+        equal = is_at(of_a, of_b, tl.load(alphas + k), tl.load(values + k), HAS_B)
         place = before + tl.cumsum(equal.to(tl.int32), 0)
-        tl.store(last + k, tl.sum(tl.where(equal & (place == rank), i, 0), 0))
+        found += tl.sum(tl.where(equal & (place == rank), i, 0), 0)
+        before += tl.sum(equal.to(tl.int32), 0)
+    tl.store(last + k, found)
 
 
 def interpolate_threshold(
@@ -274,8 +264,8 @@ def interpolate_threshold(
         found = [_select(a, b, some, keep, first_bad) for some in alphas.split(MOST_COEFFICIENTS)]
     if keep == 0:
         return _nothing_survives(alphas)
-    key, last = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*found, strict=True))
-    return _magnitude(key, a.dtype), last
+    values, last = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*found, strict=True))
+    return values, last
 
 
 def _nothing_survives(alphas: Tensor) -> tuple[Tensor, Tensor]:
@@ -304,7 +294,7 @@ def _bin_bits(n: int, key_bits: int) -> int:
 
 
 def _select(a: Tensor, b: Tensor | None, alphas: Tensor, keep: int, first_bad: Tensor) -> tuple[Tensor, Tensor]:
-    """The threshold's key, int32 [K], and the index of the last survivor of that magnitude, int64 [K]."""
+    """The threshold, float32 [K], and the index of the last survivor of that magnitude, int64 [K]."""
     n, K, device = a.numel(), alphas.numel(), a.device
     key_bits = 31 if a.dtype == torch.float32 else 15
     bin_bits = _bin_bits(n, key_bits)
@@ -313,16 +303,15 @@ def _select(a: Tensor, b: Tensor | None, alphas: Tensor, keep: int, first_bad: T
     vectors = a, a if b is None else b, alphas
     has_b = b is not None
     blocks = triton.cdiv(n, COUNT_BLOCK)
+    group_blocks = triton.cdiv(blocks, GROUPS)
     programs = (min(blocks, MOST_PROGRAMS),)
-    index_dtype = torch.int32 if n < 2**31 else torch.int64
 
     keys = torch.full((K, SAMPLE), -1, dtype=torch.int32, device=device)
-    low, high, shift = torch.empty(3, K, dtype=torch.int32, device=device)
-    survivors, above, last = torch.empty(3, K, dtype=torch.int64, device=device)
-    tied = torch.zeros(K + 1, dtype=torch.int32, device=device)
+    low, high, shift, tied = torch.empty(4, K, dtype=torch.int32, device=device)
+    survivors, last = torch.empty(2, K, dtype=torch.int64, device=device)
+    above = torch.empty(K, COUNTERS, dtype=torch.int64, device=device)
     pending = torch.full((1,), K, dtype=torch.int32, device=device)
-    bins = torch.empty(K << bin_bits, dtype=index_dtype, device=device)
-    noted = torch.empty(bins.numel() * NOTED, dtype=index_dtype, device=device)
+    bins = torch.empty(K << bin_bits, dtype=torch.int32 if n < 2**31 else torch.int64, device=device)
     sums = torch.empty(K, segments, dtype=torch.int64, device=device)
     segmented = {"SEGMENTS": segments, "SEGMENT": SEGMENT}
     bits = {"KEY_BITS": key_bits, "BIN_BITS": bin_bits}
@@ -330,26 +319,29 @@ def _select(a: Tensor, b: Tensor | None, alphas: Tensor, keep: int, first_bad: T
     sample_kernel[(triton.cdiv(count, 256), K)](
         keys, *vectors, n, count, HAS_B=has_b, SAMPLE=SAMPLE, SEED=SEED, BLOCK=256, **OPTIONS
     )
-    bracket_kernel[(K,)](keys, low, high, shift, upper, lower, SAMPLE=SAMPLE, **bits, num_warps=BRACKET_WARPS)
+    bracket_kernel[(K,)](
+        keys, low, high, shift, tied, upper, lower, SAMPLE=SAMPLE, HEAVY=HEAVY, **bits, num_warps=BRACKET_WARPS
+    )
     sweeps = 1 + math.ceil(key_bits / bin_bits) if keep else 1  # the first bracket, and all keys if it missed
     for _ in range(sweeps):
-        clear_kernel[(segments, K)](bins, above, shift, **segmented)
+        clear_kernel[(segments, K)](bins, above, shift, COUNTERS=COUNTERS, **segmented)
         count_kernel[programs](
-            bins, noted, above, *vectors, low, high, shift, pending, first_bad, n, blocks, K,
-            HAS_B=has_b, BIN_COUNT=1 << bin_bits, NOTED=NOTED, BLOCK=COUNT_BLOCK, **COUNT_OPTIONS,
+            bins, above, *vectors, low, high, shift, tied, pending, first_bad, n, blocks, K,
+            HAS_B=has_b, BIN_COUNT=1 << bin_bits, COUNTERS=COUNTERS, BLOCK=COUNT_BLOCK, **COUNT_OPTIONS,
         )  # fmt: skip
         add_segments_kernel[(segments, K)](sums, bins, shift, **segmented)
         narrow_kernel[(K,)](
-            low, high, shift, survivors, last, tied, pending, bins, noted, sums, above, keep,
-            **bits, NOTED=NOTED, **segmented,
-        )  # fmt: skip
-    if keep:
-        counts = torch.empty(K, blocks, dtype=torch.int32, device=device)
-        count_equal_kernel[programs](
-            counts, *vectors, low, tied, n, blocks, K, HAS_B=has_b, BLOCK=COUNT_BLOCK, **COUNT_OPTIONS
+            low, high, shift, tied, survivors, pending, bins, sums, above, keep, **bits, COUNTERS=COUNTERS, **segmented
         )
-        find_kernel[(K,)](
-            last, counts, *vectors, low, survivors, tied, blocks, n,
-            HAS_B=has_b, SEGMENT=SEGMENT, BLOCK=COUNT_BLOCK, **COUNT_OPTIONS,
+    values = _magnitude(low, a.dtype)
+    if keep:
+        counts = torch.zeros(K, GROUPS, dtype=torch.int32, device=device)
+        count_equal_kernel[programs](
+            counts, *vectors, values, n, blocks, group_blocks, K,
+            HAS_B=has_b, GROUPS=GROUPS, BLOCK=COUNT_BLOCK, **COUNT_OPTIONS,
         )  # fmt: skip
-    return low, last
+        find_kernel[(K,)](
+            last, counts, *vectors, values, survivors, n, group_blocks * COUNT_BLOCK,
+            HAS_B=has_b, GROUPS=GROUPS, BLOCK=BLOCK, **OPTIONS,
+        )  # fmt: skip
+    return values, last

@@ -45,9 +45,13 @@ def hardware_rounding(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def small_sample(monkeypatch):
-    """Bisecting the sample is most of the interpreter's work, and a small one leaves more to the sweeps."""
+def as_for_long_vectors(monkeypatch):
+    """A small sample leaves more to the sweeps, and bisecting it is most of the interpreter's work. Programs take many
+    blocks, as do groups.
+    """
     monkeypatch.setattr(selection, "SAMPLE", SAMPLE)
+    monkeypatch.setattr(selection, "MOST_PROGRAMS", 3)
+    monkeypatch.setattr(selection, "GROUPS", 4)
 
 
 def status(n):
@@ -126,6 +130,16 @@ def test_a_sample_that_misleads(ranks, dtype, monkeypatch):
     monkeypatch.setattr(selection, "_sample_ranks", lambda n, keep: ranks)
     p = problem("normal", dtype, 4097)
     check(p, [4097 // 5], [4])
+
+
+@every_dtype
+def test_a_bracket_of_one_key_that_misses(dtype, monkeypatch):
+    monkeypatch.setattr(selection, "_sample_ranks", lambda n, keep: (SAMPLE, 1, 1))
+    p = problem("two_values", dtype, 4097)
+    magnitudes = p.interpolated[0].abs()
+    largest = int((magnitudes == magnitudes.max()).sum())
+    assert largest < 4097
+    check(p, [largest, largest + 1], [0])
 
 
 @every_dtype

@@ -26,7 +26,7 @@ DTYPES = {"fp32": 31, "fp16": 15, "bf16": 15}  # bits of a key
 POINTERS = {
     **dict.fromkeys(("alpha", "alphas", "value", "values"), "*fp32"),
     **dict.fromkeys(("last", "lasts", "first_bad", "survivors", "above", "sums"), "*i64"),
-    **dict.fromkeys(("keys", "low", "high", "shift", "pending", "bins", "noted", "counts", "tied"), "*i32"),
+    **dict.fromkeys(("keys", "low", "high", "shift", "pending", "bins", "counts", "tied"), "*i32"),
 }
 
 
@@ -49,9 +49,9 @@ def kernels():
         bin_bits = selection._bin_bits(2**26, key_bits)
         segments = {"SEGMENTS": (1 << bin_bits) // selection.SEGMENT, "SEGMENT": selection.SEGMENT}
         bits = {"KEY_BITS": key_bits, "BIN_BITS": bin_bits}
-        noted = {"NOTED": selection.NOTED}
+        counters, groups = {"COUNTERS": selection.COUNTERS}, {"GROUPS": selection.GROUPS}
         block, counted = {"BLOCK": BLOCK}, {"BLOCK": selection.COUNT_BLOCK}
-        counting = {"BIN_COUNT": 1 << bin_bits} | noted | counted
+        counting = {"BIN_COUNT": 1 << bin_bits} | counters | counted
         sample = {"SAMPLE": selection.SAMPLE}
         pair, alone = {"HAS_B": True}, {"HAS_B": False}
         described = [
@@ -61,14 +61,14 @@ def kernels():
             ("interpolate_prune", "interpolate_prune_all", block, True),
             ("magnitude_mask", "magnitude_mask", block, False),
             ("interpolate_threshold", "sample", {**sample, "SEED": selection.SEED, "BLOCK": 256} | pair, True),
-            ("interpolate_threshold", "bracket", sample | bits, False),
-            ("interpolate_threshold", "clear", segments, False),
+            ("interpolate_threshold", "bracket", sample | bits | {"HEAVY": selection.HEAVY}, False),
+            ("interpolate_threshold", "clear", segments | counters, False),
             ("interpolate_threshold", "count", counting | pair, True),
             ("interpolate_threshold", "count", counting | alone, False),
             ("interpolate_threshold", "add_segments", segments, False),
-            ("interpolate_threshold", "narrow", bits | noted | segments, False),
-            ("interpolate_threshold", "count_equal", counted | pair, True),
-            ("interpolate_threshold", "find", {**counted, "SEGMENT": selection.SEGMENT} | pair, True),
+            ("interpolate_threshold", "narrow", bits | counters | segments, False),
+            ("interpolate_threshold", "count_equal", counted | groups | pair, True),
+            ("interpolate_threshold", "find", block | groups | pair, True),
         ]
         for module, name, constants, interpolates in described:
             label = f"{name}{'' if constants.get('HAS_B', True) else '-without-b'}-{dtype}"
@@ -91,10 +91,10 @@ def compiled(module, name, dtype, constants, architecture):
         for place, parameter in enumerate(kernel.params)
         if (types[parameter.name][0] == "*" or parameter.name == "n") and not parameter.do_not_specialize_on_alignment
     }
-    counting = {name: selection.COUNT_OPTIONS for name in ("count", "count_equal", "find")}
-    options = counting.get(name, OPTIONS) | ({"num_warps": selection.BRACKET_WARPS} if name == "bracket" else {})
+    options = {"count": selection.COUNT_OPTIONS, "count_equal": selection.COUNT_OPTIONS, "clear": {}}
+    options |= {"add_segments": {}, "narrow": {}, "bracket": {"num_warps": selection.BRACKET_WARPS}}
     source = ASTSource(kernel, types, constants, aligned)
-    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options.get(name, OPTIONS))
 
 
 def spilled(binary, directory):
