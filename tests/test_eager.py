@@ -47,6 +47,18 @@ def test_networks_by_name(name):
     same(network, torch.randn(2, *shape), folded_count=batchnorms(network))
 
 
+def test_networks_are_folded_under_autocast():
+    """Its rounding is coarser than what tells two networks apart in float32."""
+    torch.manual_seed(0)
+    network = models.build("vgg16", classes=10, shape=(3, 32, 32))
+    inputs = torch.randn(16, 3, 32, 32)
+    with torch.no_grad():
+        network(inputs)
+    eager = Eager(network.eval().requires_grad_(False), torch.bfloat16)
+    eager(inputs)
+    assert eager.folded is not None
+
+
 def test_mobilenet_has_grouped_convolutions():
     network = with_random_statistics(torchvision.models.mobilenet_v2(num_classes=7))
     same(network, torch.randn(2, 3, 64, 64), folded_count=batchnorms(network))
