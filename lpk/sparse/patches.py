@@ -73,11 +73,15 @@ class _Cutter:
         self.steps.append(made)
 
     def _local(self, step: Pool) -> bool:
-        """Whether zeros outside the image do for a pooling."""
+        """Whether a pooling may read what a patch holds outside the image: zeros, where the patch has a border."""
         kernel, stride, padding = (step.options[key] for key in ("kernel", "stride", "padding"))
+        dilation = step.options.get("dilation", (1, 1))
         if padding == (0, 0) and kernel[0] <= stride[0] and kernel[1] <= stride[1]:
-            return True
-        return step.kind == "max" and self.values[step.inputs[0]] in self.nonnegative
+            sizes = zip(step.inputs[0].image[1:], step.out.image[1:], kernel, stride, dilation, strict=True)
+            if all((m - 1) * s + d * (k - 1) < n for n, m, k, s, d in sizes):  # no window reaches outside
+                return True
+        has_border = max(*padding, *reach(kernel, stride, padding, dilation)) > 0
+        return step.kind == "max" and has_border and self.values[step.inputs[0]] in self.nonnegative
 
     def _windows(self, step: Step, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Value:
         """The input of a step that slides windows over it; its output is cut like it, or both anew."""
