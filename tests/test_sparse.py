@@ -444,6 +444,10 @@ def test_a_model_of_its_own_is_saved_with_the_zeros_it_has(tmp_path):
 def memory():
     """Of all tensors that are there, in bytes."""
     gc.collect()
+    return uncollected_memory()
+
+
+def uncollected_memory():
     tensors = [x for x in gc.get_objects() if type(x) in (torch.Tensor, nn.Parameter)]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
@@ -460,6 +464,30 @@ def test_memory_is_in_proportion_to_what_remains(density):
     assert memory() - before < 4 * density * dense + 500_000  # values, where they are, both packed; activations
     with torch.no_grad():
         torch.testing.assert_close(outputs[1], network(inputs[:3]), rtol=1e-4, atol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_shapes_of_inputs():
+    network = pruned(models.build("small-resnet", classes=10, shape=(3, 16, 16)), 0.3)
+    made, held = sparse.sparsify(network), []
+    gc.collect()
+    gc.disable()
+    try:
+        for i in range(2 * sparse.SHAPES):
+            inputs = torch.randn(3, 3, 16 + i, 32 - i)
+            with torch.no_grad():
+                torch.testing.assert_close(made(inputs), network(inputs), rtol=1e-4, atol=1e-4)
+            held.append(uncollected_memory())
+    finally:
+        gc.enable()
+    assert held[-1] < 1.2 * held[sparse.SHAPES - 1]
+
+
+def test_memory_does_not_grow_with_the_sizes_of_batches():
+    made = sparse.sparsify(models.build("small-resnet", classes=10, shape=(3, 16, 16)))
+    made(torch.randn(16, 3, 16, 16))
+    before = memory()
+    outputs = [made(torch.randn(batch, 3, 16, 16)) for batch in range(9, 16)]
+    assert memory() - before < 100_000 and len(outputs) == 7
 
 
 def test_shapes_and_batches_that_come_later():

@@ -23,6 +23,7 @@ from lpk.tickets import Ticket
 __all__ = ["NotSupported", "Sparse", "load_sparse", "save_sparse", "sparsify"]
 
 FALLBACKS = ("error", "torch")
+SHAPES = 8  # of inputs, for which a Sparse stays packed: those it was called with last
 
 
 class Sparse(nn.Module):
@@ -33,7 +34,8 @@ class Sparse(nn.Module):
     It holds of the pruned weights what remains of them, and that packed for the engine once it was called.
 
     Threads may call it at once: their calls run one after the other, since they share the memory for activations. A
-    copy (copy.deepcopy, pickle) has its own, which its first call makes.
+    copy (copy.deepcopy, pickle) has its own, which its first call makes. For inputs of another shape all is packed
+    anew; what was packed for the eight shapes that came last is kept.
     """
 
     def __init__(self, model: nn.Module, remaining: Mapping[str, Remaining], fallback: str) -> None:
@@ -57,9 +59,11 @@ class Sparse(nn.Module):
         shape = tuple(inputs.shape[1:])
         hooked = bool(tracing.global_hooks())
         with self._lock:
-            if (shape, hooked) not in self._networks:
-                self._networks[shape, hooked] = self._network(shape)
-            network = self._networks[shape, hooked]
+            known = self._networks
+            network = known.pop((shape, hooked)) if (shape, hooked) in known else self._network(shape)
+            known[shape, hooked] = network
+            if len(known) > SHAPES and (oldest := known.pop(next(iter(known)))) is not None:
+                oldest.forget()
             if network is not None:
                 return network(inputs)
         with torch.inference_mode():

@@ -77,6 +77,13 @@ class Network:
             self.filters.clear()
         self._forget_calls()
 
+    def forget(self) -> None:
+        """Frees what was packed and the memory for activations, at once: a network is part of cycles."""
+        self.changed()
+        for layout in self._layouts.values():
+            layout.runs.clear()
+            layout.memory.clear()
+
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Tensor:
         """The model's output for inputs [B, *shape]."""
@@ -141,7 +148,7 @@ _Packed = dict[tuple[int, tuple[int, ...]], Filters]
 
 
 class _Layout:
-    """A plan, and its runs, by the number of images."""
+    """A plan, and its runs, by the number of images; those of buffers of the same shapes share their memory."""
 
     def __init__(self, plan: Plan, network: Network) -> None:
         self.plan = plan
@@ -149,6 +156,7 @@ class _Layout:
         self.layers = {step: i for i, step in enumerate(s for s in plan.steps if isinstance(s, Convolve))}
         self.convolutions = {step: _convolution(step.layer) for step in self.layers}
         self.runs: dict[int, _Run] = {}
+        self.memory: dict[tuple[tuple[int, ...], ...], Tensor] = {}  # by the shapes of the buffers in it
 
     def run(self, batch: int) -> _Run:
         if batch not in self.runs:
@@ -177,7 +185,7 @@ class _Run:
 
     def __init__(self, layout: _Layout, batch: int) -> None:
         self.layout, self.plan, self.batch = layout, layout.plan, batch
-        self.buffers = _buffers(self.plan, batch)
+        self.buffers = _buffers(layout, batch)
         self.calls: list[Callable[[], None]] = []
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -292,18 +300,20 @@ def _joined(parts: Iterable[Operation | Callable[[], None]]) -> Iterator[Callabl
     yield partial(kernels.run, operations)
 
 
-def _buffers(plan: Plan, batch: int) -> dict[Value, Blocks]:
+def _buffers(layout: _Layout, batch: int) -> dict[Value, Blocks]:
     """A buffer for each value, all in one arena."""
-    slots = _slots(plan)
+    slots = _slots(layout.plan)
     kinds = {slot: value for value, slot in slots.items()}
-    shapes = {
-        slot: stored_shape(batch, value.image[0], value.border, value.patches, value.patch or value.image[1:])
-        for slot, value in kinds.items()
-    }
-    parts = arena.zeros(sum(map(math.prod, shapes.values()))).split([math.prod(shape) for shape in shapes.values()])
+    shapes = tuple(
+        stored_shape(batch, value.image[0], value.border, value.patches, value.patch or value.image[1:])
+        for value in kinds.values()
+    )
+    sizes = [math.prod(shape) for shape in shapes]
+    if shapes not in layout.memory:
+        layout.memory[shapes] = arena.zeros(sum(sizes))
     blocks = {
-        slot: Blocks(part.view(shape), batch, kinds[slot].border, kinds[slot].patches, kinds[slot].image[1:])
-        for (slot, shape), part in zip(shapes.items(), parts, strict=True)
+        slot: Blocks(part.view(shape), batch, value.border, value.patches, value.image[1:])
+        for (slot, value), shape, part in zip(kinds.items(), shapes, layout.memory[shapes].split(sizes), strict=True)
     }
     return {value: blocks[slot] for value, slot in slots.items()}
 
