@@ -35,6 +35,12 @@ class Call:
         known = (F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_")
         return "relu" if isinstance(self.module, nn.ReLU) or self.function in known else None
 
+    def is_identity(self) -> bool:
+        """In evaluation mode; F.dropout drops unless it is told not to."""
+        if self.function is F.dropout:
+            return not self.argument(2, "training", True)
+        return isinstance(self.module, nn.Dropout | nn.Identity | nn.Dropout2d) or self.function == "contiguous"
+
     def is_add(self) -> bool:
         return self.function in (operator.add, operator.iadd, torch.add, "add", "add_")
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from lpk import tracing
 from lpk.sparse.calls import Call, is_convolution, pair
@@ -148,12 +147,12 @@ class _Planner:
 
     def _known(self, call: Call, node: fx.Node, source: fx.Node) -> bool:
         """Adds the engine's step for a call, if it has one."""
-        module, function = call.module, call.function
+        module = call.module
         if call.is_view() and self._flattens(node, source):
             self._append(node, Flatten([self.values[source]], Value(_shape(node))))
         elif any(n not in self.values for n in node.all_input_nodes):
             return False
-        elif isinstance(module, nn.Dropout | nn.Identity | nn.Dropout2d) or function in (F.dropout, "contiguous"):
+        elif call.is_identity():
             if len(source.users) == 1:
                 self.values[node] = self.values[source]
             else:
