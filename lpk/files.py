@@ -108,6 +108,8 @@ def load_metadata(path: Path) -> Metadata:
 
 def _header(path: Path) -> tuple[Metadata, str]:
     """The metadata, and the digest of the tensors."""
+    if path.is_dir():
+        raise FileDamaged(f"{path} is a directory; a file is needed")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     try:

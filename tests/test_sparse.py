@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
 import lpk
-from lpk import models, ops, sparse
+from lpk import files, models, ops, sparse
 from lpk.flat import Layout
 from lpk.sparse.network import Network
 from tests.conftest import make_network, sizes_as_arguments
@@ -597,6 +597,20 @@ def test_what_can_not_be_traced_is_an_error_or_runs_in_torch():
             assert torch.equal(made(part), network(part))
 
 
+def test_what_is_no_tensor_is_returned_by_torch():
+    network, inputs = Zoo(lambda m, x: {"out": m.conv(x), "aux": (m.conv(x), x.shape)}).eval(), torch.randn(3, 3, 6, 6)
+    with torch.no_grad():
+        expected = network(inputs)
+    returned = lpk.sparsify(network, fallback="torch")(inputs)
+    assert torch.equal(returned["out"], expected["out"]) and returned["aux"][1] == inputs.shape
+    assert not returned["out"].is_inference() and not returned["out"].requires_grad
+
+
+def test_dropout_that_is_not_told_otherwise_drops():
+    made = lpk.sparsify(Zoo(lambda m, x: F.dropout(m.conv(x), 0.5)))
+    assert 0.4 < float((made(torch.randn(20, 3, 8, 8)) == 0).float().mean()) < 0.6
+
+
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
 @pytest.mark.parametrize(("path", "name"), [("", "Sequential"), ("1", "1"), ("1.0", "1.0")])
 def test_forward_hooks_are_an_error_or_run_in_torch(path, name, register):
@@ -735,7 +749,7 @@ def test_copied(copied, called, tmp_path):
     assert all(torch.equal(state[name], tensor) for name, tensor in network.state_dict().items())
 
 
-def test_bad_input_is_named(network):
+def test_bad_input_is_named(network, tmp_path):
     made = lpk.sparsify(network)
     with pytest.raises(RuntimeError, match="require a gradient"):
         made(torch.ones(1, 1, 6, 6, requires_grad=True))
@@ -743,8 +757,12 @@ def test_bad_input_is_named(network):
         made(torch.ones(1, 1, 6, 6, dtype=torch.float64))
     with pytest.raises(TypeError, match=r"0\.weight is torch\.float16"):
         lpk.sparsify(network.half())
+    with pytest.raises(TypeError, match="of type ndarray"):
+        made(torch.ones(1, 1, 6, 6).numpy())
     with pytest.raises(FileNotFoundError, match="nowhere"):
         lpk.sparsify(make_network(), "nowhere")
+    with pytest.raises(files.FileDamaged, match="is a directory"):
+        lpk.sparsify(make_network(), tmp_path)
     with pytest.raises(ValueError, match="fallback is 'none'"):
         lpk.sparsify(make_network(), fallback="none")
     with pytest.raises(ValueError, match="can't be traced"):

@@ -51,7 +51,9 @@ class Sparse(nn.Module):
         for tensor in self._gone:
             tensor.data = _nothing(tensor)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Any:
+        if not isinstance(inputs, Tensor):
+            raise TypeError(f"inputs are of type {type(inputs).__name__}; a tensor is needed")
         if inputs.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("the inputs require a gradient, and a sparse network has none: use torch.no_grad()")
         if inputs.dtype != torch.float32 or inputs.device.type != "cpu":
@@ -66,9 +68,8 @@ class Sparse(nn.Module):
                 oldest.forget()
             if network is not None:
                 return network(inputs)
-        with torch.inference_mode():
-            output: Tensor = self._model[0](inputs)
-        return output.clone()
+        with torch.no_grad():
+            return self._model[0](inputs)
 
     def save(self, path: str | Path) -> None:
         """Writes the network as `save_sparse` does: `sparsify(model, path)` reads it. Raises OSError."""
@@ -132,8 +133,9 @@ def sparsify(
         model: the network; it is copied. Operations that the engine does not know run in PyTorch in between.
         ticket: the values: a ticket, a pooled network, a state dict, or the path of a file that `save_sparse`,
             `Sparse.save`, `Pooled.save` or `lpk export` wrote; None: the model's own.
-        fallback: "torch" evaluates a network that can't be traced, or has forward hooks, in PyTorch; "error" raises
-            NotSupported, a ValueError, at the first call.
+        fallback: "torch" evaluates in PyTorch a network that can't be traced, has forward hooks, or does not map one
+            tensor of images [B, C, H, W] or features [B, F] to one; "error" raises NotSupported, a ValueError, at the
+            first call.
 
     Raises:
         TypeError: parameters that are not float32.
