@@ -8,7 +8,7 @@ float32. Integer entries stand in neither. Entries that share one tensor (tied p
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -332,13 +332,24 @@ def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
 def plain_copy(model: nn.Module) -> nn.Module:
     """A copy of the network without wrappers, with pruning masks made permanent: torch.nn.utils.prune's own attributes
     can't be copied as they are."""
-    model = unwrapped(model)
-    for module, name in _pruned(model):
-        setattr(module, name, getattr(module, name).detach())  # the hook computes it anew at the next forward
-    model = copy.deepcopy(model)
+    model = copied(unwrapped(model))
     for module, name in _pruned(model):
         prune.remove(module, name)
     return model
+
+
+def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
+    """As copy.deepcopy(model, memo), which refuses tensors that were computed from parameters: the weight of
+    torch.nn.utils.weight_norm, or what a module keeps of its last forward. Their values are copied."""
+    kept = [v for module in model.modules() for value in vars(module).values() for v in _items(value)]
+    computed = {id(v): v.detach().clone() for v in kept if isinstance(v, Tensor) and not v.is_leaf}
+    return copy.deepcopy(model, {**computed, **(memo or {})})
+
+
+def _items(value: object) -> Iterable[object]:
+    if isinstance(value, list | tuple):
+        return value
+    return value.values() if isinstance(value, dict) else (value,)
 
 
 def is_pruned(model: nn.Module) -> bool:

@@ -7,6 +7,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -28,13 +29,25 @@ def trace(model: nn.Module) -> fx.GraphModule:
 
     Raises ValueError where torch.fx can't trace the model, with the line that it fails at.
     """
-    with _one_at_a_time:
+    with _one_at_a_time, _attributes_kept(model):
         try:
             graph = _Tracer().trace(model)
         except Exception as error:  # whatever a stranger's forward raises when it is given a proxy
             line = _line(reversed(list(traceback.walk_tb(error.__traceback__))))
             raise ValueError(f"{error} ({line})" if line else str(error)) from error
         return fx.GraphModule(model, graph, type(model).__name__)
+
+
+@contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """What modules keep of their forward is proxies, while it is traced."""
+    kept = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in kept:
+            vars(module).clear()
+            vars(module).update(attributes)
 
 
 def hooks(model: nn.Module) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
+import lpk
 from lpk.flat import FlatModel, Layout, convolutions, plain_copy, prunable_names
 from tests.conftest import make_network
 
@@ -147,3 +148,24 @@ def test_copy_of_a_pruned_model_is_plain(network):
     assert torch.allclose(copy(x), expected)
     network(x).sum().backward()  # the original still trains
     assert network[0].weight_orig.grad is not None
+
+
+class KeepsItsFeatures(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.history = nn.Linear(3, 4), nn.Linear(4, 2), []
+
+    def forward(self, x):
+        self.features = self.first(x)
+        self.history.append(self.features.mean())
+        return self.second(self.features)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize("make", [lambda: nn.utils.weight_norm(nn.Linear(3, 2)), KeepsItsFeatures])
+def test_a_model_that_keeps_what_it_computed_is_copied(make):
+    network, x = make(), torch.randn(5, 3)
+    expected = network(x)
+    for copy in (plain_copy(network), lpk.sparsify(network, fallback="torch")):
+        torch.testing.assert_close(copy(x), expected)
+    network(x).sum().backward()  # the original still trains

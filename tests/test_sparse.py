@@ -749,6 +749,17 @@ def test_copied(copied, called, tmp_path):
     assert all(torch.equal(state[name], tensor) for name, tensor in network.state_dict().items())
 
 
+def test_what_a_module_keeps_of_its_forward_is_no_proxy():
+    def forward(m, x):
+        m.features = m.conv(x)
+        return m.features.relu()
+
+    made, inputs = lpk.sparsify(Zoo(forward)), torch.randn(3, 3, 6, 6)
+    expected = made(inputs)
+    assert not hasattr(made._model[0], "features")
+    assert torch.equal(copy.deepcopy(made)(inputs), expected)
+
+
 def test_bad_input_is_named(network, tmp_path):
     made = lpk.sparsify(network)
     with pytest.raises(RuntimeError, match="require a gradient"):

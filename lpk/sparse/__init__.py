@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lpk import tracing
-from lpk.flat import is_pruned, plain_copy, unwrapped
+from lpk.flat import copied, is_pruned, plain_copy, unwrapped
 from lpk.pooled import Pooled
 from lpk.sparse.compact import Remaining, load_sparse, save_sparse
 from lpk.sparse.network import Network
@@ -167,7 +167,7 @@ def _copy_of_what_remains(model: nn.Module) -> tuple[nn.Module, dict[str, Remain
         return model, _remaining(model)
     remaining = _remaining(model)
     weights = [p for name, p in model.named_parameters() if name in remaining and _can_go(model, name)]
-    return copy.deepcopy(model, _empty(weights)), remaining
+    return copied(model, _empty(weights)), remaining
 
 
 def _remaining(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> dict[str, Remaining]:
