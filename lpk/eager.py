@@ -97,8 +97,9 @@ def alike(a: object, b: object) -> bool:
 def _training(layers: list[_BatchNorm]) -> Iterator[None]:
     """BatchNorm layers that train and hold the statistics of the batch seen last; counters are put back."""
     saved = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
-    for layer in layers:
-        layer.momentum, layer.num_batches_tracked, layer.training = 1.0, None, True
+    for layer, (_, tracked) in zip(layers, saved, strict=True):
+        counter = None if tracked is None else tracked.clone()  # SyncBatchNorm asks for one
+        layer.momentum, layer.num_batches_tracked, layer.training = 1.0, counter, True
     try:
         yield
     finally:

@@ -61,6 +61,15 @@ def test_calibration_equals_update_bn(network, validation, calibration):
         assert ours.momentum == 0.1 and not ours.training and int(ours.num_batches_tracked) == 0
 
 
+def test_synchronized_batchnorm_is_calibrated_alike(network, validation, calibration):
+    kinds = network, nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(network))
+    one, other = (make_evaluator(kind, validation=validation, calibration=calibration, batch_size=32) for kind in kinds)
+    for made in (one, other):
+        made.calibrate()
+    torch.testing.assert_close(one.flat.rest, other.flat.rest)
+    assert int(other.flat.model[1].num_batches_tracked) == 0
+
+
 def test_calibration_does_not_depend_on_what_was_there(network, validation, calibration):
     made = make_evaluator(network, validation=validation, calibration=calibration, batch_size=32)
     made.calibrate()
