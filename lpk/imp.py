@@ -130,6 +130,7 @@ class _Run:
         self.train = train
         self.layout = layout
         self.settings = settings
+        self.trained = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         self.rewind_state: StateDict | None = None
         self.store: TicketStore | None = None
 
@@ -215,6 +216,8 @@ class _Run:
         """Trains round `round_` to its end and stores the ticket."""
         rewind, epochs = self.settings["rewind"], self.settings["epochs"]
         start = 0 if round_ == 0 else rewind
+        for parameter, is_trained in self.trained:  # whatever an earlier round froze
+            parameter.requires_grad_(is_trained)
         if isinstance(self.train, Resumable):
             self.train.start_round(round_)
             self._check_storable(self.train)
@@ -239,8 +242,11 @@ class _Run:
                 if isinstance(self.train, Resumable) and end < epochs:
                     self._save(CHECKPOINT, {"round": round_, "epoch": end}, self.train)
                 bar.advance(end - begin)
+        state = self.model.state_dict()
+        if missing := [name for name in self.layout.order if name not in state]:
+            raise ValueError(f"train left the network without {missing[0]!r}: undo what it made of it")
         try:
-            ticket = Ticket.of(round_, self.layout, self.model.state_dict(), mask)
+            ticket = Ticket.of(round_, self.layout, state, mask)
         except ValueError as error:
             raise ValueError(f"training of round {round_} diverged: {error}") from error
         if self.store:
@@ -284,11 +290,14 @@ def _pruned(model: nn.Module, layout: Layout, mask: Tensor) -> Iterator[None]:
     Gradients are masked as they arrive, so that momentum and a norm over all gradients never see them; after each step
     of any torch.optim optimizer the weights are masked too, for those that move weights without a gradient.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    pruned: dict[nn.Parameter, Tensor] = {
-        parameters[entry.name]: (~mask[entry.span]).view(entry.shape).to(parameters[entry.name].device)
-        for entry in layout.weights
-    }
+
+    def find() -> dict[nn.Parameter, Tensor]:
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        return {
+            parameters[entry.name]: (~mask[entry.span]).view(entry.shape).to(parameters[entry.name].device)
+            for entry in layout.weights
+            if entry.name in parameters
+        }
 
     def mask_gradient(parameter: Tensor) -> None:
         if parameter.grad is not None:
@@ -302,13 +311,14 @@ def _pruned(model: nn.Module, layout: Layout, mask: Tensor) -> Iterator[None]:
                     parameter.masked_fill_(pruned[parameter], 0.0)
 
     @torch.no_grad()
-    def mask_all() -> bool:
+    def mask_all(pruned: dict[nn.Parameter, Tensor]) -> bool:
         moved = any(bool(p[where].any()) for p, where in pruned.items())
         for parameter, where in pruned.items():
             parameter.masked_fill_(where, 0.0)
         return moved
 
-    mask_all()
+    pruned = find()
+    mask_all(pruned)
     handles = [p.register_post_accumulate_grad_hook(mask_gradient) for p in pruned]
     handles.append(register_optimizer_step_post_hook(mask_weights))
     try:
@@ -316,9 +326,10 @@ def _pruned(model: nn.Module, layout: Layout, mask: Tensor) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-        if mask_all():
+        if mask_all(find()):  # those that are there now
             warnings.warn(
-                "train moved pruned weights after its last optimizer step, or without torch.optim; they were set to 0",
+                "train moved pruned weights after its last optimizer step, without torch.optim, or in parameters that "
+                "it put in the place of the network's; they were set to 0",
                 stacklevel=4,
             )
 

@@ -1,3 +1,4 @@
+import copy
 import itertools
 import threading
 
@@ -183,6 +184,40 @@ def test_frozen_weights_are_left_alone(images):
             lpk.imp(network, sgd(*images), prunable=prunable, **OPTIONS)
     with pytest.raises(ValueError, match="nothing is prunable"):
         lpk.imp(network.requires_grad_(False), sgd(*images), **OPTIONS)
+
+
+def test_a_train_may_freeze_what_it_trained(images):
+    def freezes(model, start, stop):
+        model[0].requires_grad_(start == 0)
+        sgd(*images)(model, start, stop)
+
+    def unfreezes_first(model, start, stop):
+        model.requires_grad_(True)
+        freezes(model, start, stop)
+
+    def only_freezes(model, start, stop):
+        if start > 0:
+            model[0].requires_grad_(False)
+        sgd(*images)(model, start, stop)
+
+    expected, *made = (lpk.imp(make_network(), train, **OPTIONS) for train in (unfreezes_first, freezes, only_freezes))
+    assert same(made[0], expected) and same(made[1], expected)
+    assert not expected[3].state_dict["0.weight"][~expected[3].masks["0.weight"]].any()
+
+
+def test_a_train_that_makes_something_else_of_the_network_is_named(images):
+    def replaces(model, start, stop):
+        model[0] = copy.deepcopy(model[0])
+        sgd(*images)(model, start, stop)
+
+    def parametrizes(model, start, stop):
+        nn.utils.parametrizations.weight_norm(model[0])
+
+    with pytest.warns(UserWarning, match="put in the place of the network's"):
+        tickets = lpk.imp(make_network(), replaces, **OPTIONS)
+    assert not tickets[3].flat.weights[~tickets[3].mask].any()
+    with pytest.raises(ValueError, match=r"train left the network without '0\.weight'"):
+        lpk.imp(make_network(), parametrizes, **OPTIONS)
 
 
 def test_no_hook_stays_behind(images):
