@@ -195,7 +195,11 @@ class Evaluator:
         self.scored += 1
         if self.evaluate is not None:
             with torch.no_grad():
-                value = float(self.evaluate(self.flat.model))
+                returned = self.evaluate(self.flat.model)
+            try:
+                value = float(returned)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise TypeError(f"evaluate returned a {type(returned).__name__}; a number is needed") from error
             self.flat.model.eval()  # whatever mode it was left in
             return Score(value, value, None)
         assert self.validation is not None

@@ -7,6 +7,7 @@ most validation samples correctly is found; it is accepted if it is at least as 
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -132,8 +133,11 @@ def pool(
     if search == "racing" and (evaluate is not None or criterion != "accuracy"):
         given = "`evaluate`" if evaluate is not None else f"criterion={criterion!r}"
         raise ValueError(f"search is 'racing', which counts errors; with {given} it is not possible")
-    if target is not None and not isinstance(target, int):
-        raise TypeError(f"target is a {type(target).__name__}; the number of a round is needed, or None for all")
+    try:
+        target = None if target is None else operator.index(target)
+    except TypeError as problem:
+        kind = type(target).__name__
+        raise TypeError(f"target is a {kind}; the number of a round is needed, or None for all") from problem
     if target is not None and not 0 <= target < len(tickets):
         raise ValueError(f"target is round {target}; there are tickets of rounds 0 to {len(tickets) - 1}")
     evaluator = Evaluator(

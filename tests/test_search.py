@@ -2,6 +2,7 @@ import copy
 import math
 import zlib
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -236,6 +237,13 @@ def test_evaluate_is_maximized(tickets, network):
     assert same_network(pooled, pool(tickets, 1, candidates=1, search="exhaustive", **options))
 
 
+def test_evaluate_that_returns_no_number(tickets, network):
+    options = {"model": network, "statistics": "interpolate", "progress": False}
+    for returned in (None, torch.zeros(2)):
+        with pytest.raises(TypeError, match=r"evaluate returned a \w+; a number is needed"):
+            pool(tickets, 1, evaluate=lambda model, returned=returned: returned, **options)
+
+
 def test_evaluate_that_returns_nan(tickets, network):
     """A candidate loses by it; a target that has no score can't be compared with any."""
     scores = iter([0.5, float("nan"), 0.6, float("nan")])
@@ -264,6 +272,9 @@ def test_statistics_that_evaluate_renewed_are_kept(tickets, network, calibration
 def test_target_is_a_round(tickets, network, validation, target):
     with pytest.raises(TypeError, match="the number of a round is needed"):
         pool(tickets, target, model=network, validation=validation, **CHOICES)
+    for number in (np.int64(1), torch.tensor(1)):
+        options = {"statistics": "interpolate", "candidates": 0, "progress": False}
+        assert pool(tickets, number, model=network, validation=validation, **options).round == 1
 
 
 def test_leave_keeps_the_targets_statistics(tickets, network, validation):
