@@ -448,7 +448,8 @@ def memory():
 
 
 def uncollected_memory():
-    tensors = [x for x in gc.get_objects() if type(x) in (torch.Tensor, nn.Parameter)]
+    kinds = torch.Tensor, nn.Parameter
+    tensors = [x for x in gc.get_objects() if type(x) in kinds and x.layout == torch.strided]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
