@@ -599,7 +599,10 @@ def test_what_can_not_be_traced_is_an_error_or_runs_in_torch():
 
 
 def test_what_is_no_tensor_is_returned_by_torch():
-    network, inputs = Zoo(lambda m, x: {"out": m.conv(x), "aux": (m.conv(x), x.shape)}).eval(), torch.randn(3, 3, 6, 6)
+    def forward(m, x):
+        return {"out": m.conv(x) if x.sum() < 1e9 else x, "aux": (m.conv(x), x.shape)}  # torch.fx can't trace it
+
+    network, inputs = Zoo(forward).eval(), torch.randn(3, 3, 6, 6)
     with torch.no_grad():
         expected = network(inputs)
     returned = lpk.sparsify(network, fallback="torch")(inputs)
@@ -667,14 +670,6 @@ def changes_what_was_chunked(m, x):
     return torch.cat((b, a), 1)
 
 
-def returns_two(m, x):
-    return m.conv(x), x
-
-
-def returns_pixels(m, x):
-    return m.conv(x).flatten(2)
-
-
 def fails(m, x):
     return m.conv(x).view(7, 5)
 
@@ -689,8 +684,6 @@ def fails_in_a_layer(m, x):
         (asks_for_values, r"Zoo can't be traced for inputs \(3, 8, 8\): .*control flow \(.*test_sparse.py:\d+\)", True),
         (changes_a_view, r"mul_ \(.*test_sparse.py:\d+\) changes in place", True),
         (changes_what_was_chunked, r"relu_ \(.*test_sparse.py:\d+\) changes in place", True),
-        (returns_two, "the model returns a value of type tuple", True),
-        (returns_pixels, r"the model returns torch.float32 of the shape \[2, 4, 64\]", True),
         (fails, r"can't be traced.* view \(.*test_sparse.py:\d+\) fails: shape '\[7, 5\]' is invalid", False),
         (fails_in_a_layer, r"can't be traced.* bn fails: ", False),
     ],

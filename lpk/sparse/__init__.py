@@ -104,8 +104,8 @@ class Sparse(nn.Module):
             if isinstance(error, Fails):
                 raise
             raise NotSupported(f'{error}; with fallback="torch", sparsify leaves it to PyTorch') from error.__cause__
-        for step in network.plan.foreign:
-            self._restore(step.part.parameters())
+        for part in network.plan.in_pytorch:
+            self._restore(part.parameters())
         return network
 
     def _read(self, weight: Tensor) -> Tensor:
@@ -133,9 +133,8 @@ def sparsify(
         model: the network; it is copied. Operations that the engine does not know run in PyTorch in between.
         ticket: the values: a ticket, a pooled network, a state dict, or the path of a file that `save_sparse`,
             `Sparse.save`, `Pooled.save` or `lpk export` wrote; None: the model's own.
-        fallback: "torch" evaluates in PyTorch a network that can't be traced, has forward hooks, or does not map one
-            tensor of images [B, C, H, W] or features [B, F] to one; "error" raises NotSupported, a ValueError, at the
-            first call.
+        fallback: "torch" evaluates in PyTorch a network that can't be traced, has forward hooks, or reads neither
+            images [B, C, H, W] nor features [B, F]; "error" raises NotSupported, a ValueError, at the first call.
 
     Raises:
         TypeError: parameters that are not float32.

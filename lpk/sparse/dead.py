@@ -63,7 +63,8 @@ def _read_channels(plan: Plan, windows: Windows) -> Channels:
     """The channels that some weight reads, of a filter that is read itself."""
     values = [plan.input, *(step.out for step in plan.steps)]
     read = {value: torch.zeros(value.image[0], dtype=torch.bool) for value in values}
-    read[plan.output][:] = True
+    for value in plan.outputs:
+        read[value][:] = True
     for step in reversed(plan.steps):
         out = read[step.out]
         if isinstance(step, Convolve):

@@ -64,7 +64,7 @@ class Network:
     def whole(self) -> bool:
         """Whether no step runs in PyTorch, and there is a convolution."""
         layers = [step.layer for step in self.plan.steps if isinstance(step, Convolve)]
-        return not self.plan.foreign and any(isinstance(layer, nn.Conv2d) for layer in layers)
+        return not self.plan.in_pytorch and any(isinstance(layer, nn.Conv2d) for layer in layers)
 
     @cached_property
     def mixes(self) -> bool:
@@ -85,12 +85,13 @@ class Network:
             layout.memory.clear()
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor) -> Tensor:
+    def __call__(self, inputs: Tensor) -> Any:
         """The model's output for inputs [B, *shape]."""
-        if not len(inputs):
-            return torch.empty(0, *self.plan.output.shape)
-        outputs = [self._layout(lanes_of(len(x))).run(len(x)).forward(x) for x in self._parts(inputs.float())]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        parts = [self._layout(lanes_of(len(x))).run(len(x)).forward(x) for x in self._parts(inputs.float())]
+        if not parts:
+            parts = [[torch.empty(0, *value.shape) for value in self.plan.outputs]]
+        outputs = parts[0] if len(parts) == 1 else [torch.cat(of_parts) for of_parts in zip(*parts, strict=True)]
+        return outputs[0] if self.plan.ending is None else self.plan.ending.forward(*outputs)
 
     @torch.no_grad()
     def measure(self, inputs: Tensor) -> None:
@@ -100,7 +101,7 @@ class Network:
         Raises NotSupported where one of them runs in PyTorch.
         """
         assert self.dead
-        layers = (module for step in self.plan.foreign for module in step.part.modules())
+        layers = (module for part in self.plan.in_pytorch for module in part.modules())
         if any(isinstance(layer, _BatchNorm) and layer.running_mean is not None for layer in layers):
             raise NotSupported("a BatchNorm layer runs in PyTorch, where the engine does not measure its statistics")
         self._forget_calls()
@@ -188,14 +189,14 @@ class _Run:
         self.buffers = _buffers(layout, batch)
         self.calls: list[Callable[[], None]] = []
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> list[Tensor]:
         self._pack_input(inputs)
         if not self.calls:
             self._pack_live_filters()
             self.calls = list(_joined(part for step in self.plan.steps for part in self._parts(step)))
         for call in self.calls:
             call()
-        return kernels.unpack_output(self.buffers[self.plan.output]).view(self.batch, *self.plan.output.shape)
+        return list(map(self._unpacked, self.plan.outputs))
 
     def measure(self, inputs: Tensor) -> None:
         self._pack_input(inputs)
@@ -214,6 +215,9 @@ class _Run:
     def _pack_input(self, inputs: Tensor) -> None:
         out = self.buffers[self.plan.input]
         kernels.pack_input(inputs.reshape(len(inputs), *self.plan.input.image), out)
+
+    def _unpacked(self, value: Value) -> Tensor:
+        return kernels.unpack_output(self.buffers[value]).view(self.batch, *value.shape)
 
     def _pack_live_filters(self) -> None:
         network = self.layout.network
@@ -282,7 +286,7 @@ class _Run:
         kernels.pack_input(kernels.unpack_output(self.buffers[step.inputs[0]]), self.buffers[step.out])
 
     def _foreign(self, step: Foreign) -> None:
-        tensors = [kernels.unpack_output(self.buffers[v]).view(self.batch, *v.shape) for v in step.inputs]
+        tensors = map(self._unpacked, step.inputs)
         out = self.buffers[step.out]
         kernels.pack_input(step.part.forward(*tensors).reshape(self.batch, *step.out.image), out)
 
@@ -334,7 +338,7 @@ def _slots(plan: Plan) -> dict[Value, int]:
     for i, step in enumerate(plan.steps):
         add(step.out)
         alive.add(step.out)
-        for value in {*step.inputs, step.out} - {plan.output}:
+        for value in {*step.inputs, step.out} - set(plan.outputs):
             if last.get(value, i) == i and value in alive:
                 free.setdefault(_kind(value), []).append(slots[value])
                 alive.remove(value)

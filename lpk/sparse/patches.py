@@ -32,7 +32,7 @@ def cut(plan: Plan, lanes: int) -> Plan:
     cutter = _Cutter(plan, lanes)
     for step in plan.steps:
         cutter.add(step)
-    return Plan(cutter.values[plan.input], cutter.values[plan.output], cutter.steps)
+    return Plan(cutter.values[plan.input], [cutter.values[v] for v in plan.outputs], cutter.steps)
 
 
 class _Cutter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -28,8 +29,7 @@ class Fails(NotSupported):
 def trace(model: nn.Module, shape: Shape) -> Plan:
     """The plan of a model in evaluation mode for float32 samples of this shape.
 
-    Raises NotSupported for a model that torch.fx can't trace, one with forward hooks, and one that does not return a
-    tensor for each batch.
+    Raises NotSupported for a model that torch.fx can't trace, and one with forward hooks.
     """
     for path, hook in tracing.hooks(model):
         raise NotSupported(f"{path or type(model).__name__} has the forward hook {hook}, which the engine can't run")
@@ -39,12 +39,15 @@ def trace(model: nn.Module, shape: Shape) -> Plan:
     except ValueError as error:
         raise NotSupported(f"{problem}: {error}") from error
     device = next((parameter.device for parameter in model.parameters()), None)
-    try:
-        with torch.inference_mode(False), torch.no_grad():  # inference tensors do not tell that they were changed
-            _Results(graph).run(torch.zeros(BATCH, *shape, device=device))
-    except Fails as error:
-        raise Fails(f"{problem}: {error}") from error.__cause__
-    plan = _Planner(graph).run()
+    with torch.inference_mode(False), torch.no_grad():  # inference tensors do not tell that they were changed
+        inputs = torch.zeros(BATCH, *shape, device=device)
+        try:
+            _Results(graph).run(inputs)
+        except Fails as error:
+            raise Fails(f"{problem}: {error}") from error.__cause__
+        plan = _Planner(graph).run()
+        if plan.ending is not None:
+            _check_types(plan, model, inputs)
     for step in plan.steps:
         if isinstance(step, Convolve) and isinstance(step.layer, nn.Conv2d):
             step.inputs[0].border = max(step.inputs[0].border, *pair(step.layer.padding))
@@ -106,12 +109,11 @@ class _Planner:
                         raise NotSupported(f"samples have the shape {_shape(node)}; {POSSIBLE} is possible")
                     self.values[node] = Value(_shape(node))
             elif node.op == "output":
-                output = node.args[0]
+                output = node
             elif node.op != "get_attr":
                 self._add(node)
-        if not isinstance(output, fx.Node) or output not in self.values:
-            raise NotSupported(f"the model returns {_described(output)}; one tensor of {POSSIBLE} is possible")
-        return Plan(self.values[used[0]], self.values[output], self.steps)
+        assert output is not None
+        return Plan(self.values[used[0]], *self._ending(output))
 
     def _add(self, node: fx.Node) -> None:
         if not any(n in self.values or n in self.left for n in node.all_input_nodes):
@@ -220,6 +222,17 @@ class _Planner:
         mixes = any(self._mixes(n) for n in nodes if n not in self.values)
         self._append(node, Foreign(values, Value(_shape(node)), part=self._part(nodes), mixes=mixes))
 
+    def _ending(self, output: fx.Node) -> tuple[list[Value], list[Step], fx.GraphModule | None]:
+        """The values that the model's end is computed from, the steps, and what PyTorch computes of those values."""
+        returned = output.args[0]
+        if isinstance(returned, fx.Node) and returned in self.values:
+            return [self.values[returned]], self.steps, None
+        nodes = self._needed(output)
+        values = [self.values[n] for n in nodes if n in self.values]
+        if not values:
+            raise NotSupported(f"what the model returns, {_described(returned)}, is not computed from its input")
+        return values, self.steps, self._part(nodes)
+
     def _needed(self, node: fx.Node) -> list[fx.Node]:
         """The node last, before it what was left to it, and the values that those read."""
         needed = {node}
@@ -229,13 +242,14 @@ class _Planner:
         return [n for n in self.graph.graph.nodes if n in needed]
 
     def _part(self, nodes: list[fx.Node]) -> fx.GraphModule:
-        """What computes the last of these nodes from those that are values."""
+        """What computes the last of these nodes, or what that returns, from those that are values."""
         graph = fx.Graph()
         copies = {n: graph.placeholder(n.name) for n in nodes if n in self.values}
         for n in nodes:
-            if n not in copies:
+            if n not in copies and n.op != "output":
                 copies[n] = graph.node_copy(n, copies.__getitem__)
-        graph.output(copies[nodes[-1]])
+        result = nodes[-1].args[0] if nodes[-1].op == "output" else nodes[-1]
+        graph.output(fx.map_arg(result, copies.__getitem__))
         return fx.GraphModule(self.graph, graph)
 
     def _mixes(self, node: fx.Node) -> bool:
@@ -260,6 +274,25 @@ class _Planner:
     def _has_shape(self, node: fx.Node, shape: Shape) -> bool:
         """Whether a node is known to return samples of this shape, as many as it is given."""
         return [tuple(result.shape) for result in self._for_batches(node)] == [(b, *shape) for b in BATCHES]
+
+
+def _check_types(plan: Plan, model: nn.Module, inputs: Tensor) -> None:
+    """A graph knows no dicts but the plain one. Raises NotSupported where the model returns another kind."""
+    assert plan.ending is not None
+    returned = model(inputs)
+    if not _same_types(returned, plan.ending.forward(*(inputs.new_zeros(len(inputs), *v.shape) for v in plan.outputs))):
+        raise NotSupported(f"the model returns a value of type {type(returned).__name__}, which torch.fx does not keep")
+
+
+def _same_types(a: Any, b: Any) -> bool:
+    """Whether two results are made of the same types; an OrderedDict is a dict."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return (
+            type(a) in (type(b), OrderedDict) and list(a) == list(b) and all(_same_types(a[key], b[key]) for key in a)
+        )
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return type(a) is type(b) and len(a) == len(b) and all(map(_same_types, a, b))
+    return type(a) is type(b)
 
 
 def _is_sample(node: fx.Node) -> bool:

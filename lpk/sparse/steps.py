@@ -86,12 +86,19 @@ class Foreign(Step):
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps in the order in which they run; `input` and `output` are values."""
+    """The steps in the order in which they run, from a value to values. `ending`: what makes of those, for a whole
+    batch and in PyTorch, what the model returns; None where it returns the only one."""
 
     input: Value
-    output: Value
+    outputs: list[Value]
     steps: list[Step]
+    ending: fx.GraphModule | None = None
 
     @property
     def foreign(self) -> list[Foreign]:
         return [step for step in self.steps if isinstance(step, Foreign)]
+
+    @property
+    def in_pytorch(self) -> list[fx.GraphModule]:
+        """The parts of the model that PyTorch runs."""
+        return [step.part for step in self.foreign] + ([] if self.ending is None else [self.ending])
