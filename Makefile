@@ -27,12 +27,12 @@ bench: $(VENV)/.extension
 sanitize: $(VENV)/.packages
 	PYTHON=$(VENV)/bin/python tests/sanitize.sh
 
-# The packages, once for each change of what is asked for.
+# The packages, once for each change of what is asked for. pip builds the extension with them, by the same CMake as below.
 $(VENV)/.packages: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt 'setuptools>=77' pybind11 'cmake>=3.24' ninja
-	$(VENV)/bin/python -m pip install --no-build-isolation -c constraints.txt -e '.[test,lint,docs,export]'
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pip install --no-build-isolation -c constraints.txt -e '.[test,lint,docs,export]'
 	touch $@
 
 # The extension, whenever its sources changed.
