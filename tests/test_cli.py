@@ -1,27 +1,23 @@
 """The `lpk` command as a user runs it, on a tiny preset of scikit-learn's digits.
 
-In processes of its own; where nothing is computed, in this one: importing PyTorch takes seconds each time.
+The demo and what is killed run in processes of their own, and the steps in this one end with the demo's bits.
 """
 
-import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import safetensors.torch
 import torch
 
-from lpk import cli, models, presets
+from lpk import cli, data, models, presets
 from lpk.pooled import Pooled
 from lpk.sparse import load_sparse
 from lpk.tickets import Tickets
+from tests.command import error, here, in_a_process, lpk, start
 from tests.conftest import TINY_PRESET
 from tests.test_tickets import same
 
@@ -33,43 +29,11 @@ def preset(tmp_path_factory) -> Path:
     return path
 
 
-def start(*arguments: object) -> subprocess.Popen:
-    command = [sys.executable, "-m", "lpk.cli", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def lpk(*arguments: object) -> str:
-    process = start(*arguments)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out
-
-
-def here(*arguments: object) -> tuple[int, str, str]:
-    """What the command does in this process: exit status, output, errors."""
-    out, err = io.StringIO(), io.StringIO()
-    arguments = ["lpk", *map(str, arguments)]
-    with (
-        mock.patch("sys.argv", arguments),
-        redirect_stdout(out),
-        redirect_stderr(err),
-        pytest.raises(SystemExit) as ended,
-    ):
-        cli.main()
-    return ended.value.code or 0, out.getvalue(), err.getvalue()
-
-
-def error(*arguments: object) -> str:
-    """The one line that a command fails with."""
-    status, _, err = here(*arguments)
-    assert status == 1 and len(err.strip().splitlines()) == 1, err
-    return err
-
-
 @pytest.fixture(scope="module")
 def run(preset, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
-    lpk("demo", path, "--preset", preset, "--seed", 4, "--threads", 1)
+    status, _, err = in_a_process("demo", path, "--preset", preset, "--seed", 4, "--threads", 1)
+    assert status == 0, err
     return path
 
 
@@ -262,27 +226,24 @@ def test_errors_are_one_line_and_lose_nothing(run, preset, tmp_path):
 
 
 def test_help_and_version():
-    assert "cpu" in lpk("--version")
+    status, text, _ = in_a_process("--version")
+    assert status == 0 and "cpu" in text
     _, text, _ = here("--help")
     for command in ("demo", "imp", "import", "pool", "export", "eval", "report", "run"):
         status, about, _ = here(command, "--help")
         assert command in text and status == 0 and ("RUN" in about or "NAME" in about)
 
 
-def test_demo_falls_back_to_digits(tmp_path):
+def test_demo_falls_back_to_digits(tmp_path, monkeypatch):
     """Without Fashion-MNIST and without a network: one line says so, and the preset for the digits is used."""
-    code = (
-        "import lpk.run, lpk.cli\n"
-        "from lpk.data import DataNotFound, load\n"
-        "def offline(name, **options):\n"
-        "    if name == 'fashion-mnist': raise DataNotFound('nowhere')\n"
-        "    return load(name, **options)\n"
-        "lpk.run.load_data = offline\n"
-        "lpk.cli._demo = lambda run, quiet: print('preset', run.preset.name)\n"
-        "lpk.cli.main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "demo", str(tmp_path / "run")], capture_output=True, text=True, check=True
-    )
-    assert "handwritten digits" in done.stdout and "preset digits" in done.stdout
+
+    def offline(name, **options):
+        if name == "fashion-mnist":
+            raise data.DataNotFound("nowhere")
+        return data.load(name, **options)
+
+    monkeypatch.setattr("lpk.run.load_data", offline)
+    monkeypatch.setattr(cli, "_demo", lambda run, quiet: print("preset", run.preset.name))
+    out = lpk("demo", tmp_path / "run")
+    assert "handwritten digits" in out and "preset digits" in out
     assert presets.load("digits").data.name == "digits"

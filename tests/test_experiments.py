@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +22,7 @@ from lpk.experiments.study import Measured, Part, Study
 from lpk.presets import Preset
 from lpk.run import Run
 from lpk.tickets import Tickets
+from tests.command import in_a_process, lpk, start
 from tests.conftest import TINY_PRESET
 
 SEEDS = (0, 1)
@@ -368,15 +367,9 @@ def test_a_damaged_part_is_named(done):
         path.write_text(content)
 
 
-def lpk(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "lpk.cli", *map(str, arguments)], capture_output=True, text=True, timeout=300
-    )
-
-
 def test_a_killed_experiment_goes_on_where_it_stopped(done, preset_file, tmp_path):
     arguments = ("run", "dense", "--preset", preset_file, "--seeds", 2, "--out", tmp_path, "--threads", 2, "--quiet")
-    process = subprocess.Popen([sys.executable, "-m", "lpk.cli", *map(str, arguments)], stderr=subprocess.PIPE)
+    process = start(*arguments)
     parts = tmp_path / "dense" / "parts"
     deadline = time.monotonic() + 120
     while not list(parts.glob("seed-*.json")) and time.monotonic() < deadline:
@@ -385,9 +378,7 @@ def test_a_killed_experiment_goes_on_where_it_stopped(done, preset_file, tmp_pat
     process.communicate()
     kept = modified(parts)
     assert 0 < len([p for p in kept if "/." not in p]) < 6, "it had finished before it was killed"
-    finished = lpk(*arguments)
-    assert finished.returncode == 0, finished.stderr
-    assert "dense: Points of test accuracy" in finished.stdout
+    assert "dense: Points of test accuracy" in lpk(*arguments)
     now = modified(parts)
     assert all(now[path] == kept[path] for path in kept) and len([p for p in now if "/." not in p]) == 6
     found, expected = (json.loads((p / "dense" / "results.json").read_text())["records"] for p in (tmp_path, done.out))
@@ -399,12 +390,11 @@ def test_a_killed_experiment_goes_on_where_it_stopped(done, preset_file, tmp_pat
 
 def test_dry_run_writes_nothing_and_counts(done, preset_file, tmp_path):
     out = tmp_path / "study"
-    run = lpk("run", "all", "--preset", preset_file, "--seeds", 1, "--out", out, "--dry-run")
-    assert run.returncode == 0, run.stderr
+    text = lpk("run", "all", "--preset", preset_file, "--seeds", 1, "--out", out, "--dry-run")
     assert list(tmp_path.iterdir()) == []
-    assert "disagreement: 0 of 1 parts are finished; at most 4 networks" in run.stdout
-    assert "epochs of training: 21 (seed-0 9, seed-0-norewind 12)" in run.stdout
-    assert "on this machine: training" in run.stdout
+    assert "disagreement: 0 of 1 parts are finished; at most 4 networks" in text
+    assert "epochs of training: 21 (seed-0 9, seed-0-norewind 12)" in text
+    assert "on this machine: training" in text
     before = modified(done.out)
     lines = forecast(done, {"averages": averages.plan(done.preset, range(3))})
     assert lines[0] == "averages: 16 of 24 parts are finished; at most 20 networks to evaluate"
@@ -413,11 +403,11 @@ def test_dry_run_writes_nothing_and_counts(done, preset_file, tmp_path):
 
 
 def test_list_and_wrong_names(tmp_path):
-    listed = lpk("run", "--list").stdout
+    listed = lpk("run", "--list")
     for name, experiment in experiments.EXPERIMENTS.items():
         assert name in listed and experiment.shows in " ".join(listed.split())
-    run = lpk("run", "soup", "--out", tmp_path)
-    assert run.returncode == 1 and "experiment is 'soup'; it must be all or one of averages" in run.stderr
+    status, _, err = in_a_process("run", "soup", "--out", tmp_path)
+    assert status == 1 and "experiment is 'soup'; it must be all or one of averages" in err
 
 
 def test_spread_is_the_sample_standard_deviation():
