@@ -97,7 +97,7 @@ def sgd(images: Tensor, labels: Tensor, *, lr: float = 0.05):
 
 
 @pytest.fixture(autouse=True)
-def two_threads():
+def threads():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

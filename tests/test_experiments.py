@@ -29,6 +29,15 @@ SEEDS = (0, 1)
 ROUNDS = range(4)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def threads():
+    """One: for networks this small two take thrice as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def preset_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("preset") / "tiny.toml"
@@ -368,7 +377,7 @@ def test_a_damaged_part_is_named(done):
 
 
 def test_a_killed_experiment_goes_on_where_it_stopped(done, preset_file, tmp_path):
-    arguments = ("run", "dense", "--preset", preset_file, "--seeds", 2, "--out", tmp_path, "--threads", 2, "--quiet")
+    arguments = ("run", "dense", "--preset", preset_file, "--seeds", 2, "--out", tmp_path, "--threads", 1, "--quiet")
     process = start(*arguments)
     parts = tmp_path / "dense" / "parts"
     deadline = time.monotonic() + 120
