@@ -9,7 +9,8 @@ from lpk import models
 from lpk.sparse.dead import live_windows, without_dead
 from lpk.sparse.network import Network
 from lpk.sparse.plan import trace
-from tests.test_sparse import pruned, same, with_random_statistics
+from tests.test_eager import with_random_statistics
+from tests.test_sparse_network import pruned, same
 
 
 def live_weights(plan):

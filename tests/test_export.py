@@ -14,7 +14,8 @@ import lpk
 from lpk import export, models
 from tests.conftest import make_network
 from tests.test_eager import with_random_statistics
-from tests.test_sparse import Dynamic, pruned
+from tests.test_sparse import Dynamic
+from tests.test_sparse_network import pruned
 
 
 @pytest.fixture(params=["small-resnet", "mlp"])
