@@ -113,7 +113,8 @@ class _Planner:
             elif node.op != "get_attr":
                 self._add(node)
         assert output is not None
-        return Plan(self.values[used[0]], *self._ending(output))
+        outputs, ending = self._ending(output)
+        return Plan(self.values[used[0]], outputs, self.steps, ending)
 
     def _add(self, node: fx.Node) -> None:
         if not any(n in self.values or n in self.left for n in node.all_input_nodes):
@@ -222,16 +223,16 @@ class _Planner:
         mixes = any(self._mixes(n) for n in nodes if n not in self.values)
         self._append(node, Foreign(values, Value(_shape(node)), part=self._part(nodes), mixes=mixes))
 
-    def _ending(self, output: fx.Node) -> tuple[list[Value], list[Step], fx.GraphModule | None]:
-        """The values that the model's end is computed from, the steps, and what PyTorch computes of those values."""
+    def _ending(self, output: fx.Node) -> tuple[list[Value], fx.GraphModule | None]:
+        """The values that what the model returns is computed from, and that computation, if there is any."""
         returned = output.args[0]
         if isinstance(returned, fx.Node) and returned in self.values:
-            return [self.values[returned]], self.steps, None
+            return [self.values[returned]], None
         nodes = self._needed(output)
         values = [self.values[n] for n in nodes if n in self.values]
         if not values:
             raise NotSupported(f"what the model returns, {_described(returned)}, is not computed from its input")
-        return values, self.steps, self._part(nodes)
+        return values, self._part(nodes)
 
     def _needed(self, node: fx.Node) -> list[fx.Node]:
         """The node last, before it what was left to it, and the values that those read."""
