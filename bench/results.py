@@ -97,6 +97,7 @@ def write(directory: Path, rows: list[Row]) -> Path:
     head = {"machine": here, "date": datetime.date.today().isoformat()}
     lines = ",\n".join(f"    {json.dumps(row)}" for row in rows)
     path = directory / f"{slug(here)}.json"
+    files.make_directory(directory)
     files.write_bytes(path, f'{json.dumps(head, indent=2)[:-2]},\n  "rows": [\n{lines}\n  ]\n}}\n'.encode())
     return path
 

@@ -67,6 +67,8 @@ def main() -> None:
     preset = presets.load(given.preset)
     here = machine()
     path = given.results / f"search-{slug(here)}.json" if given.results else None
+    if path:
+        files.make_directory(path.parent)
     result = earlier(path, preset.to_dict()) | {"machine": here, "preset": preset.to_dict()}
 
     def keep(part: str, measured: dict[str, Any]) -> None:

@@ -78,6 +78,8 @@ def main() -> None:
         parser.error(f"densities {given.densities} must be above 0 and up to 1, batches {given.batches} at least 1")
     here = machine()
     path = given.results / f"sparse-{slug(here)}.json" if given.results else None
+    if path:
+        files.make_directory(path.parent)
     result = earlier(path) | {"machine": here}
     print(describe(here, "cpu"))
     for subject in subjects(given):
@@ -162,6 +164,7 @@ def trained(name: str, folder: Path) -> tuple[nn.Module, Tensor]:
     recipe = dataclasses.replace(RECIPE, lr=RATES.get(name, RECIPE.lr))
     made_with = json.loads(json.dumps(arguments(name) | {"samples": TRAINING} | dataclasses.asdict(recipe)))
     if not path.is_file() or files.load_tensors(path)[1] != made_with:
+        files.make_directory(folder)
         began = time.perf_counter()
         model.requires_grad_(True).to(memory_format=torch.channels_last)
         Trainer(enlarged(found.train), recipe)(model, 0, recipe.epochs)

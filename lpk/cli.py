@@ -10,15 +10,15 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
+from rich.text import Text
 
 import lpk
-from lpk import experiments, export, files, ops, presets, report, sparse
+from lpk import experiments, export, files, ops, presets, report, sparse, terminal
 from lpk.data import DataNotFound
 from lpk.evaluate import CRITERIA
 from lpk.experiments import demo as one_run
 from lpk.experiments.forecast import forecast
-from lpk.run import Run, check_empty, network
+from lpk.run import PLOT, REPORT, RESULTS, Run, check_no_tickets, check_whole, network
 from lpk.search import METHODS, PRUNE, SEARCHES
 from lpk.tickets import Tickets
 
@@ -30,13 +30,34 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
+console = terminal.console()
 
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")]
+# typer brings a click of its own, or takes the one that is installed
+UsageError: type[typer.BadParameter] = typer.BadParameter.mro()[1]
+
+KEPT = {  # what an interrupted command leaves, and how to go on
+    "imp": "the finished rounds and epochs are kept: the same command goes on from there",
+    "demo": "the finished rounds and epochs are kept: the same command goes on from there",
+    "run": "the finished rounds, epochs and parts are kept: the same command goes on from there",
+    "pool": "what was there before is kept: the same command begins this search again",
+}
+
+
+def user_path(text: str | Path) -> Path:
+    """A path of the command line; the shell does not expand every `~`."""
+    if not str(text):
+        raise typer.BadParameter("a path is empty; `.` is the present directory")
+    return Path(text).expanduser()
+
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", parser=user_path, help="The run directory.")]
 DataPath = Annotated[
     Path | None,
     typer.Option(
-        "--data", metavar="DIR", help="Where the data set lies; else LPK_DATA, the cache, the system, a download."
+        "--data",
+        metavar="DIR",
+        parser=user_path,
+        help="Where the data set lies; else LPK_DATA, the cache, the system, a download.",
     ),
 ]
 OwnSeed = Annotated[int, typer.Option("--seed", help="Of initialization, data split and order of the samples.")]
@@ -48,9 +69,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 def show_version(wanted: bool) -> None:
     if wanted:
-        console.print(f"lpk {lpk.__version__}, torch {torch.__version__}", highlight=False)
+        _say(f"lpk {lpk.__version__}, torch {torch.__version__}")
         for backend, state in ops.backends().items():
-            console.print(f"  {backend}: {state}", highlight=False)
+            _say(f"  {backend}: {state}")
         raise typer.Exit
 
 
@@ -82,17 +103,17 @@ def demo(
     except DataNotFound:
         if preset != "demo":
             raise
-        console.print("Fashion-MNIST was not found and cannot be downloaded: using scikit-learn's handwritten digits.")
+        _say("Fashion-MNIST was not found and cannot be downloaded: using scikit-learn's handwritten digits.")
         with Run.create(run, presets.load("digits"), seed=seed, device=device) as created:
             _demo(created, quiet)
 
 
 def _demo(run: Run, quiet: bool) -> None:
     samples = run.manifest["samples"]
-    console.print(
-        f"[bold]{run.data.name}[/bold] ({run.data.source}): {samples['train']} training, {samples['validation']} "
-        f"validation and {samples['test']} test images; {run.preset.imp.rounds} rounds of pruning, seed {run.seed}",
-        highlight=False,
+    _say(
+        run.data.name,
+        f" ({run.data.source}): {samples['train']} training, {samples['validation']} validation and {samples['test']} "
+        f"test images; {run.preset.imp.rounds} rounds of pruning, seed {run.seed}",
     )
     results = one_run.compare(run, progress=not quiet)
     _show(run, results)
@@ -119,7 +140,11 @@ def imp(
 def import_(
     sources: Annotated[
         list[Path],
-        typer.Argument(metavar="SOURCE...", help="Checkpoints, dense to sparse; a folder of them; or an OpenLTH run."),
+        typer.Argument(
+            metavar="SOURCE...",
+            parser=user_path,
+            help="Checkpoints, dense to sparse; a folder of them; or an OpenLTH run.",
+        ),
     ],
     run: RunPath,
     preset: Annotated[
@@ -138,7 +163,7 @@ def import_(
             raise ValueError("--model needs --preset, which names the data set")
         tickets = Tickets.from_checkpoints(sources)
         with files.locked(run):
-            check_empty(run)
+            check_no_tickets(run)
             tickets.save(run / "tickets")
     else:
         settings = presets.load(preset)
@@ -175,14 +200,14 @@ def pool(
         }
         tickets = opened.tickets()
         for pooled in one_run.make_pools(opened, tickets, method=method, target=target, progress=not quiet, **options):
-            console.print(pooled, highlight=False, soft_wrap=True)
-    console.print("Validation accuracies pick and flatter; `lpk eval` reports the test set.")
+            _say(str(pooled))
+    _say("Validation accuracies pick and flatter; `lpk eval` reports the test set.")
 
 
 @app.command(name="export")
 def export_network(
     run: RunPath,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", parser=user_path, help="The file to write.")],
     target: Annotated[int, typer.Option(help="The round of the network.")],
     method: Annotated[
         str, typer.Option(help=f"Of the pool: one of {', '.join(METHODS)}; or ticket.")
@@ -205,11 +230,7 @@ def export_network(
             write = export.onnx if format == "onnx" else export.program
             write(model, out, opened.data.shape)
     size, dense = out.stat().st_size, sum(tensor.nbytes for tensor in state.values())
-    console.print(
-        f"wrote {out}: {size:,} bytes, {size / dense:.1%} of the dense network's {dense:,}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    _say(f"wrote {out}: {size:,} bytes, {size / dense:.1%} of the dense network's {dense:,}")
 
 
 @app.command(name="eval")
@@ -225,17 +246,19 @@ def evaluate(
     _use(threads)
     with Run.open(run, seed=seed, root=data, device=device) as opened:
         results = one_run.evaluate(opened, progress=not quiet)
-        console.print(report.table(results), report.summary(results), sep="\n")
+        _say_results(results)
 
 
 @app.command(name="report")
 def write_report(run: RunPath, seed: RunSeed = None) -> None:
     """Writes report.html from the run's results.json."""
-    results = files.read_json(_existing(run / one_run.RESULTS))
+    check_whole(run)
+    results = files.read_json(_existing(run / RESULTS))
     if seed is not None and seed != results["manifest"]["seed"]:
         raise ValueError(f"{run} is a run with seed {results['manifest']['seed']}, not {seed}")
+    files.make_directory(run)
     _write_report(results, run)
-    console.print(f"wrote {run / 'report.html'} and accuracy.svg")
+    _say(f"wrote {run / REPORT} and {PLOT}")
 
 
 @app.command(name="run")
@@ -244,7 +267,10 @@ def run_experiment(
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(presets.names())}; or a TOML file.")] = "demo",
     seeds: Annotated[int, typer.Option(min=1, help="How many: seeds 0, 1, 2, …")] = 3,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Default: lpk-experiments/PRESET. Experiments share its tickets.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", parser=user_path, help="Default: lpk-experiments/PRESET. Experiments share its tickets."
+        ),
     ] = None,
     data: DataPath = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is missing and how long it takes.")] = False,
@@ -256,7 +282,7 @@ def run_experiment(
     """Carries out an experiment of the paper; started again, goes on from the last finished part."""
     if show_list or name is None:
         for each, experiment in experiments.EXPERIMENTS.items():
-            console.print(f"[bold]{each}[/bold] ({experiment.shows}): {experiment.description}", highlight=False)
+            _say(each, f" ({experiment.shows}): {experiment.description}")
         return
     _use(threads)
     names, loaded = experiments.chosen(name), presets.load(preset)
@@ -264,33 +290,42 @@ def run_experiment(
     study = experiments.Study(out, loaded, range(seeds), root=data, device=device, progress=not quiet)
     if dry_run:
         plans = {each: experiments.EXPERIMENTS[each].plan(loaded, study.seeds) for each in names}
-        console.print(*forecast(study, plans), sep="\n", highlight=False, soft_wrap=True)
+        for line in forecast(study, plans):
+            _say(line)
         return
     for each in names:
         findings = experiments.carry_out(each, study)
-        console.print(f"[bold]{each}[/bold]: {findings.summary}", highlight=False, soft_wrap=True)
-        console.print(f"wrote {out / each / 'results.json'}, {each}.csv and {out / 'report.html'}", soft_wrap=True)
+        _say(each, f": {findings.summary}")
+        _say(f"wrote {out / each / RESULTS}, {each}.csv and {out / REPORT}")
 
 
 def _say_tickets(tickets: Tickets, run: Path) -> None:
-    console.print(
-        f"{len(tickets)} tickets, densities {tickets[0].density:.1%} to {tickets[-1].density:.1%}, in {run}/tickets"
-    )
+    _say(f"{len(tickets)} tickets, densities {tickets[0].density:.1%} to {tickets[-1].density:.1%}, in {run}/tickets")
 
 
 def _show(run: Run, results: dict[str, Any]) -> None:
     _write_report(results, run.path)
-    console.print(report.table(results), report.summary(results), sep="\n")
-    console.print(f"Open [bold]{run.path / 'report.html'}[/bold]; the networks are in {run.path / 'pooled'}.")
+    _say_results(results)
+    _say(f"Open {run.path / REPORT}; the networks are in {run.path / 'pooled'}.")
+
+
+def _say_results(results: dict[str, Any]) -> None:
+    console.print(report.table(results))
+    _say(report.summary(results))
+
+
+def _say(text: str, *more: str) -> None:
+    """A line that is not folded; its first part is bold where there are more."""
+    console.print(terminal.bold(text, *more) if more else terminal.plain(text, keep="\n"), soft_wrap=True)
 
 
 def _write_report(results: dict[str, Any], path: Path) -> None:
-    report.write(results, path / "report.html")
-    files.write_bytes(path / "accuracy.svg", report.accuracy_plot(results))
+    report.write(results, path / REPORT)
+    files.write_bytes(path / PLOT, report.accuracy_plot(results))
 
 
 def _existing(path: Path) -> Path:
-    if not path.exists():
+    if not files.exists(path):
         raise FileNotFoundError(f"{path} does not exist: run `lpk eval {path.parent}` first")
     return path
 
@@ -307,14 +342,36 @@ def _use(threads: int | None) -> None:
 
 def main() -> None:
     """Errors that a user can mend are one line; anything else is a bug and shows where."""
+    command = typer.main.get_command(app)
+    name = None
     try:
-        app()
+        # not command(): it would frame an error of the arguments in a box
+        with command.make_context("lpk", sys.argv[1:] or ["--help"]) as context:
+            try:
+                command.invoke(context)
+            finally:
+                name = context.invoked_subcommand
+    except typer.Exit as ended:
+        sys.exit(ended.exit_code)
+    except UsageError as error:
+        _complain(f"{error.format_message()} (`lpk {f'{name} ' if name else ''}--help` says what there is)")
+        sys.exit(2)
+    except DataNotFound as error:
+        _complain(str(error), keep="\n")
+        sys.exit(1)
     except (ValueError, OSError, RuntimeError) as error:
-        Console(stderr=True).print(f"[bold red]lpk:[/bold red] {error}", highlight=False, soft_wrap=True)
+        _complain(terminal.reason(error))
         sys.exit(1)
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; the same command goes on from the last finished epoch or part")
+        kept = KEPT.get(name or "", "what was there before is kept: the same command begins again")
+        terminal.console(stderr=True).print(f"interrupted; {kept}", soft_wrap=True)
         sys.exit(130)
+    sys.exit(0)
+
+
+def _complain(text: str, keep: str = "") -> None:
+    line = Text.assemble(("lpk:", "bold red"), f" {terminal.plain(text, keep)}")
+    terminal.console(stderr=True).print(line, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ def folder(data: str, root: Path | None) -> Path:
     name = FOLDERS[data]
     named = os.environ.get("LPK_DATA")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lpk"
-    places = [Path(place).expanduser() for place in (root, named, cache) if place is not None]
+    places = [Path(place).expanduser().absolute() for place in (root, named, cache) if place is not None]
     for place in places:
         for found in (place / name, place):
             if (found / "labels.npy").is_file():

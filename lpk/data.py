@@ -111,9 +111,9 @@ def _find(name: str, root: Path | None, download: bool) -> tuple[str, _Whole, _W
     named = os.environ.get("LPK_DATA")
     places = [("the cache folder", cache)]
     if named:
-        places.insert(0, ("the folder in LPK_DATA", Path(named).expanduser()))
+        places.insert(0, ("the folder in LPK_DATA", Path(named).expanduser().absolute()))
     if root is not None:
-        places.insert(0, ("the folder given (--data)", Path(root).expanduser()))
+        places.insert(0, ("the folder given (--data)", Path(root).expanduser().absolute()))
     if name == "fashion-mnist":
         places.append(("Debian package dataset-fashion-mnist", _DEBIAN))
     looked = [] if named else ["LPK_DATA: not set"]

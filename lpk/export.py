@@ -58,7 +58,7 @@ def onnx(model: nn.Module, path: str | Path, shape: Shape) -> None:
     proto = exported.model_proto
     _forget_origins(proto.graph)
     onnx_package.checker.check_model(proto, full_check=True)
-    files.write_bytes(Path(path), proto.SerializeToString())
+    _write(path, proto.SerializeToString())
 
 
 def program(model: nn.Module, path: str | Path, shape: Shape) -> None:
@@ -74,13 +74,19 @@ def program(model: nn.Module, path: str | Path, shape: Shape) -> None:
         torch.export.save(torch.export.export(model, inputs, dynamic_shapes=dynamic), content)
     except Exception as error:  # whatever a stranger's forward raises while it is traced
         raise _not_exported(model, shape, error) from error
-    files.write_bytes(Path(path), content.getvalue())
+    _write(path, content.getvalue())
 
 
 def state_dict(values: Mapping[str, Tensor], path: str | Path) -> None:
     """Writes a dense state dict as plain safetensors; tied entries are written once for each name."""
     own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in values.items()}
-    files.write_bytes(Path(path), safetensors.torch.save(own))
+    _write(path, safetensors.torch.save(own))
+
+
+def _write(path: str | Path, content: bytes) -> None:
+    path = files.absolute(path)
+    files.make_directory(path.parent)
+    files.write_bytes(path, content)
 
 
 def _prepared(model: nn.Module, shape: Shape) -> tuple[nn.Module, tuple[Tensor], tuple[dict[int, Any]]]:

@@ -1,14 +1,10 @@
-"""Files replaced whole or not at all, tensors that carry a digest, nested states, and the lock on a directory."""
+"""JSON, tensors that carry a digest, and nested states, in files that lpk.directories writes."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,45 +13,17 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from lpk.directories import absolute as absolute
+from lpk.directories import exists as exists
+from lpk.directories import locked as locked
+from lpk.directories import make_directory as make_directory
+from lpk.directories import write_bytes as write_bytes
+
 Metadata = dict[str, Any]
 
 
 class FileDamaged(ValueError):
     """A file is truncated, altered, or not what its name says."""
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes to a temporary file beside `path`, syncs it and renames it; what was there before stays until then.
-
-    Raises OSError naming `path` (a full disk, a missing permission); the old file is then untouched.
-    """
-    make_directory(path.parent)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def make_directory(path: Path) -> None:
-    """Makes a directory and its parents where missing. Raises NotADirectoryError where a file is in the way."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise NotADirectoryError(f"{path} is a file; a directory is needed") from None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -175,21 +143,3 @@ def inside(directory: Path, name: object) -> Path:
     if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
         raise FileDamaged(f"{directory}: the manifest names {name!r}, which is not a file of this directory")
     return directory / name
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Holds the directory for this process; raises RuntimeError where another process holds it."""
-    make_directory(directory)
-    with open(directory / ".lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(f"{directory} is in use by another process") from None
-        yield
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -143,6 +144,10 @@ class _Run:
         try:
             self.store = TicketStore.open(directory)
         except FileNotFoundError:
+            if taken := [name for name in (REWIND, CHECKPOINT) if os.path.lexists(directory / name)]:
+                raise ValueError(
+                    f"{directory / taken[0]} is of no run here, and would be replaced: use another directory"
+                ) from None
             self.store = TicketStore(directory, self.layout)
             self.store.commit(self.settings)
         self._check_same_network(self.store)

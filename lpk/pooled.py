@@ -87,6 +87,12 @@ class Pooled:
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file: the state dict, the packed mask as `lpk.mask`, and the rest in its header."""
+        path = files.absolute(path)
+        files.make_directory(path.parent)
+        self.write(path)
+
+    def write(self, path: Path) -> None:
+        """`save` into a directory that is there; one that was removed meanwhile is not made again."""
         tensors = {k: v for k, v in self.state_dict.items() if k not in self.layout.aliases}
         tensors[MASK] = torch.from_numpy(np.packbits(self.mask.numpy()))
         metadata = {
@@ -100,17 +106,17 @@ class Pooled:
             "seconds": self.seconds,
             "settings": dict(self.settings),
         }
-        files.save_tensors(Path(path), tensors, metadata)
+        files.save_tensors(path, tensors, metadata)
 
     @staticmethod
     def wrote(path: str | Path) -> bool:
         """Whether `save` wrote a file. Raises FileNotFoundError, or lpk.files.FileDamaged for one that is not lpk's."""
-        return "layout" in files.load_metadata(Path(path))
+        return "layout" in files.load_metadata(files.absolute(path))
 
     @classmethod
     def load(cls, path: str | Path) -> Pooled:
         """Reads what `save` wrote. Raises FileNotFoundError, or lpk.files.FileDamaged."""
-        tensors, metadata = files.load_tensors(Path(path))
+        tensors, metadata = files.load_tensors(files.absolute(path))
         try:
             layout = Layout.from_json(metadata.pop("layout"))
             bits = np.unpackbits(tensors.pop(MASK).numpy(), count=layout.n)

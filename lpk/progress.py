@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Column
+
+from lpk.terminal import console, plain
 
 
 class Progress:
@@ -15,15 +16,17 @@ class Progress:
 
     def __init__(self, name: str, total: int, *, show: bool = True) -> None:
         self._bars = Bars(
-            TextColumn(f"{name:>13}", table_column=Column(no_wrap=True)),
+            TextColumn("{task.description:>13}", markup=False, table_column=Column(no_wrap=True)),
             BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TimeElapsedColumn(table_column=Column(no_wrap=True)),
             TextColumn("left", table_column=Column(no_wrap=True)),
             TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
             # what a narrow terminal has no room for
-            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
-            console=Console(stderr=True),
+            TextColumn(
+                "{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
+            ),
+            console=console(stderr=True),
             disable=not show,
             expand=True,
         )
@@ -39,7 +42,7 @@ class Progress:
         self._bars.stop()
 
     def note(self, text: str) -> None:
-        self._bars.update(self._task, note=text)
+        self._bars.update(self._task, note=plain(text))
 
     def advance(self, count: int = 1) -> None:
         self._bars.advance(self._task, count)

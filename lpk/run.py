@@ -10,6 +10,8 @@ report.html
 from __future__ import annotations
 
 import datetime
+import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,6 +26,7 @@ from torch import nn
 from lpk import files, flat, models, presets
 from lpk.data import Data
 from lpk.data import load as load_data
+from lpk.directories import check_no_links, make_inside
 from lpk.flat import StateDict
 from lpk.imp import imp
 from lpk.pooled import Pooled, versions
@@ -34,6 +37,11 @@ from lpk.tickets import Tickets, TicketStore
 from lpk.train import Trainer, stream
 
 MANIFEST = "manifest.json"
+RESULTS = "results.json"
+REPORT = "report.html"
+PLOT = "accuracy.svg"
+POOLS = "pools"  # of experiments
+POOLED = re.compile(r"round-(\d+)\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,13 @@ class Run:
 
         imported: other people's checkpoints (see Tickets.from_checkpoints) that become the tickets of a new run.
 
-        Raises ValueError where it holds another run, RuntimeError where another process uses it.
+        Raises ValueError where it holds another run, files that are of no run, or symbolic links in the place of its
+        own, RuntimeError where another process uses it.
         """
+        path, root = files.absolute(path), None if root is None else files.absolute(root)
+        check_whole(path)
+        if not files.exists(path / MANIFEST):
+            check_empty(path)
         with files.locked(path):
             loaded = _load_data(preset, seed, root)
             manifest = {
@@ -74,7 +87,7 @@ class Run:
                 "preset": preset.to_dict(),
                 "seed": seed,
                 "data": loaded.source,
-                "data_root": None if root is None else str(root.resolve()),
+                "data_root": None if root is None else str(root),
                 "samples": {
                     "train": len(loaded.train),
                     "validation": len(loaded.validation),
@@ -89,10 +102,10 @@ class Run:
             run = cls(path, preset, seed, loaded, _device(device), manifest)
             tickets = None
             if imported:
-                manifest["imported"] = [str(source.resolve()) for source in imported]
-                check_empty(path)
+                manifest["imported"] = [str(files.absolute(source)) for source in imported]
+                check_no_tickets(path)
                 tickets = Tickets.from_checkpoints(imported, model=run.model())
-            if (path / MANIFEST).exists():
+            if files.exists(path / MANIFEST):
                 stored = _read_manifest(path)
                 begun = presets.from_dict(stored["preset"], str(path / MANIFEST))
                 same = stored if "imported" in stored else stored | {"preset": _continued(begun, preset).to_dict()}
@@ -115,7 +128,9 @@ class Run:
         cls, path: Path, *, seed: int | None = None, root: Path | None = None, device: str | None = None
     ) -> Iterator[Run]:
         """Opens and locks a run directory that exists. `seed`, where given, must be the run's."""
+        path, root = files.absolute(path), None if root is None else files.absolute(root)
         _check_is_run(path)
+        check_whole(path)
         with files.locked(path):
             manifest = _read_manifest(path)
             if seed is not None and seed != manifest["seed"]:
@@ -152,7 +167,11 @@ class Run:
         )
 
     def tickets(self) -> Tickets:
-        return Tickets.load(self.path / "tickets")
+        """Raises FileNotFoundError saying which command makes them, lpk.files.FileDamaged."""
+        try:
+            return Tickets.load(self.path / "tickets")
+        except FileNotFoundError as error:
+            raise _no_tickets(self.path, self.manifest, error) from error
 
     def calibration(self) -> Split:
         """The training samples that renew BatchNorm's statistics, without augmentation."""
@@ -161,18 +180,52 @@ class Run:
     def pooled_path(self, method: str, round_: int) -> Path:
         return _pooled_path(self.path, method, round_)
 
+    def make_pooled_directory(self, method: str) -> None:
+        """Once, before the networks of this method are made."""
+        make_inside(self.path / "pooled")
+        make_inside(self.path / "pooled" / method)
+
     def pooled(self) -> dict[str, list[Pooled]]:
-        """The pooled networks of every method that is there, by round."""
-        return {
-            directory.name: [Pooled.load(path) for path in sorted(directory.glob("round-*.safetensors"))]
-            for directory in sorted((self.path / "pooled").glob("*"))
-        }
+        """The pooled networks of every method that has any, by round."""
+        found = {}
+        for directory in _methods(self.path):
+            if paths := sorted(path for path in directory.iterdir() if POOLED.fullmatch(path.name)):
+                found[directory.name] = [Pooled.load(path) for path in paths]
+        return found
 
 
 def check_empty(path: Path) -> None:
+    """Raises ValueError where a directory that is to become a run holds what a run would replace."""
+    check_no_tickets(path)
+    for name in ("pooled", POOLS, RESULTS, REPORT, PLOT):
+        if os.path.lexists(path / name):
+            raise _taken(path, name)
+
+
+def check_no_tickets(path: Path) -> None:
     """Raises ValueError where the run directory has tickets, which others must not replace."""
-    if (path / "tickets" / TICKETS).exists():
-        raise ValueError(f"{path} holds tickets already; use another directory")
+    if files.exists(path / "tickets" / TICKETS):
+        raise _taken(path, "tickets")
+
+
+def check_whole(path: Path) -> None:
+    """Raises ValueError where a part of a run directory is a symbolic link, and would lead elsewhere."""
+    parts = (MANIFEST, "tickets", "pooled", POOLS, RESULTS, REPORT, PLOT)
+    check_no_links([*(path / part for part in parts), *_methods(path)])
+
+
+def _methods(path: Path) -> list[Path]:
+    """The directories of pooled networks."""
+    pooled = path / "pooled"
+    return sorted(each for each in pooled.iterdir() if each.is_dir()) if pooled.is_dir() else []
+
+
+def _taken(path: Path, name: str) -> ValueError:
+    return ValueError(f"{path} holds {name} already; use another directory")
+
+
+def _no_tickets(path: Path, manifest: dict[str, Any], error: FileNotFoundError) -> FileNotFoundError:
+    return FileNotFoundError(f"{error}; `{manifest.get('command') or f'lpk imp {path}'}` makes them")
 
 
 def network(path: Path, round_: int, method: str) -> tuple[StateDict, StateDict]:
@@ -184,12 +237,16 @@ def network(path: Path, round_: int, method: str) -> tuple[StateDict, StateDict]
 
     Raises FileNotFoundError saying which command makes it, ValueError, or lpk.files.FileDamaged.
     """
+    path = files.absolute(path)
     _check_is_run(path)
     if method == "ticket":
-        ticket = TicketStore.open(path / "tickets").read(round_)
+        try:
+            ticket = TicketStore.reading(path / "tickets", lambda store: store.read(round_))
+        except FileNotFoundError as error:
+            raise _no_tickets(path, _read_manifest(path), error) from error
         return ticket.state_dict, ticket.masks
     file = _pooled_path(path, method, round_)
-    if not file.exists():
+    if not files.exists(file):
         make = f"lpk pool {path} --target {round_} --method {method}"
         raise FileNotFoundError(f"{path} has no pooled network of round {round_} by {method}; `{make}` makes it")
     pooled = Pooled.load(file)
@@ -201,7 +258,7 @@ def _pooled_path(path: Path, method: str, round_: int) -> Path:
 
 
 def _check_is_run(path: Path) -> None:
-    if not (path / MANIFEST).exists():
+    if not files.exists(path / MANIFEST):
         raise FileNotFoundError(
             f"{path} is not a run directory: it has no {MANIFEST}; `lpk imp` makes one, or `lpk import --preset`"
         )

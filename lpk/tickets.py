@@ -7,10 +7,13 @@ state dict under its own names and the packed mask as `lpk.mask`. Nothing is unp
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -21,6 +24,10 @@ from lpk.flat import Flat, Layout, StateDict, unwrapped
 
 MANIFEST = "tickets.json"
 MASK = "lpk.mask"
+TICKET_FILE = re.compile(r"round-\d+-[0-9a-f]{8,64}\.safetensors")
+ATTEMPTS = 20  # to read a directory that others write to: each has to lose a race against a whole set of tickets
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,25 +127,39 @@ class Tickets(Sequence[Ticket]):
     # --- files --------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Writes the directory `path`; an older set of tickets there stays whole until the new one is complete."""
-        store = TicketStore(Path(path), self.layout)
-        for ticket in self:
-            store.append(ticket)
-        store.commit({})
+        """Writes the directory `path`; an older set of tickets there stays whole until the new one is complete.
+
+        Removed then are the files that the older set's tickets.json lists, and no others.
+
+        Raises ValueError where a tickets.json is there that is not lpk's, RuntimeError where another process writes
+        there.
+        """
+        directory = files.absolute(path)
+        with files.locked(directory):
+            store = TicketStore(directory, self.layout)
+            store.earlier()  # raises before anything is written
+            for ticket in self:
+                store.append(ticket)
+            store.commit({})
 
     @classmethod
     def load(cls, path: str | Path) -> Tickets:
         """Reads a directory of tickets, or a run directory that has one.
 
+        Beside a process that saves other tickets there, these are the old ones or the new ones.
+
         Raises FileNotFoundError, or lpk.files.FileDamaged naming the file that is truncated or altered.
         """
-        directory = Path(path)
-        if not (directory / MANIFEST).exists() and (directory / "tickets" / MANIFEST).exists():
+        directory = files.absolute(path)
+        if not files.exists(directory / MANIFEST) and files.exists(directory / "tickets" / MANIFEST):
             directory = directory / "tickets"
-        store = TicketStore.open(directory)
-        if not store.listed:
-            raise FileNotFoundError(f"{directory} has no finished ticket yet")
-        return cls(store.read(i) for i in range(len(store.listed)))
+
+        def read(store: TicketStore) -> Tickets:
+            if not store.listed:
+                raise FileNotFoundError(f"{directory} has no finished ticket yet")
+            return cls(store.read(i) for i in range(len(store.listed)))
+
+        return TicketStore.reading(directory, read)
 
     # --- other people's networks --------------------------------------------------------------------------------------
 
@@ -189,11 +210,11 @@ class Tickets(Sequence[Ticket]):
         Raises FileNotFoundError, lpk.files.FileDamaged, or ValueError where the networks do not fit one another or have
         weights that an earlier one has pruned, or a file of a folder may be none of them; each names the file.
         """
-        paths = [paths] if isinstance(paths, str | Path) else paths
-        for path in paths:
-            if (Path(path) / MANIFEST).exists():
+        given = [files.absolute(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+        for path in given:
+            if files.exists(path / MANIFEST):
                 raise ValueError(f"{path} is lpk's own: lpk.Tickets.load reads it")
-        found = [checkpoint for path in paths for checkpoint in importers.find(path)]
+        found = [checkpoint for path in given for checkpoint in importers.find(path)]
         names = [str(checkpoint.path) for checkpoint in found]
         masks = [None if c.masks is None else importers.load(c.masks) for c in found]
         tickets = _tickets(names, [importers.load(c.path) for c in found], masks, model, prunable)
@@ -213,12 +234,13 @@ class TicketStore:
         self.directory = directory
         self.layout = layout
         self.listed: list[dict[str, Any]] = []
+        self.replaced: list[str] = []  # files of earlier sets that may still be there
         self.metadata: dict[str, Any] = {}
 
     @classmethod
     def open(cls, directory: Path) -> TicketStore:
         path = directory / MANIFEST
-        if not path.exists():
+        if not files.exists(path):
             raise FileNotFoundError(f"{directory} has no {MANIFEST}: it is not a directory of tickets")
         manifest = files.read_json(path)
         try:
@@ -226,6 +248,7 @@ class TicketStore:
                 raise files.FileDamaged(f"{path} has format {manifest['format']!r}; this version of lpk reads 1")
             store = cls(directory, Layout.from_json(manifest["layout"]))
             store.listed = [{"file": t["file"], "digest": t["digest"], "keep": t["keep"]} for t in manifest["tickets"]]
+            store.replaced = [str(name) for name in manifest.get("replaced", [])]
             store.metadata = dict(manifest["metadata"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, files.FileDamaged):
@@ -233,23 +256,64 @@ class TicketStore:
             raise files.FileDamaged(f"{path} is damaged: {error!r}") from error
         return store
 
+    @classmethod
+    def reading(cls, directory: Path, read: Callable[[TicketStore], T]) -> T:
+        """read(store), once more where another process put other tickets into the directory meanwhile."""
+        for _ in range(ATTEMPTS):
+            before = _version(directory / MANIFEST)
+            try:
+                return read(cls.open(directory))
+            except (FileNotFoundError, files.FileDamaged):
+                if _version(directory / MANIFEST) == before:
+                    raise
+        raise RuntimeError(f"{directory} changed {ATTEMPTS} times while it was read; read it when it is at rest")
+
     def append(self, ticket: Ticket) -> None:
         """Writes the ticket's file; its name carries the digest, so that no older file is overwritten."""
         tensors = {k: v for k, v in ticket.state_dict.items() if k not in self.layout.aliases}
         tensors[MASK] = torch.from_numpy(np.packbits(ticket.mask.numpy()))
         seal = files.digest(tensors)
-        name = f"round-{ticket.round:02d}-{seal[:8]}.safetensors"
+        name = self._free_name(ticket.round, seal)
         files.save_tensors(self.directory / name, tensors, {"round": ticket.round, "keep": ticket.keep})
         self.listed.append({"file": name, "digest": seal, "keep": ticket.keep})
 
+    def _free_name(self, round: int, seal: str) -> str:
+        """As much of the digest as no other content has for its name."""
+        for length in (8, 16, 32, 64):
+            name = f"round-{round:02d}-{seal[:length]}.safetensors"
+            if not os.path.lexists(self.directory / name):
+                return name
+            with suppress(FileNotFoundError, files.FileDamaged):
+                if files.digest(files.load_tensors(self.directory / name)[0]) == seal:
+                    return name
+        raise files.FileDamaged(f"{self.directory / name} is not the ticket that its name says; remove it")
+
+    def earlier(self) -> list[str]:
+        """The tickets' files, and no others, that the manifest lists which is in the directory now.
+
+        Raises ValueError where it is not lpk's own, or damaged: it would be replaced.
+        """
+        try:
+            store = TicketStore.open(self.directory)
+        except FileNotFoundError:
+            return []
+        except files.FileDamaged as error:
+            raise ValueError(f"{error}; remove it, or use another directory") from error
+        names = [*(listed["file"] for listed in store.listed), *store.replaced]
+        return [name for name in names if isinstance(name, str) and TICKET_FILE.fullmatch(name)]
+
     def commit(self, metadata: Mapping[str, Any]) -> None:
+        """Replaces the manifest; the files that only the earlier one lists are then removed."""
         self.metadata = dict(metadata)
-        manifest = {"format": 1, "layout": self.layout.to_json(), "metadata": self.metadata}
-        files.write_json(self.directory / MANIFEST, {**manifest, "tickets": self.listed})
         named = {listed["file"] for listed in self.listed}
-        for path in self.directory.glob("round-*.safetensors"):
-            if path.name not in named:
-                path.unlink()
+        paths = {name: self.directory / name for name in self.earlier() if name not in named}
+        self.replaced = [name for name, path in paths.items() if os.path.lexists(path)]
+        manifest = {"format": 1, "layout": self.layout.to_json(), "metadata": self.metadata, "tickets": self.listed}
+        if self.replaced:  # so that the next commit removes them should this one be killed
+            manifest["replaced"] = self.replaced
+        files.write_json(self.directory / MANIFEST, manifest)
+        for name in self.replaced:
+            paths[name].unlink(missing_ok=True)
 
     def read(self, round: int) -> Ticket:
         if not 0 <= round < len(self.listed):
@@ -270,6 +334,15 @@ class TicketStore:
         if ticket.keep != listed["keep"]:
             raise files.FileDamaged(f"{path} keeps {ticket.keep} weights; {MANIFEST} says {listed['keep']}")
         return ticket
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """What a file has of its own until it is replaced."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 # --- other people's networks ------------------------------------------------------------------------------------------

@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpk import files
+from lpk import files, search
 from lpk.accuracy import Gain, correct_predictions, paired_gain
+from lpk.evaluate import CRITERIA
 from lpk.pooled import Pooled
 from lpk.progress import Progress
-from lpk.run import Run
-from lpk.search import pool
+from lpk.run import RESULTS, Run
 from lpk.tickets import Tickets
 
 METHODS = ("interpolation", "average", "swa", "ema")
-RESULTS = "results.json"
 
 
 def compare(run: Run, *, methods: Sequence[str] = METHODS, progress: bool = True) -> dict[str, Any]:
@@ -45,8 +44,11 @@ def make_pools(
     **options: Any,
 ) -> list[Pooled]:
     """Pools one target, or all of them, and stores the networks, by another criterion under a name of their own."""
+    name = method if criterion == "accuracy" else f"{method}-{criterion}"
+    if method in search.METHODS and criterion in CRITERIA:  # pool() refuses others
+        run.make_pooled_directory(name)
     batch_size = run.preset.pool.batch_size
-    made = pool(
+    made = search.pool(
         tickets,
         target,
         model=run.model(),
@@ -59,9 +61,8 @@ def make_pools(
         **options,
     )
     made = made if isinstance(made, list) else [made]
-    name = method if criterion == "accuracy" else f"{method}-{criterion}"
     for pooled in made:
-        pooled.save(run.pooled_path(name, pooled.round))
+        pooled.write(run.pooled_path(name, pooled.round))
     return made
 
 

@@ -102,7 +102,7 @@ def write(out: Path, name: str, findings: Findings, about: Mapping[str, Any]) ->
 
 def write_report(out: Path, names: Iterable[str]) -> None:
     """Writes OUT/report.html: the results of those of the experiments that have any, in this order."""
-    found = [files.read_json(out / name / RESULTS) for name in names if (out / name / RESULTS).exists()]
+    found = [files.read_json(out / name / RESULTS) for name in names if files.exists(out / name / RESULTS)]
     sections = [section for results in found for section in _sections(out, results)]
     files.write_bytes(out / REPORT, page.document(f"Experiments: {found[0]['title']}", *sections))
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lpk import files
-from lpk.experiments.findings import Findings
+from lpk.directories import check_no_links, make_inside
+from lpk.experiments.findings import REPORT, RESULTS, Findings
 from lpk.experiments.subject import Subject
 from lpk.pooled import versions
 from lpk.presets import Preset
@@ -27,6 +28,7 @@ from lpk.run import MANIFEST, Run
 from lpk.tickets import TicketStore
 
 FORMAT = 1
+PARTS = "parts"
 
 Found = dict[str, Any]  # what was measured, in types that JSON knows; accuracies are fractions
 
@@ -99,6 +101,8 @@ class Study:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "out", files.absolute(self.out))
+        object.__setattr__(self, "root", None if self.root is None else files.absolute(self.root))
         if self.preset.imp.rounds < 1:
             raise ValueError(f"preset {self.preset.name} has no round of pruning; an experiment needs at least one")
 
@@ -108,6 +112,7 @@ class Study:
         Raises ValueError where the directory holds tickets of another preset, DataNotFound where the data are not here.
         """
         measured = []
+        self._make_directories(name)
         for group in groups(plan):
             finished = self.finished(name, group)
             if None in finished:
@@ -119,6 +124,15 @@ class Study:
             measured += [Measured(*pair) for pair in zip(group.parts, found, strict=True)]
         return measured
 
+    def _make_directories(self, name: str) -> None:
+        """The study's and the experiment's, once. Raises ValueError where files are there that are not a study's."""
+        if files.exists(self.out / REPORT) and not any(files.exists(o / RESULTS) for o in self.out.iterdir()):
+            raise ValueError(f"{self.out} holds {REPORT} already, and no experiment; use another directory")
+        check_no_links([self.out / REPORT, self.out / name, self.out / name / PARTS])
+        files.make_directory(self.out)
+        make_inside(self.out / name)
+        make_inside(self.out / name / PARTS)
+
     def finished(self, name: str, group: Group) -> list[Finished | None]:
         """For each part what was measured on the tickets that are there; None: it is missing."""
         if self.rounds(group) <= self.preset.imp.rounds:
@@ -129,7 +143,7 @@ class Study:
     def rounds(self, group: Group) -> int:
         """How many tickets of this group are trained. Raises ValueError where they are of another preset."""
         path = self.tickets_path(group)
-        if (path / MANIFEST).exists():
+        if files.exists(path / MANIFEST):
             stored = files.read_json(path / MANIFEST).get("preset")
             if stored != self.tickets_preset(group).to_dict():
                 raise ValueError(f"{path} holds tickets of another preset; use another directory")
@@ -164,7 +178,7 @@ class Study:
     def _read(self, name: str, part: Part, identity: str) -> Finished | None:
         key = self._key(name, part, identity)
         path = self._path(name, part, key)
-        if not path.exists():
+        if not files.exists(path):
             return None
         content = files.read_json(path)
         try:
@@ -194,7 +208,7 @@ class Study:
 
     def _path(self, name: str, part: Part, key: dict[str, Any]) -> Path:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-        return self.out / name / "parts" / f"seed-{part.seed}-{digest}.json"
+        return self.out / name / PARTS / f"seed-{part.seed}-{digest}.json"
 
 
 def groups(plan: Plan) -> list[Group]:

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from lpk import files
+from lpk.directories import make_inside
 from lpk.evaluate import Evaluator
 from lpk.flat import Flat
 from lpk.interpolations import Interpolations
 from lpk.pooled import Pooled
-from lpk.run import Run
+from lpk.run import POOLS, Run
 from lpk.samples import Validation
 from lpk.search import pool
 from lpk.tickets import Ticket, Tickets
@@ -52,6 +54,7 @@ class Subject:
         self.identity = identity
         self.root = root
         self.batch_size = run.preset.pool.batch_size
+        make_inside(run.path / POOLS)
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -82,9 +85,9 @@ class Subject:
     def pool(self, target: int, **options: Any) -> Pooled:
         """lpk.pool for one target; validation samples pick. Algorithms 2 and 3 with the paper's own settings are
         stored, since several experiments ask for them."""
-        path = self.run.path / "pools" / f"{options.get('method')}-round-{target:02d}-{self.identity}.safetensors"
+        path = self.run.path / POOLS / f"{options.get('method')}-round-{target:02d}-{self.identity}.safetensors"
         stored = options.keys() == {"method"}
-        if stored and path.exists():
+        if stored and files.exists(path):
             return Pooled.load(path)
         pooled = pool(
             self.tickets,
@@ -98,5 +101,5 @@ class Subject:
         )
         assert isinstance(pooled, Pooled)
         if stored:
-            pooled.save(path)
+            pooled.write(path)
         return pooled

@@ -109,7 +109,9 @@ def save_sparse(path: str | Path, state_dict: Mapping[str, Tensor], masks: Mappi
         "sparse": {name: list(remaining.shape) for name, remaining in sparse.items()},
         **_count(sparse),
     }
-    files.save_tensors(Path(path), tensors, header)
+    path = files.absolute(path)
+    files.make_directory(path.parent)
+    files.save_tensors(path, tensors, header)
 
 
 def load_sparse(path: str | Path) -> tuple[StateDict, StateDict]:
@@ -117,7 +119,7 @@ def load_sparse(path: str | Path) -> tuple[StateDict, StateDict]:
 
     Raises FileNotFoundError, or lpk.files.FileDamaged where it is damaged or another kind of file.
     """
-    path = Path(path)
+    path = files.absolute(path)
     tensors, header = files.load_tensors(path)
     if header.get("kind") != KIND:
         raise files.FileDamaged(f"{path} is no sparse network: `lpk export` and lpk.sparse.save_sparse write one")
