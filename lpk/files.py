@@ -78,8 +78,9 @@ def _header(path: Path) -> tuple[Metadata, str]:
     """The metadata, and the digest of the tensors."""
     if path.is_dir():
         raise FileDamaged(f"{path} is a directory; a file is needed")
-    if not path.is_file():
+    if not exists(path):
         raise FileNotFoundError(f"{path} does not exist")
+    path.open("rb").close()  # safetensors says of a missing permission, too, that there is no such file
     try:
         with safetensors.safe_open(path, framework="pt") as file:  # it checks that all tensors are there, too
             header = file.metadata() or {}

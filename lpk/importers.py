@@ -136,6 +136,7 @@ def load(path: Path) -> StateDict:
 
     Raises OSError, or lpk.files.FileDamaged where it is damaged, holds no state dict, or would have to be unpickled.
     """
+    path.open("rb").close()  # safetensors says of a missing permission, too, that there is no such file
     if path.suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(path)

@@ -3,18 +3,23 @@
 The demo and what is killed run in processes of their own, and the steps in this one end with the demo's bits.
 """
 
+import io
 import json
 import os
+import re
+import shutil
 import signal
 import time
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
-from lpk import cli, data, models, presets
+from lpk import cli, data, models, presets, progress
 from lpk.pooled import Pooled
+from lpk.run import Run
 from lpk.sparse import load_sparse
 from lpk.tickets import Tickets
 from tests.command import error, here, in_a_process, lpk, start
@@ -223,6 +228,80 @@ def test_errors_are_one_line_and_lose_nothing(run, preset, tmp_path):
     ):
         assert message in error(*arguments)
     assert same(Tickets.load(run), before)
+
+
+ODD = "a[bold]b[/] :smile: [/]"  # markup and an emoji, to a library that prints them
+
+
+def test_nothing_that_a_user_says_is_markup(run, preset, tmp_path, monkeypatch):
+    path = tmp_path / ODD
+    shutil.copytree(run, path)
+    assert str(path) in lpk("report", path)
+    assert f"wrote {tmp_path / ODD}" in lpk("export", run, tmp_path / ODD / "net", "--target", 1, "--method", "ticket")
+    (tmp_path / "odd.toml").write_text("[dat]\n" + TINY_PRESET)
+    assert "unknown section [dat]" in error("imp", tmp_path / "x", "--preset", tmp_path / "odd.toml")
+    assert f"{ODD} is not a run directory" in error("eval", tmp_path / ODD / ODD)
+    assert r"new\nline\x1b" in error("eval", tmp_path / "new\nline\x1b[31m")
+    assert r"\udcff" in error("eval", tmp_path / os.fsdecode(b"\xff"))
+    monkeypatch.setenv("COLUMNS", "300")
+    with redirect_stderr(io.StringIO()) as shown, progress.Progress(ODD, 2) as bar:
+        bar.note(f"coefficients {ODD}")
+    assert shown.getvalue().count(ODD) == 2
+
+
+def test_wrong_arguments_are_one_line():
+    for arguments, message in (
+        (("imp",), "Missing argument 'RUN'"),
+        (("imp", "run", "--seed", "x"), "'--seed'"),
+        (("pool", "run", "--nonsense"), "--nonsense"),
+        (("nonsense",), "nonsense"),
+        (("eval", ""), "`.` is the present directory"),
+    ):
+        status, _, err = here(*arguments)
+        assert status == 2 and len(err.strip().splitlines()) == 1 and err.startswith("lpk: ") and message in err, err
+
+
+def test_an_interrupt_says_in_one_line_what_is_kept(run, preset, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    for place, arguments, message in (
+        ("lpk.run.imp", ("imp", tmp_path / "run", "--preset", preset), "finished rounds and epochs are kept: the same"),
+        ("lpk.search.pool", ("pool", run), "what was there before is kept: the same command begins this search again"),
+        ("lpk.experiments.demo.correct_predictions", ("eval", run), "what was there before is kept"),
+    ):
+        monkeypatch.setattr(place, interrupted)
+        status, _, err = here(*arguments, "--quiet")
+        assert status == 130 and len(err.strip().splitlines()) == 1 and message in err, err
+
+
+def test_what_is_missing_is_named_with_the_command_that_makes_it(run, preset, tmp_path):
+    path = tmp_path / "run"
+    with Run.create(path, presets.load(preset), seed=4):
+        pass
+    for command in (
+        ("eval", path),
+        ("pool", path),
+        ("export", path, tmp_path / "x", "--target", 1, "--method", "ticket"),
+    ):
+        assert re.search(r"tickets has no .*; `.*` makes them", error(*command)), command
+    shutil.copytree(run / "tickets", path / "tickets")
+    for half in ("pooled/interpolation", "pooled/.trash"):  # as `lpk pool` is killed before its first file
+        (path / half).mkdir(parents=True)
+    (path / "pooled" / "notes.txt").touch()
+    lpk("eval", path, "--threads", 1, "--quiet")
+    lpk("report", path)
+    results = json.loads((path / "results.json").read_text())
+    assert results["methods"] == [] and len(results["rows"]) == 4
+    assert "`lpk pool" in error("export", path, tmp_path / "x", "--target", 1)
+
+
+def test_paths_are_expanded(run, preset, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(run, tmp_path / "run")
+    lpk("report", "~/run")
+    lpk("export", "~/run", "~/net", "--target", 1)
+    assert (tmp_path / "net").exists()
 
 
 def test_help_and_version():
