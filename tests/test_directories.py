@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -67,10 +68,11 @@ def test_a_users_files_beside_tickets_stay(tmp_path):
 
 def test_checkpoints_saved_as_tickets_where_they_are_stay(tickets, tmp_path):
     for ticket in tickets:
-        torch.save(ticket.state_dict, tmp_path / f"round-{ticket.round}.pt")
+        safetensors.torch.save_file(ticket.state_dict, tmp_path / f"round-{ticket.round}.safetensors")
     before = content(tmp_path)
-    Tickets.from_checkpoints(tmp_path).save(tmp_path)
-    assert before.items() <= content(tmp_path).items() and same(Tickets.load(tmp_path), tickets)
+    made = Tickets.from_checkpoints(tmp_path)
+    made.save(tmp_path)
+    assert before.items() <= content(tmp_path).items() and same(Tickets.load(tmp_path), made)
 
 
 def test_tickets_saved_among_pooled_networks(tickets, pooled, preset, tmp_path):
@@ -316,7 +318,7 @@ def test_the_lock_ends_with_imp_though_workers_live_on(tmp_path):
 
 
 def test_a_forked_child_neither_holds_nor_ends_the_lock(tmp_path):
-    read, write = os.pipe()
+    (read, write), (ready, forked) = os.pipe(), os.pipe()
     with contextlib.ExitStack() as stack:
         stack.enter_context(directories.locked(tmp_path))
         if (leaving := os.fork()) == 0:
@@ -324,11 +326,13 @@ def test_a_forked_child_neither_holds_nor_ends_the_lock(tmp_path):
             os._exit(0)
         if (living := os.fork()) == 0:
             os.close(write)
+            os.write(forked, b".")
             os.read(read, 1)  # until the parent is done
             os._exit(0)
         assert os.waitpid(leaving, 0)[1] == 0
         with pytest.raises(RuntimeError, match="in use by another"), directories.locked(tmp_path):
             pass
+    os.read(ready, 1)
     # as after a kill of the parent: what a child inherited is closed in it
     with directories.locked(tmp_path):
         held = [os.path.realpath(f"/proc/{living}/fd/{fd}") for fd in os.listdir(f"/proc/{living}/fd")]
@@ -336,7 +340,8 @@ def test_a_forked_child_neither_holds_nor_ends_the_lock(tmp_path):
     os.close(write)
     os.kill(living, signal.SIGKILL)
     os.waitpid(living, 0)
-    os.close(read)
+    for descriptor in (read, ready, forked):
+        os.close(descriptor)
 
 
 def test_the_lock_ends_with_an_error(tmp_path):
