@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lpk
 from lpk import directories, files, presets, run, search
 from lpk.experiments import demo
+from lpk.experiments.study import Plan, Study
 from lpk.pooled import Pooled
 from lpk.run import Run
 from lpk.tickets import MANIFEST, Tickets
@@ -405,3 +406,25 @@ def test_a_missing_permission_is_called_so(forbidding, tickets):
         assert f"{place / 'closed' / 'manifest.json'}: permission denied" in error("eval", place / "closed")
         with pytest.raises(PermissionError, match=r"cannot write .*new.json: Permission denied"):
             files.write_bytes(place / "new.json", b"")
+
+
+# --- a study ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_keeps_to_its_directory_and_leaves_a_users_files(preset, tmp_path):
+    def measure(out):
+        return Study(out, preset, (0,)).measure("dense", Plan([], measure=lambda: {}, show=lambda _: None))
+
+    measure(tmp_path / "study")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "study" / "dense" / "parts").rmdir()
+    (tmp_path / "study" / "dense" / "parts").symlink_to(tmp_path / "outside")
+    with pytest.raises(ValueError, match="parts is a symbolic link"):
+        measure(tmp_path / "study")
+    for name, message in (("report.html", "holds report.html"), ("dense/results.json", "dense holds results.json")):
+        out = tmp_path / name.partition(".")[0].replace("/", "-")
+        (out / name).parent.mkdir(parents=True)
+        (out / name).write_text("mine")
+        with pytest.raises(ValueError, match=f"{message} already, and no experiment; use another directory"):
+            measure(out)
+        assert content(out) == {name: b"mine"}

@@ -128,6 +128,8 @@ class Study:
         """The study's and the experiment's, once. Raises ValueError where files are there that are not a study's."""
         if files.exists(self.out / REPORT) and not any(files.exists(o / RESULTS) for o in self.out.iterdir()):
             raise ValueError(f"{self.out} holds {REPORT} already, and no experiment; use another directory")
+        if files.exists(self.out / name / RESULTS) and not files.exists(self.out / name / PARTS):
+            raise ValueError(f"{self.out / name} holds {RESULTS} already, and no experiment; use another directory")
         check_no_links([self.out / REPORT, self.out / name, self.out / name / PARTS])
         files.make_directory(self.out)
         make_inside(self.out / name)
