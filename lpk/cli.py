@@ -162,6 +162,7 @@ def import_(
         if model is not None:
             raise ValueError("--model needs --preset, which names the data set")
         tickets = Tickets.from_checkpoints(sources)
+        check_whole(run)
         with files.locked(run):
             check_no_tickets(run)
             tickets.save(run / "tickets")

@@ -161,6 +161,16 @@ def test_a_run_with_a_link_in_it_is_refused_before_anything_is_written(preset, t
     assert content(tmp_path) == before
 
 
+def test_tickets_are_not_imported_through_a_link(tmp_path):
+    for i, ticket in enumerate(random_tickets(0)):
+        torch.save(ticket.state_dict, tmp_path / f"{i}.pt")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tickets").symlink_to(tmp_path / "outside")
+    assert "tickets is a symbolic link" in error("import", *sorted(tmp_path.glob("*.pt")), tmp_path / "run")
+    assert not list((tmp_path / "outside").iterdir())
+
+
 def test_a_run_that_is_itself_a_link(preset, tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").symlink_to("disk")
