@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lpk import cpu
 from lpk.cpu import DTYPES
@@ -14,26 +15,52 @@ Threshold = tuple[Tensor | float, Tensor | int]
 
 
 def check_inputs(**inputs: object) -> None:
-    """That vectors are tensors, and that no gradient would be lost."""
+    """That vectors are dense tensors, that what is read has values, and that no gradient would be lost."""
     for name, value in inputs.items():
         if name in ("a", "b", "x", "out") and not isinstance(value, Tensor) and not (name == "out" and value is None):
             raise TypeError(f"{name} is a {type(value).__name__}; a tensor is needed")
-        if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+    parts = [(name, x) for name, value in inputs.items() for x in (value if isinstance(value, tuple) else (value,))]
+    tensors = [(name, x) for name, x in parts if isinstance(x, Tensor)]
+    shapes_alone = all(x.is_meta for _, x in tensors)
+    for name, x in tensors:
+        check_dense(name, x)
+        if x.is_meta and not shapes_alone:
+            raise ValueError(f"{name} is on meta, where tensors have no values")
+        if name == "out" and x.is_neg():
+            raise ValueError("out is a lazy view, which can't be written; pass memory of its own")
+        if has_gradient(x):
             raise RuntimeError(f"{name} requires a gradient, and lpk.ops has none: use torch.no_grad() or .detach()")
 
 
+def check_dense(name: str, x: Tensor) -> None:
+    if x.layout != torch.strided or x.is_nested:
+        raise TypeError(f"{name} is {'a nested tensor' if x.is_nested else x.layout}; a dense tensor is needed")
+
+
+def has_gradient(x: Tensor) -> bool:
+    """Whether PyTorch would compute one of what is made of x, backward or forward."""
+    if x.requires_grad and torch.is_grad_enabled():
+        return True
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
+
+
 def number(name: str, value: float | Tensor, dtype: torch.dtype) -> Tensor:
-    tensor = torch.as_tensor(value, dtype=dtype)
+    tensor = _tensor(value, dtype)
     if tensor.numel() != 1:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; one number is needed")
     return tensor.reshape(())
 
 
 def numbers(name: str, values: Sequence[float] | Tensor, dtype: torch.dtype, count: int | None = None) -> Tensor:
-    tensor = torch.as_tensor(values, dtype=dtype)
+    tensor = _tensor(values, dtype)
     if tensor.dim() != 1 or count not in (None, len(tensor)):
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; a list of {count or 'coefficients'} is needed")
     return tensor
+
+
+def _tensor(values: Sequence[float] | float | Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers lie on the CPU, tensors stay where they are."""
+    return values.to(dtype) if isinstance(values, Tensor) else torch.as_tensor(values, dtype=dtype, device="cpu")
 
 
 def threshold_pair(threshold: Threshold) -> tuple[Tensor, Tensor]:
@@ -51,6 +78,7 @@ def check_vectors(**vectors: Tensor) -> None:
     """Dtype, shape, layout and device of vectors that must agree with the first one."""
     (first_name, first), *_ = vectors.items()
     for name, v in vectors.items():
+        check_dense(name, v)
         if v.dtype not in DTYPES:
             raise TypeError(f"{name} is {v.dtype}; float32, float16 and bfloat16 are supported")
         if v.dim() != 1:

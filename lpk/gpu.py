@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lpk import _core
 from lpk.cpu import DTYPES
+from lpk.memory import address
 
 NEVER = 2**63 - 1
 
@@ -37,7 +38,7 @@ def on_the_vectors_device(operation: Callable[..., Result]) -> Callable[..., Res
 @on_the_vectors_device
 def interpolate(out: Tensor, a: Tensor, b: Tensor, alpha: Tensor) -> None:
     if _core.cuda_compiled:
-        _core.cuda_interpolate(out.data_ptr(), a.data_ptr(), b.data_ptr(), *_vector(a), _scalar(alpha))
+        _core.cuda_interpolate(address("out", out), address("a", a), address("b", b), *_vector(a), _scalar(alpha))
     else:
         _triton().interpolate(out, a, b, _on(a, alpha), first_bad(a.device))
 
@@ -53,9 +54,9 @@ def interpolate_threshold(a: Tensor, b: Tensor | None, alphas: Tensor, keep: int
     if not _core.cuda_compiled:
         return _triton().interpolate_threshold(a, b, alphas, keep, first_bad(a.device))
     workspace = torch.empty(_core.cuda_workspace_bytes(a.numel(), count), dtype=torch.uint8, device=a.device)
-    results = values.data_ptr(), last.data_ptr()
-    extra = alphas.data_ptr(), count, keep, workspace.data_ptr()
-    _core.cuda_interpolate_threshold(*results, a.data_ptr(), _address(b), *_vector(a), *extra)
+    results = address("values", values), address("last", last)
+    extra = address("alphas", alphas), count, keep, address("workspace", workspace)
+    _core.cuda_interpolate_threshold(*results, address("a", a), address("b", b), *_vector(a), *extra)
     return values, last
 
 
@@ -63,7 +64,7 @@ def interpolate_threshold(a: Tensor, b: Tensor | None, alphas: Tensor, keep: int
 def interpolate_prune(out: Tensor, a: Tensor, b: Tensor | None, alpha: Tensor, value: Tensor, last: Tensor) -> None:
     if _core.cuda_compiled:
         numbers = _scalar(alpha), _scalar(value), _scalar(last)
-        _core.cuda_interpolate_prune(out.data_ptr(), a.data_ptr(), _address(b), *_vector(a), *numbers)
+        _core.cuda_interpolate_prune(address("out", out), address("a", a), address("b", b), *_vector(a), *numbers)
     else:
         alpha = _on(a, alpha) if b is not None else torch.ones(1, device=a.device)
         _triton().interpolate_prune(out, a, b, alpha, _on(a, value), _on(a, last), first_bad(a.device))
@@ -73,8 +74,8 @@ def interpolate_prune(out: Tensor, a: Tensor, b: Tensor | None, alpha: Tensor, v
 def interpolate_prune_all(out: Tensor, a: Tensor, b: Tensor, alphas: Tensor, values: Tensor, last: Tensor) -> None:
     alphas, values, last = (_on(a, numbers) for numbers in (alphas, values, last))
     if _core.cuda_compiled:
-        numbers = alphas.data_ptr(), values.data_ptr(), last.data_ptr(), alphas.numel()
-        _core.cuda_interpolate_prune_all(out.data_ptr(), a.data_ptr(), b.data_ptr(), *_vector(a), *numbers)
+        numbers = address("alphas", alphas), address("values", values), address("last", last), alphas.numel()
+        _core.cuda_interpolate_prune_all(address("out", out), address("a", a), address("b", b), *_vector(a), *numbers)
     else:
         _triton().interpolate_prune_all(out, a, b, alphas, values, last, first_bad(a.device))
 
@@ -82,7 +83,7 @@ def interpolate_prune_all(out: Tensor, a: Tensor, b: Tensor, alphas: Tensor, val
 @on_the_vectors_device
 def magnitude_mask(out: Tensor, x: Tensor, value: Tensor, last: Tensor) -> None:
     if _core.cuda_compiled:
-        _core.cuda_magnitude_mask(out.data_ptr(), x.data_ptr(), *_vector(x), _scalar(value), _scalar(last))
+        _core.cuda_magnitude_mask(address("out", out), address("x", x), *_vector(x), _scalar(value), _scalar(last))
     else:
         _triton().magnitude_mask(out, x, _on(x, value), _on(x, last), first_bad(x.device))
 
@@ -113,20 +114,16 @@ def raise_if_not_finite(device: torch.device | None = None) -> None:
 def _vector(x: Tensor) -> tuple[int, int, int, int]:
     """What the extension wants to know beside addresses: n, dtype, stream, status word."""
     stream = torch.cuda.current_stream(x.device).cuda_stream
-    return x.numel(), DTYPES[x.dtype], stream, first_bad(x.device).data_ptr()
+    return x.numel(), DTYPES[x.dtype], stream, address("the status word", first_bad(x.device))
 
 
 def _scalar(number: Tensor) -> tuple[float, int]:
     """A number by its value, or by its address where it lies on a device and must not be read here."""
-    return (0, number.data_ptr()) if number.is_cuda else (number.item(), 0)
+    return (0, address("a number", number)) if number.is_cuda else (number.item(), 0)
 
 
 def _on(x: Tensor, numbers: Tensor) -> Tensor:
     return numbers.reshape(-1).to(x.device, non_blocking=True).contiguous()
-
-
-def _address(vector: Tensor | None) -> int:
-    return 0 if vector is None else vector.data_ptr()
 
 
 def _triton():  # type: ignore[no-untyped-def]

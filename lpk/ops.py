@@ -105,7 +105,7 @@ def interpolate_prune(
     Returns:
         `out`, or a new vector [n] of the dtype of `a`.
     """
-    check_inputs(a=a, b=b, alpha=alpha, out=out)
+    check_inputs(a=a, b=b, alpha=alpha, threshold=threshold, out=out)
     check_keep(keep, a.numel())
     alpha = number("alpha", alpha, torch.float32)
     if threshold is None:
@@ -138,7 +138,7 @@ def interpolate_prune_all(
     Returns:
         `out`, or a new matrix [K, n] of the dtype of `a`: row k is pruned for coefficient k.
     """
-    check_inputs(a=a, b=b, alphas=alphas, out=out)
+    check_inputs(a=a, b=b, alphas=alphas, thresholds=thresholds, out=out)
     check_keep(keep, a.numel())
     alphas = numbers("alphas", alphas, torch.float32)
     if thresholds is None:
@@ -202,7 +202,7 @@ def interpolate_prune_packed(
     if not isinstance(packed, Packed):
         raise TypeError(f"packed is a {type(packed).__name__}; what pack returned is needed")
     *tensors, n = packed
-    check_inputs(a=packed.a, b=packed.b, alpha=alpha, out=out)
+    check_inputs(a=packed.a, b=packed.b, packed=tuple(packed), alpha=alpha, threshold=threshold, out=out)
     check_on_cpu("interpolate_prune_packed", packed=packed.a, out=packed.a if out is None else out)
     check_keep(keep, n)
     alpha = number("alpha", alpha, torch.float32)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from lpk import _core
+from lpk.checks import has_gradient
+from lpk.memory import address
 
 IMAGES = 16  # in a block
 Pair = tuple[int, int]
@@ -25,6 +27,8 @@ class Blocks:
     With patches (rows, columns), an image of size `image` is cut into that many equal patches, and each lane of a
     block is a patch of height x width: lane (i · rows + r) · columns + c is patch (r, c) of the block's image i. The
     last patches may reach beyond the image. `exchange_borders` fills the border.
+
+    Native code remembers the address of `data`, whose memory must stay where it is.
     """
 
     data: Tensor
@@ -50,7 +54,7 @@ class Blocks:
         inner = [height * width * IMAGES, width * IMAGES, IMAGES, 1]
         if any(s != e and n > 1 for s, e, n in zip(data.stride()[1:], inner, data.shape[1:], strict=True)):
             raise ValueError("data must be contiguous, or a slice of the channels of a contiguous tensor")
-        if data.data_ptr() % 64:
+        if address("data", data) % 64:
             raise ValueError("data must lie at a multiple of 64 bytes")
         if data[0].numel() >= 2**31:
             raise ValueError("one block of images must have less than 2^31 elements")
@@ -82,7 +86,7 @@ class Blocks:
     def _handle(self, border: int) -> _core.Activations:
         blocks, channels, height, width, _ = self.data.shape
         return _core.Activations(
-            data=self.data.data_ptr(), blocks=blocks, channels=channels, height=height - 2 * border,
+            data=address("data", self.data), blocks=blocks, channels=channels, height=height - 2 * border,
             width=width - 2 * border, border=border,
             block_stride=self.data.stride(0) if blocks > 1 else self.data[0].numel(),
             patches=self.patches, image=self.shape[2:],
@@ -101,7 +105,8 @@ def empty_blocks(
 ) -> Blocks:
     """Blocks of zeros. `patch`: the size of a patch; None: the smallest that is possible."""
     high, wide = patch or (-(-height // patches[0]), -(-width // patches[1]))
-    data = torch.zeros(stored_shape(batch, channels, border, patches, (high, wide)))
+    shape = stored_shape(batch, channels, border, patches, (high, wide))
+    data = torch.zeros(shape, dtype=torch.float32, device="cpu")
     return Blocks(data, batch, border, patches, (height, width))
 
 
@@ -117,7 +122,7 @@ def block_count(batch: int, patches: Pair = (1, 1)) -> int:
 def check_floats(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> None:
     if x.dtype != torch.float32 or x.device.type != "cpu":
         raise TypeError(f"{name} must be float32 on the CPU, not {x.dtype} on {x.device}")
-    if x.requires_grad and torch.is_grad_enabled():
+    if has_gradient(x):
         raise RuntimeError(f"{name} requires grad; detach it, or run under torch.no_grad()")
     if shape is not None and tuple(x.shape) != shape:
         raise ValueError(f"{name} must have the shape {list(shape)}, not {list(x.shape)}")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lpk import _core
+from lpk.memory import address, resolved
 from lpk.sparse.blocks import Blocks, Pair, check_floats
 from lpk.sparse.packing import Convolution, Filters, SparseFilters, WinogradFilters, input_strides, reach
 
@@ -58,20 +59,18 @@ def check_whole(x: Blocks) -> None:
 
 
 def per_channel(name: str, x: Tensor | None, channels: int) -> Tensor | None:
-    """One float for each channel, contiguous: the caller keeps it alive during the call."""
+    """One float for each channel, in memory of its own: an operation keeps the address, and what belongs to a model
+    moves when that is shared with another process, for instance."""
     if x is None:
         return None
     check_floats(name, x, (channels,))
-    return x.contiguous()
-
-
-def address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
+    return resolved(name, x.detach()).clone(memory_format=torch.contiguous_format)
 
 
 def ending(scale: Tensor | None, shift: Tensor | None, residual: Blocks | None, activation: str) -> _core.Ending:
     added = None if residual is None else residual.handle
-    return _core.Ending(scale=address(scale), bias=address(shift), residual=added, activation=ACTIVATIONS[activation])
+    first, second = address("scale", scale), address("bias", shift)
+    return _core.Ending(scale=first, bias=second, residual=added, activation=ACTIVATIONS[activation])
 
 
 def check_convolution(convolution: Convolution, x: Blocks, out: Blocks) -> None:
@@ -117,7 +116,8 @@ def pack_input(x: Tensor, out: Blocks) -> Blocks:
     """An ordinary tensor [batch, channels, height, width] of any strides, into blocks."""
     check_floats("x", x)
     check_same("out", out, tuple(x.shape))
-    _core.pack_input(out.handle, x.data_ptr(), out.batch, x.stride(), torch.get_num_threads())
+    x = resolved("x", x)
+    _core.pack_input(out.handle, address("x", x), out.batch, x.stride(), torch.get_num_threads())
     if out.patches != (1, 1):
         exchange_borders(out)
     return out
@@ -125,8 +125,8 @@ def pack_input(x: Tensor, out: Blocks) -> Blocks:
 
 def unpack_output(x: Blocks) -> Tensor:
     """Blocks as an ordinary contiguous tensor."""
-    out = torch.empty(x.shape)
-    _core.unpack_output(out.data_ptr(), x.handle, x.batch, torch.get_num_threads())
+    out = torch.empty(x.shape, dtype=torch.float32, device="cpu")
+    _core.unpack_output(address("out", out), x.handle, x.batch, torch.get_num_threads())
     return out
 
 
@@ -156,12 +156,13 @@ def prepare_convolution(
     end = ending(scale, bias, residual, activation)
     alive = (filters, x, scale, bias, residual)
     if isinstance(filters, SparseFilters):
-        entries, start = filters.entries.data_ptr(), filters.start.data_ptr()
-        handle = _core.sparse_convolution(*common, entries, start, filters.channels_per_block, end)
+        where = address("entries", filters.entries), address("start", filters.start)
+        handle = _core.sparse_convolution(*common, *where, filters.channels_per_block, end)
     elif isinstance(filters, WinogradFilters):
-        handle = _core.winograd_convolution(*common, filters.weights.data_ptr(), filters.together, end)
+        handle = _core.winograd_convolution(*common, address("weights", filters.weights), filters.together, end)
     else:
-        handle = _core.dense_convolution(*common, filters.weights.data_ptr(), filters.offsets.data_ptr(), end)
+        where = address("weights", filters.weights), address("offsets", filters.offsets)
+        handle = _core.dense_convolution(*common, *where, end)
     return Operation(handle, out, alive)
 
 
@@ -173,8 +174,10 @@ def prepare_exchange_borders(x: Blocks) -> Operation:
 def channel_statistics(x: Blocks) -> tuple[Tensor, Tensor]:
     """The mean and the unbiased variance of each channel over the images and pixels, in float64."""
     check_whole(x)
-    mean, variance = torch.empty(2, x.shape[1], dtype=torch.float64).unbind()
-    _core.channel_statistics(mean.data_ptr(), variance.data_ptr(), x.handle, x.batch, torch.get_num_threads())
+    mean, variance = torch.empty(2, x.shape[1], dtype=torch.float64, device="cpu").unbind()
+    _core.channel_statistics(
+        address("mean", mean), address("variance", variance), x.handle, x.batch, torch.get_num_threads()
+    )
     return mean, variance
 
 

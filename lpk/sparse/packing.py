@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lpk import _core
+from lpk.memory import address, resolved
 from lpk.sparse.blocks import Blocks, Pair, check_floats
 
 
@@ -117,43 +118,48 @@ def pack_filters(
 
     channels_per_block, a matter of speed alone: of the input; None: all are one block.
     """
-    check_floats("weight", weight, convolution.weight_shape)
-    weight = weight.contiguous()
+    weight = _checked(weight, convolution)
     threads = _threads(weight)
     channels_per_block = channels_per_block or convolution.channels
     blocks = -(-convolution.channels // channels_per_block)
-    start = torch.empty(blocks * convolution.filters + 1, dtype=torch.int64)
-    _core.count_filters(start.data_ptr(), weight.data_ptr(), convolution.handle, channels_per_block, threads)
-    entries = torch.empty(int(start[-1]), 2)
-    _core.pack_filters(
-        entries.data_ptr(), start.data_ptr(), weight.data_ptr(), convolution.handle, x.handle,
-        channels_per_block, threads,
-    )  # fmt: skip
+    start = torch.empty(blocks * convolution.filters + 1, dtype=torch.int64, device="cpu")
+    known = address("start", start), address("weight", weight)
+    _core.count_filters(*known, convolution.handle, channels_per_block, threads)
+    entries = _floats(int(start[-1]), 2)
+    _core.pack_filters(address("entries", entries), *known, convolution.handle, x.handle, channels_per_block, threads)
     return SparseFilters(convolution, entries, start, channels_per_block, input_strides(x))
 
 
 def pack_dense_filters(weight: Tensor, convolution: Convolution, x: Blocks) -> DenseFilters:
     """All weights, for inputs with the strides of x."""
-    check_floats("weight", weight, convolution.weight_shape)
-    weight = weight.contiguous()
-    packed = torch.empty(_core.dense_filters_size(convolution.handle))
-    offsets = torch.empty(weight[0].numel(), dtype=torch.int32)
-    _core.pack_dense_filters(
-        packed.data_ptr(), offsets.data_ptr(), weight.data_ptr(), convolution.handle, x.handle,
-        _threads(weight),
-    )  # fmt: skip
+    weight = _checked(weight, convolution)
+    packed = _floats(_core.dense_filters_size(convolution.handle))
+    offsets = torch.empty(weight[0].numel(), dtype=torch.int32, device="cpu")
+    where = address("packed", packed), address("offsets", offsets), address("weight", weight)
+    _core.pack_dense_filters(*where, convolution.handle, x.handle, _threads(weight))
     return DenseFilters(convolution, packed, offsets, input_strides(x))
 
 
 def pack_winograd_filters(weight: Tensor, convolution: Convolution) -> WinogradFilters:
     """All weights, for the 3 x 3 windows that Winograd's algorithm takes; ValueError for others."""
-    check_floats("weight", weight, convolution.weight_shape)
+    weight = _checked(weight, convolution)
     if not _core.winograd_applies(convolution.handle):
         raise ValueError(f"Winograd's algorithm is for 3 x 3 windows with stride 1 and one group, not {convolution}")
-    weight = weight.contiguous()
-    packed = torch.empty(_core.winograd_filters_size(convolution.handle))
-    _core.pack_winograd_filters(packed.data_ptr(), weight.data_ptr(), convolution.handle, _threads(weight))
+    packed = _floats(_core.winograd_filters_size(convolution.handle))
+    _core.pack_winograd_filters(
+        address("packed", packed), address("weight", weight), convolution.handle, _threads(weight)
+    )
     return WinogradFilters(convolution, packed, _core.winograd_together(convolution.handle))
+
+
+def _checked(weight: Tensor, convolution: Convolution) -> Tensor:
+    """Contiguous, and no lazy view."""
+    check_floats("weight", weight, convolution.weight_shape)
+    return resolved("weight", weight).contiguous()
+
+
+def _floats(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _threads(weight: Tensor) -> int:
