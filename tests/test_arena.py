@@ -1,6 +1,7 @@
 """Memory for activations."""
 
 import mmap
+import os
 
 import pytest
 import torch
@@ -21,3 +22,14 @@ def test_zeros(size, pages, monkeypatch):
     assert size == 0 or zeros.data_ptr() % 64 == 0
     zeros += 1
     assert zeros.sum() == size
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("size", [1000, arena.PAGE])
+def test_a_forked_process_has_its_own(size):
+    zeros = arena.zeros(size)
+    child = os.fork()
+    if child == 0:
+        zeros[-1] = 1
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0 and not zeros.any()

@@ -16,8 +16,9 @@ def zeros(size: int) -> Tensor:
     """float32 [size], at a multiple of 64 bytes."""
     bytes_ = 4 * size
     if bytes_ < LEAST or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.zeros(size)
-    memory = mmap.mmap(-1, bytes_ + PAGE)  # zeros, of which only what is used is there
+        return torch.zeros(size, dtype=torch.float32, device="cpu")
+    # Zeros, of which only what is used is there. Private: by default a process that is forked would write into it, too.
+    memory = mmap.mmap(-1, bytes_ + PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without them
         memory.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(memory, dtype=torch.float32)
