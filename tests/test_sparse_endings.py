@@ -1,6 +1,7 @@
 """What a model makes of the engine's values at its end: PyTorch computes it, for the whole batch."""
 
 from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -20,6 +21,17 @@ class Output(OrderedDict):
     """As some libraries have it, with attributes."""
 
 
+@dataclass
+class ModelOutput(OrderedDict):
+    """As transformers has it: a dict of those of its fields that are not None."""
+
+    logits: torch.Tensor
+    hidden: tuple | None = None
+
+    def __post_init__(self):
+        self.update({name: value for name, value in vars(self).items() if value is not None})
+
+
 class Ending(nn.Module):
     def __init__(self, end):
         super().__init__()
@@ -32,12 +44,20 @@ class Ending(nn.Module):
         return self.end(self, x, self.conv(x))
 
 
+def vars_of(value):
+    return getattr(value, "__dict__", {})
+
+
 def same(got, expected):
     if isinstance(expected, torch.Tensor):
         assert got.dtype == expected.dtype
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     elif isinstance(expected, dict):
-        assert isinstance(got, dict) and list(got) == list(expected)
+        assert (
+            type(got) is type(expected)
+            and list(got) == list(expected)
+            and list(vars_of(got)) == list(vars_of(expected))
+        )
         for key in expected:
             same(got[key], expected[key])
     elif isinstance(expected, tuple | list):
@@ -61,6 +81,8 @@ def same(got, expected):
         lambda m, x, y: (x,),
         lambda m, x, y: [y.relu(), {"images": [x, (3, None)]}],
         lambda m, x, y: OrderedDict(out=y.relu(), aux=m.bn(y.flatten(2))),
+        lambda m, x, y: (OrderedDict(a=y, b={"c": [OrderedDict(d=y.mean(1))]}), 1),
+        lambda m, x, y: ModelOutput(y.mean((2, 3)), hidden=(x, OrderedDict(y=y))),
         lambda m, x, y: Pair(y.relu(), m.linear(y.flatten(1))),
         pytest.param(lambda m, x, y: {"out": y, "count": x.shape[0], "size": y.shape}, marks=sizes_as_arguments),
     ],
