@@ -19,7 +19,14 @@ from torch.nn.modules import module as torch_module
 TRACERS = (os.path.dirname(torch.__file__) + os.sep, __file__)
 
 # torch.fx replaces nn.Module.__call__ while it traces: two traces at once would write into each other's graph.
-_one_at_a_time = threading.Lock()
+_one_at_a_time = threading.RLock()
+
+if hasattr(os, "register_at_fork"):  # not while one goes on: its thread would not be there to put things back
+    os.register_at_fork(
+        before=_one_at_a_time.acquire,
+        after_in_parent=_one_at_a_time.release,
+        after_in_child=_one_at_a_time.release,
+    )
 
 
 def trace(model: nn.Module) -> fx.GraphModule:

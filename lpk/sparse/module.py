@@ -1,0 +1,254 @@
+"""The module that `sparsify` makes: a network's calls, its memory, and what becomes of it in copies and processes."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from lpk import memory, tracing
+from lpk.checks import has_gradient
+from lpk.sparse.compact import Remaining, save_sparse
+from lpk.sparse.network import Network
+from lpk.sparse.plan import Fails, NotSupported
+from lpk.sparse.steps import Shape
+
+SHAPES = 8  # of inputs, for which a Sparse stays packed: those it was called with last
+IN_PYTORCH = 'with fallback="torch", sparsify leaves it to PyTorch'
+
+
+class Sparse(nn.Module):
+    """A network that is evaluated without the weights that are zero; `sparsify` makes it.
+
+    Maps float32 inputs [B, ...] on the CPU to what the model returns in evaluation mode, up to rounding; the bits do
+    not depend on the number of threads. It has no gradients and no parameters: its values are those the model had.
+    It holds of the pruned weights what remains of them, and that packed for the engine once it was called.
+
+    It is always in evaluation mode, float32 and on the CPU: train() changes nothing, to() and half() raise TypeError.
+    Under torch.autocast, PyTorch runs the model as it does there. What the engine does not take (several inputs, or
+    those of another dtype) is a TypeError, or PyTorch's with fallback="torch". state_dict() and load_state_dict() raise
+    RuntimeError: `save` writes it, and so does pickle.
+
+    Threads may call it at once: their calls run one after the other, since they share the memory for activations. A
+    copy (copy.deepcopy, pickle, a forked process) has its own, which its first call makes. For inputs of another shape
+    all is packed anew; what was packed for the eight shapes that came last is kept.
+    """
+
+    def __init__(self, model: nn.Module, remaining: Mapping[str, Remaining], fallback: str) -> None:
+        """remaining: of each pruned tensor; those that `can_go` may be empty in the model."""
+        super().__init__()
+        self.train(False)
+        self._model = (model,)  # in a tuple, so that it is no submodule: train() and to() must not reach it
+        self.fallback = fallback
+        self._networks: dict[tuple[Shape, bool], Network | None] = {}  # also by whether there are global hooks
+        self._lock = threading.Lock()
+        _made.add(self)
+        state = model.state_dict(keep_vars=True)
+        self._remaining = {state[name]: part for name, part in remaining.items()}
+        self._gone = {state[name] for name in remaining if can_go(model, name)}
+        for tensor in self._gone:
+            tensor.data = _nothing(tensor)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's output for its arguments: one float32 tensor [B, ...] on the CPU, others see fallback.
+
+        Raises TypeError for other inputs, RuntimeError for those that require a gradient, NotSupported.
+        """
+        run = self._run
+        if torch.compiler.is_dynamo_compiling():  # it would look into the engine
+            run = torch.compiler.disable(run)
+        return run(args, kwargs)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(args, fx.Proxy):
+            raise TypeError("a sparse network has no graph; trace the model that it was made of")
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, fx.Proxy):  # a graph calls it as a whole
+                path = value.tracer.path_of_module(self)  # type: ignore[attr-defined]
+                return value.tracer.create_proxy("call_module", path, args, kwargs)
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            raise TypeError(
+                "torch.export, torch.onnx and torch.jit can't see into a sparse network; export the model that it was "
+                "made of, or see lpk export"
+            )
+        for x in _tensors(args, kwargs):
+            if has_gradient(x):
+                raise RuntimeError("the inputs require a gradient, and a sparse network has none: use torch.no_grad()")
+        if torch.is_autocast_enabled("cpu"):
+            return self._in_pytorch(args, kwargs)
+        if (problem := self._other_arguments(args, kwargs)) is None:
+            (inputs,) = (*args, *kwargs.values())
+            problem = _obstacle(inputs)
+        if problem is None:
+            return self._on_the_engine(inputs)
+        if self.fallback != "torch":
+            raise TypeError(f"{problem}; {IN_PYTORCH}")
+        return self._in_pytorch(args, kwargs)
+
+    def _on_the_engine(self, inputs: Tensor) -> Any:
+        inputs = inputs.as_subclass(Tensor)
+        shape = tuple(inputs.shape[1:])
+        hooked = bool(tracing.global_hooks())
+        with self._lock:
+            known = self._networks
+            network = known.pop((shape, hooked)) if (shape, hooked) in known else self._network(shape)
+            known[shape, hooked] = network
+            if len(known) > SHAPES and (oldest := known.pop(next(iter(known)))) is not None:
+                oldest.forget()
+            if network is not None:
+                return network(inputs)
+        return self._in_pytorch((inputs,), {})
+
+    def _in_pytorch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        (model,) = self._model
+        with self._lock:
+            self._restore(model.parameters())
+        with torch.no_grad():
+            return model(*args, **kwargs)
+
+    def _other_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """What keeps arguments from being the engine's inputs alone, in words."""
+        count = len(args) + len(kwargs)
+        if count != 1:
+            return f"{count} arguments were given; one tensor, the inputs, is needed"
+        for name in kwargs:
+            if name != next(iter(inspect.signature(self._model[0].forward).parameters), None):
+                return f"the argument {name!r} is not the model's first; one tensor, the inputs, is needed"
+        return None
+
+    def save(self, path: str | Path) -> None:
+        """Writes the network as `save_sparse` does: `sparsify(model, path)` reads it. Raises OSError."""
+        state = self._model[0].state_dict(keep_vars=True)
+        with self._lock:
+            values = {tensor: self._read(tensor) for tensor in set(state.values())}
+        masks = {name: self._remaining[tensor].mask() for name, tensor in state.items() if tensor in self._remaining}
+        save_sparse(path, {name: values[tensor] for name, tensor in state.items()}, masks)
+
+    def train(self, mode: bool = True) -> Sparse:
+        """Changes nothing: a sparse network is always in evaluation mode."""
+        return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Sparse:
+        """What to(), half(), cuda() and their like call for each parameter."""
+        made = fn(torch.zeros(1, dtype=torch.float32, device="cpu"))
+        if made.dtype != torch.float32 or made.device.type != "cpu":
+            raise TypeError(
+                f"a sparse network is float32 on the CPU and can't become {made.dtype} on {made.device}; convert its "
+                "outputs, or the model that it is made of"
+            )
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        raise RuntimeError(_no_state_dict(prefix))
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        raise RuntimeError(_no_state_dict(prefix))
+
+    def __prepare_scriptable__(self) -> Sparse:
+        raise TypeError("torch.jit.script can't compile a sparse network; script the model that it was made of")
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return self._state()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state | {"_lock": threading.Lock()})
+        _made.add(self)
+
+    def _state(self) -> dict[str, Any]:
+        """What a copy gets; to be called under the lock, since calls may change it."""
+        return self.__dict__ | {"_networks": {}, "_lock": None, "_gone": set(self._gone)}
+
+    @torch.inference_mode(False)
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sparse:
+        made = Sparse.__new__(Sparse)
+        with self._lock:
+            memo |= empty(self._gone)
+            made.__setstate__(copy.deepcopy(self._state(), memo))
+        return made
+
+    def _after_fork(self) -> None:
+        """In the new process, where a thread that was inside a call is no longer there to end it."""
+        if self._lock.locked():
+            self._lock, self._networks = threading.Lock(), {}
+
+    def _network(self, shape: Shape) -> Network | None:
+        model = self._model[0]
+        try:
+            network = Network(model, shape, dead=False, read=self._read)
+        except NotSupported as error:
+            if self.fallback == "torch":
+                return None
+            if isinstance(error, Fails):
+                raise
+            raise NotSupported(f"{error}; {IN_PYTORCH}") from error.__cause__
+        for part in network.plan.in_pytorch:
+            self._restore(part.parameters())
+        return network
+
+    def _read(self, weight: Tensor) -> Tensor:
+        return self._remaining[weight].dense() if weight in self._gone else weight.detach()
+
+    def _restore(self, tensors: Iterable[Tensor]) -> None:
+        """The values of tensors that PyTorch reads; to be called under the lock."""
+        for tensor in tensors if self._gone else ():
+            if tensor in self._gone:
+                tensor.data = self._remaining[tensor].dense()
+                self._gone.remove(tensor)
+
+
+_made: weakref.WeakSet[Sparse] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for made in list(_made):
+        made._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _obstacle(inputs: object) -> str | None:
+    """What keeps the engine from reading inputs, in words."""
+    if not isinstance(inputs, Tensor):
+        return f"inputs are of type {type(inputs).__name__}; a tensor is needed"
+    if inputs.dtype != torch.float32 or inputs.device.type != "cpu":
+        return f"inputs are {inputs.dtype} on {inputs.device}; float32 on the CPU is needed"
+    problem = memory.obstacle(inputs, negated=True)
+    return None if problem is None else f"inputs are {problem}; a dense tensor with values is needed"
+
+
+def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    fx.node.map_aggregate((args, kwargs), lambda x: found.append(x) if isinstance(x, Tensor) else None)
+    return found
+
+
+def _no_state_dict(prefix: str) -> str:
+    name = f"the part {prefix[:-1]!r}" if prefix else "the network"
+    return f"{name} is sparse and has no state dict: its save() writes a file, which lpk.sparsify(model, file) reads"
+
+
+def can_go(model: nn.Module, name: str) -> bool:
+    """Whether a tensor is the weight of a layer that the engine may pack."""
+    module, _, attribute = name.rpartition(".")
+    return attribute == "weight" and isinstance(model.get_submodule(module), nn.Conv2d | nn.Linear)
+
+
+def _nothing(tensor: Tensor) -> Tensor:
+    """Zeros of the tensor's shape that take no memory: a network can be traced with them."""
+    return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+
+
+def empty(weights: Iterable[Tensor]) -> dict[int, Any]:
+    """For copy.deepcopy: instead of these it makes parameters that take no memory."""
+    return {id(weight): nn.Parameter(_nothing(weight), requires_grad=False) for weight in weights}
