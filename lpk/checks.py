@@ -26,7 +26,7 @@ def check_inputs(**inputs: object) -> None:
         check_dense(name, x)
         if x.is_meta and not shapes_alone:
             raise ValueError(f"{name} is on meta, where tensors have no values")
-        if name == "out" and x.is_neg():
+        if name == "out" and not torch.compiler.is_compiling() and x.is_neg():
             raise ValueError("out is a lazy view, which can't be written; pass memory of its own")
         if has_gradient(x):
             raise RuntimeError(f"{name} requires a gradient, and lpk.ops has none: use torch.no_grad() or .detach()")
