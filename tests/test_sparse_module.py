@@ -418,6 +418,8 @@ def test_compilers_and_exports():
         with pytest.raises(TypeError, match="can't see into a sparse network"):
             export(made, (IMAGES,))
     check(torch.compile(made, backend="eager"), model)
+    made.compile(backend="eager")
+    check(pickle.loads(pickle.dumps(made)), model)
     compiled = torch.compile(nn.Sequential(made, nn.Identity()), backend="eager")
     check(compiled, model)
     check(compiled, model, IMAGES[:2])

@@ -109,8 +109,9 @@ class Sparse(nn.Module):
 
     def _in_pytorch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         (model,) = self._model
-        with self._lock:
-            self._restore(model.parameters())
+        if self._gone:
+            with self._lock:
+                self._restore(model.parameters())
         with torch.no_grad():
             return model(*args, **kwargs)
 
@@ -165,7 +166,7 @@ class Sparse(nn.Module):
 
     def _state(self) -> dict[str, Any]:
         """What a copy gets; to be called under the lock, since calls may change it."""
-        return self.__dict__ | {"_networks": {}, "_lock": None, "_gone": set(self._gone)}
+        return super().__getstate__() | {"_networks": {}, "_lock": None, "_gone": set(self._gone)}
 
     @torch.inference_mode(False)
     def __deepcopy__(self, memo: dict[int, Any]) -> Sparse:
@@ -199,7 +200,7 @@ class Sparse(nn.Module):
 
     def _restore(self, tensors: Iterable[Tensor]) -> None:
         """The values of tensors that PyTorch reads; to be called under the lock."""
-        for tensor in tensors if self._gone else ():
+        for tensor in tensors:
             if tensor in self._gone:
                 tensor.data = self._remaining[tensor].dense()
                 self._gone.remove(tensor)
