@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lpk import ops
@@ -16,6 +17,9 @@ PACKED_COEFFICIENTS = 4
 class Interpolations:
     """MagnitudePruning(α·best + (1 − α)·other) for each coefficient α (Algorithm 2, line 5).
 
+    What is not prunable stays as it is where both networks agree in it: α·x + (1 − α)·x may be the number beside x, and
+    with it a frozen parameter another one, an index that a buffer holds the one before. Of +0 and −0 it is best's.
+
     Args:
         best, other: the networks, on one device.
         coefficients: the α.
@@ -26,6 +30,9 @@ class Interpolations:
         self.best, self.other = best, other
         self.coefficients = coefficients
         self.keep = keep
+        self._agreed = (best.rest == other.rest) | (best.rest.view(torch.int32) == other.rest.view(torch.int32))
+        # Agreed entries are hidden: they may be infinite or NaN, which the kernels refuse.
+        self._rests = best.rest.masked_fill(self._agreed, 0.0), other.rest.masked_fill(self._agreed, 0.0)
         self.packed: ops.Packed | None = None
         self.thresholds: list[tuple[Tensor, Tensor]] = []
         if keep is not None:
@@ -36,7 +43,9 @@ class Interpolations:
     def write(self, k: int, *, weights: Tensor, rest: Tensor) -> None:
         """Writes the k-th interpolation: the pruned weights [n], and the rest [m], which is never pruned."""
         best, other, alpha = self.best, self.other, self.coefficients[k]
-        ops.interpolate(best.rest, other.rest, alpha, out=rest)
+        a, b = self._rests
+        ops.interpolate(a, b, alpha, out=rest)
+        torch.where(self._agreed, best.rest, rest, out=rest)
         if self.keep is None:
             ops.interpolate(best.weights, other.weights, alpha, out=weights)
         elif self.packed is None:

@@ -7,6 +7,9 @@ For flat vectors a and b and a coefficient alpha, rounded to float32, with beta 
 Pruning keeps the `keep` entries of largest |x_j| as stored; among equal magnitudes the lower index survives, and what
 does not survive becomes +0. Every backend, instruction set and thread count returns the same bits.
 
+This holds for a_j = b_j, too, where x_j may be the number beside them: alpha and beta are rounded. For what a pool does
+not prune, lpk.interpolations therefore keeps the values in which both networks agree.
+
 Vectors are one-dimensional contiguous tensors of dtype float32, float16 or bfloat16, all of one dtype and device.
 Errors, for every function: TypeError for another dtype; ValueError for shapes that do not match, a vector that is not
 contiguous, `keep` outside 0..n, a coefficient outside [0, 1], an `out` that overlaps an input without being it, and
