@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpk.flat import batchnorms
+from lpk.states import input_dtype
 from lpk.tracing import hooks, trace
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -35,6 +36,7 @@ class Eager:
         self.model = model
         self.autocast = autocast
         self.parameter = next(model.parameters())
+        self.dtype = input_dtype(model)
         self.batchnorms = [module for _, module in batchnorms(model)]
         self.folded: Folded | None = None
         self._tried = not self.batchnorms
@@ -65,7 +67,7 @@ class Eager:
             return self._forward(self.folded.network, inputs)
 
     def _forward(self, network: nn.Module, inputs: Tensor) -> Tensor:
-        inputs = inputs.to(self.parameter.device, self.parameter.dtype if inputs.is_floating_point() else inputs.dtype)
+        inputs = inputs.to(self.parameter.device, self.dtype if inputs.is_floating_point() else inputs.dtype)
         if inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(inputs.device.type, dtype=self.autocast, enabled=self.autocast is not None):

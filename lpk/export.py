@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lpk import files
 from lpk.flat import plain_copy
 from lpk.sparse.steps import Shape
+from lpk.states import input_dtype
 
 ONNX_LIMIT = 2**31 - 1  # bytes of one ONNX file
 
@@ -24,7 +25,8 @@ ONNX_LIMIT = 2**31 - 1  # bytes of one ONNX file
 def onnx(model: nn.Module, path: str | Path, shape: Shape) -> None:
     """Writes the network in evaluation mode as a dense ONNX file, BatchNorm folded into the layers before it.
 
-    Its input is `input` [batch, *shape], of the parameters' dtype, and its output is `output`, for any batch.
+    Its input is `input` [batch, *shape], of the first floating-point parameter's dtype, and its output is `output`, for
+    any batch.
 
     Args:
         shape: of one sample, such as (channels, height, width).
@@ -92,8 +94,7 @@ def _write(path: str | Path, content: bytes) -> None:
 def _prepared(model: nn.Module, shape: Shape) -> tuple[nn.Module, tuple[Tensor], tuple[dict[int, Any]]]:
     """A copy to export, inputs to trace it with, and which of their dimensions may vary."""
     model = plain_copy(model).to("cpu").to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
-    dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    return model, (torch.zeros(2, *shape, dtype=dtype),), ({0: torch.export.Dim("batch")},)
+    return model, (torch.zeros(2, *shape, dtype=input_dtype(model)),), ({0: torch.export.Dim("batch")},)
 
 
 def _not_exported(model: nn.Module, shape: Shape, error: Exception) -> ValueError:

@@ -2,7 +2,8 @@
 
 The index runs through the prunable tensors in state-dict order, each in contiguous order, without padding. The rest
 holds every other floating-point entry (biases, BatchNorm's parameters and statistics, layers that are not pruned) as
-float32. Integer entries stand in neither. Entries that share one tensor (tied parameters) count once.
+float32. Integer entries stand in neither, nor do complex buffers. Entries that share one tensor (tied parameters) count
+once.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize, prune
 
 from lpk.cpu import DTYPES
+from lpk.states import owners, state_names
+from lpk.states import tied as tied
+from lpk.tracing import heads
 
 StateDict = dict[str, Tensor]
 Prunable = Callable[[str, nn.Parameter], bool] | Collection[str] | None
@@ -65,7 +69,7 @@ class Layout:
         """The layout of a state dict, given the names of its prunable tensors.
 
         Raises ValueError for a prunable name that is not there or not floating-point and for a mix of dtypes, TypeError
-        for dtypes that are not supported.
+        for dtypes that are not supported and for what is not a dense tensor.
         """
         if missing := [name for name in prunable if name not in state]:
             raise ValueError(f"{missing[0]!r} is to be pruned, but the model has no such entry")
@@ -78,13 +82,13 @@ class Layout:
         for name, tensor in state.items():
             if name in aliases:
                 continue
+            if tensor.is_quantized or (tensor.is_floating_point() and tensor.dtype not in DTYPES):
+                raise TypeError(f"{name!r} is {tensor.dtype}; float32, float16 and bfloat16 are supported")
             if not tensor.is_floating_point():
                 if name in chosen:
                     raise ValueError(f"{name!r} is to be pruned, but it is {tensor.dtype}")
                 integers.append(name)
                 continue
-            if tensor.dtype not in DTYPES:
-                raise TypeError(f"{name!r} is {tensor.dtype}; float32, float16 and bfloat16 are supported")
             which = 0 if name in chosen else 1
             (weights, rest)[which].append(Entry(name, tensor.shape, tensor.dtype, sizes[which]))
             sizes[which] += tensor.numel()
@@ -100,7 +104,16 @@ class Layout:
 
     @classmethod
     def of_model(cls, model: nn.Module, prunable: Prunable = None) -> Layout:
-        """The layout of a model; `prunable` is a predicate (name, parameter) -> bool or names, see `prunable_names`."""
+        """The layout of a model; `prunable` is a predicate (name, parameter) -> bool or names, see `prunable_names`.
+
+        Raises TypeError for a complex parameter, and as `of` does.
+        """
+        for name, parameter in unwrapped(model).named_parameters():
+            if parameter.is_complex():
+                raise TypeError(
+                    f"the parameter {name!r} is {parameter.dtype}, which is not interpolated; hold it as real numbers "
+                    "(torch.view_as_real)"
+                )
         return cls.of(unwrapped(model).state_dict(), prunable_names(model, prunable))
 
     @property
@@ -115,6 +128,11 @@ class Layout:
     @property
     def prunable(self) -> tuple[str, ...]:
         return tuple(entry.name for entry in self.weights)
+
+    @property
+    def spared(self) -> tuple[str, ...]:
+        """What is not pruned of the tensors of two or more dimensions: the last linear layer, embeddings."""
+        return tuple(entry.name for entry in self.rest if len(entry.shape) > 1)
 
     def difference(self, state: Mapping[str, Tensor]) -> str | None:
         """What keeps a state dict from fitting this layout, in words; None if it fits."""
@@ -132,9 +150,40 @@ class Layout:
         return None
 
     def flatten(self, state: Mapping[str, Tensor]) -> Flat:
-        """The values of a state dict that fits, on the CPU. Raises ValueError where a value is NaN or infinite."""
+        """The values of a state dict that fits, on the CPU. Raises ValueError where a weight is NaN or infinite.
+
+        The rest may be: buffers are, where a mask holds −inf. See `check_finite` and `contradiction`.
+        """
         integers = {name: state[name].detach().cpu().clone() for name in self.integers}
-        return Flat(_gather(self.weights, state, self.dtype), _gather(self.rest, state, torch.float32), integers)
+        weights = _gather(self.weights, state, self.dtype)
+        if bad := _first(~torch.isfinite(weights), weights, self.weights):
+            raise ValueError(f"{bad}; every weight must be finite")
+        return Flat(weights, _gather(self.rest, state, torch.float32), integers)
+
+    def check_finite(self, flat: Flat, parameters: Collection[str]) -> None:
+        """Raises ValueError where one of these entries of the rest is NaN or infinite."""
+        bad = ~torch.isfinite(flat.rest)
+        for entry in self.rest if bad.any() else ():
+            if entry.name not in parameters:
+                bad[entry.span] = False
+        if found := _first(bad, flat.rest, self.rest):
+            raise ValueError(f"{found}; every parameter must be finite")
+
+    def contradiction(self, flat: Flat, other: Flat) -> str | None:
+        """Where two networks can't be mixed, in words: "ENTRY is this, not that"; None where they can.
+
+        What is NaN or infinite in the first must be the same in the other, and so must complex tensors and all shapes.
+        """
+        differ = flat.rest.view(torch.int32) != other.rest.view(torch.int32)
+        if found := _first(differ & ~torch.isfinite(flat.rest), flat.rest, self.rest, other.rest):
+            return found
+        for name in self.integers:
+            a, b = flat.integers[name], other.integers[name]
+            if a.shape != b.shape:
+                return f"{name!r} has shape {tuple(a.shape)}, not {tuple(b.shape)}"
+            if a.is_complex() and not torch.equal(a, b) and not torch.allclose(a, b, 0.0, 0.0, equal_nan=True):
+                return f"{name!r} is {a.dtype} and not the same"
+        return None
 
     def unflatten(self, flat: Flat) -> StateDict:
         """A state dict of its own memory, tied entries sharing theirs, in the order of the original."""
@@ -163,12 +212,11 @@ class Layout:
         if problem := self.difference(model.state_dict()):
             raise ValueError(f"the tickets are of another network than the model: {problem}")
         model.load_state_dict(self.unflatten(flat))
-        masks = self.masks(mask)
-        masks |= {tied: masks[name] for tied, name in self.aliases.items() if name in masks}
-        for name, own in masks.items():
-            path, _, parameter = name.rpartition(".")
-            module = model.get_submodule(path)
-            prune.custom_from_mask(module, parameter, own.to(getattr(module, parameter).device))
+        masks, names = self.masks(mask), state_names(model)
+        for parameter, module, name in list(owners(model)):
+            own = masks.get(self.aliases.get(names[parameter], names[parameter])) if parameter in names else None
+            if own is not None:
+                prune.custom_from_mask(module, name, own.to(parameter.device))
 
     def to_json(self) -> dict[str, Any]:
         weights, rest = (
@@ -264,24 +312,6 @@ def batchnorms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
             yield path, module
 
 
-def tied(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """The entries of a state dict that share the tensor of an earlier one, each with the first of that tensor's names.
-
-    Raises TypeError for an entry that is not a tensor.
-    """
-    aliases: dict[str, str] = {}
-    first: dict[tuple[object, ...], str] = {}
-    for name, tensor in state.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"state dict entry {name!r} is a {type(tensor).__name__}, not a tensor")
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if tensor.numel() > 0 and key in first:
-            aliases[name] = first[key]
-        else:
-            first[key] = name
-    return aliases
-
-
 def unwrapped(model: nn.Module) -> nn.Module:
     """The network inside torch.nn.DataParallel, DistributedDataParallel and torch.compile: its names have no prefix."""
     while True:
@@ -295,38 +325,74 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def convolutions(model: nn.Module) -> list[str]:
     """The weights of all convolutions: what the paper's CIFAR experiments prune."""
-    return _weights(unwrapped(model), CONVOLUTIONS)
+    model = unwrapped(model)
+    names = state_names(model)
+    found = [(path, m._parameters.get("weight")) for path, m in model.named_modules() if isinstance(m, CONVOLUTIONS)]
+    return [f"{path}.weight".lstrip(".") if w is None else names.get(w, f"{path}.weight") for path, w in found]
 
 
 def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
-    """The names of the prunable parameters, in state-dict order.
+    """The names of the prunable parameters in the state dict, in its order.
 
     Args:
-        prunable: a predicate (name, parameter) -> bool, a collection of names, or None for the weights of convolutions
-            and linear layers, the last linear layer excepted.
+        prunable: a predicate (name, parameter) -> bool, which gets the names of the state dict; a collection of names,
+            those of the state dict or of `named_parameters`, which differ where a wrapper renames what it wraps; or
+            None for the weights of convolutions and linear layers, except the linear layers whose outputs the model
+            returns, or where torch.fx can't tell them the last one.
 
-    Raises ValueError for a name that the model does not have and, where `prunable` is None, for a layer whose weight is
-    computed from other parameters.
+    Raises ValueError for a name that the model does not have, for a parameter that its state dict does not hold and,
+    where `prunable` is None, for a layer whose weight is computed from other parameters.
     """
     model = unwrapped(model)
+    names = state_names(model)
+    known = dict(model.named_parameters(remove_duplicate=False)) | {name: p for p, name in names.items()}
     if prunable is None:
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        chosen: Collection[str] = [*convolutions(model), *_weights(model, (nn.Linear,))[:-1]]
-        if computed := [name for name in chosen if name not in parameters]:
-            raise ValueError(
-                f"{computed[0]!r} is computed from other parameters: {_undo(model, computed[0])}, or name what is to "
-                "be pruned by `prunable`"
-            )
+        chosen = [*_default(model)]
     elif isinstance(prunable, str):
         raise TypeError(f"prunable is the string {prunable!r}; a predicate or a collection of names is needed")
     elif callable(prunable):
-        chosen = {name for name, parameter in model.named_parameters() if prunable(name, parameter)}
+        chosen = [p for name, p in model.named_parameters() if prunable(names.get(p, name), p)]
     else:
-        chosen = set(prunable)
-        known = dict(model.named_parameters(remove_duplicate=False))
-        if unknown := sorted(chosen - set(known)):
+        if unknown := sorted(set(prunable) - set(known)):
             raise ValueError(f"{unknown[0]!r} is to be pruned, but the model has no such parameter")
-    return [name for name in model.state_dict() if name in chosen]
+        chosen = [known[name] for name in prunable]
+    for parameter in chosen:
+        if parameter not in names:
+            name = next(name for name, p in known.items() if p is parameter)
+            raise ValueError(
+                f"{name!r} is to be pruned, but the model's state_dict() does not hold it, and so no ticket could: "
+                "name what is to be pruned by `prunable`"
+            )
+    found = {names[parameter] for parameter in chosen}
+    return [name for name in model.state_dict() if name in found]
+
+
+def _default(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The weights of convolutions and linear layers, except the linear layers whose outputs the model returns."""
+    spared = _heads(model)
+    for path, module in model.named_modules():
+        if isinstance(module, CONVOLUTIONS) or (isinstance(module, nn.Linear) and module not in spared):
+            weight = module._parameters.get("weight")
+            if weight is None:
+                name = f"{path}.weight".lstrip(".")
+                raise ValueError(
+                    f"{name!r} is computed from other parameters: {_undo(model, name)}, or name what is to be pruned "
+                    "by `prunable`"
+                )
+            yield weight
+
+
+def _heads(model: nn.Module) -> list[nn.Module]:
+    """The linear layers whose outputs a model returns; the last linear layer where that can't be told."""
+    linear: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if len(linear) < 2:
+        return linear
+    try:  # a copy, since a forward may write to buffers and lists; it has the parameters themselves
+        paths = heads(copied(model, {id(parameter): parameter for parameter in model.parameters()}).eval())
+    except Exception:  # whatever a stranger's module raises when it is copied
+        paths = []
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return [modules[path] for path in paths] or linear[-1:]
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
@@ -378,22 +444,18 @@ def _undo(model: nn.Module, name: str) -> str:
     return "undo that first (torch.nn.utils.remove_weight_norm, remove_spectral_norm)"
 
 
-def _weights(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[str]:
-    return [f"{path}.weight".lstrip(".") for path, m in model.named_modules() if isinstance(m, kinds)]
-
-
 def _gather(entries: tuple[Entry, ...], state: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
     vector = torch.empty(entries[-1].span.stop if entries else 0, dtype=dtype)
     for entry in entries:
         vector[entry.span] = state[entry.name].detach().reshape(-1).to(vector)
-    _check_finite(vector, entries)
     return vector
 
 
-def _check_finite(vector: Tensor, entries: tuple[Entry, ...]) -> None:
-    if torch.isfinite(vector).all():
-        return
-    at = int(torch.nonzero(~torch.isfinite(vector))[0])
+def _first(bad: Tensor, vector: Tensor, entries: tuple[Entry, ...], other: Tensor | None = None) -> str | None:
+    """The first bad place of a vector, in words, with its value there and the other's; None if there is none."""
+    if not bad.any():
+        return None
+    at = int(torch.nonzero(bad)[0])
     entry = next(e for e in entries if e.span.start <= at < e.span.stop)
     index = [int(i) for i in torch.unravel_index(torch.tensor(at - entry.offset), entry.shape)]
-    raise ValueError(f"{entry.name}{index} is {float(vector[at])}; every weight must be finite")
+    return f"{entry.name}{index or ''} is {float(vector[at])}" + ("" if other is None else f", not {float(other[at])}")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lpk import files, importers
 from lpk.flat import Flat, Layout, StateDict, unwrapped
+from lpk.states import state_names
 
 MANIFEST = "tickets.json"
 MASK = "lpk.mask"
@@ -82,7 +83,11 @@ class Ticket:
 
 
 class Tickets(Sequence[Ticket]):
-    """Tickets of one network, ordered by round; index i is round i. A slice has its rounds counted anew."""
+    """Tickets of one network, ordered by round; index i is round i. A slice has its rounds counted anew.
+
+    Buffers may hold what is infinite or NaN, as a causal mask does, where all tickets have the same there, and so may
+    complex ones; all else is real and finite.
+    """
 
     def __init__(self, tickets: Iterable[Ticket]) -> None:
         self._tickets = tuple(tickets)
@@ -98,6 +103,7 @@ class Tickets(Sequence[Ticket]):
                     f"ticket {i} has density {ticket.density:.4f} after {self._tickets[i - 1].density:.4f}; "
                     "tickets come in the order of their rounds, dense to sparse"
                 )
+        _check_mixable([f"ticket {i}" for i in range(len(self))], self._tickets)
 
     @classmethod
     def counted(cls, tickets: Iterable[Ticket]) -> Tickets:
@@ -180,7 +186,7 @@ class Tickets(Sequence[Ticket]):
                 Without them: the pairs weight_orig/weight_mask of torch.nn.utils.prune, else the zeros.
             model: the network that they belong to, if they are to have its names: a prefix `model.` and a layer
                 `normalize` that it does not have are then dropped, and what it ties is tied, whichever of the names the
-                state dicts hold.
+                state dicts hold. Its parameters must be finite.
             prunable: where masks come from the zeros, the names of the prunable tensors. None guesses them: the
                 floating-point tensors of two or more dimensions that have a zero in some ticket. Given the model, its
                 buffers don't count, nor do the rows of embeddings at padding_idx.
@@ -393,7 +399,27 @@ def _tickets(
         raise ValueError(f"{names[0]}: {error}") from error
     if own is not None and (problem := layout.difference(own)):
         raise ValueError(f"the model is another network than {names[0]}: in the model {problem}")
-    return [_ticket(i, names, layout, *network) for i, network in enumerate(zip(states, found, strict=True))]
+    tickets = [_ticket(i, names, layout, *network) for i, network in enumerate(zip(states, found, strict=True))]
+    _check_mixable(names, tickets)
+    if model is not None:
+        parameters = set(state_names(model).values())
+        for name, ticket in zip(names, tickets, strict=True):
+            try:
+                layout.check_finite(ticket.flat, parameters)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+    return tickets
+
+
+def _check_mixable(names: Sequence[str], tickets: Sequence[Ticket]) -> None:
+    """Raises ValueError where a ticket differs from the first one in what can't be interpolated; called by `names`."""
+    for i in range(1, len(tickets)):
+        for one, other in ((i, 0), (0, i)):
+            if problem := tickets[one].layout.contradiction(tickets[one].flat, tickets[other].flat):
+                raise ValueError(
+                    f"{names[one]}: {problem} as in {names[other]}; infinities, NaN, complex numbers and shapes must "
+                    "be the same in all tickets"
+                )
 
 
 def _named_as(own: StateDict, name: str, network: importers.Network) -> importers.Network:

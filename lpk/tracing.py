@@ -45,6 +45,56 @@ def trace(model: nn.Module) -> fx.GraphModule:
         return fx.GraphModule(model, graph, type(model).__name__)
 
 
+# What may stand between a linear layer and what is returned, by the names of modules, functions and methods without
+# underscores: what reshapes its output, picks from it, or maps it entry by entry.
+PASSED = {
+    *("identity", "dropout", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose"),
+    *("movedim", "contiguous", "clone", "getitem", "chunk", "split", "unbind", "mean", "to", "type", "float", "half"),
+    *("double", "bfloat16", "softmax", "logsoftmax", "sigmoid", "logsigmoid", "softplus", "tanh", "relu", "exp"),
+}
+SUMS = {"add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv"}
+JOINED = {"cat", "concat", "stack"}
+
+
+def heads(model: nn.Module) -> list[str]:
+    """The paths of the linear layers whose outputs a model returns.
+
+    Behind one may stand what PASSED names, arithmetic with numbers and parameters, and sums of such outputs alone; they
+    may be returned in tuples and dicts. Empty where there is no such layer, or where torch.fx can't trace the model. It
+    should be a copy: its forward runs, and may write into buffers.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            graph = trace(model)
+    except ValueError:
+        return []
+    *_, output = graph.graph.nodes
+    found = set[str]().union(*(_heads(node, model) for node in output.all_input_nodes))
+    return [path for path, _ in model.named_modules() if path in found]
+
+
+def _heads(node: fx.Node, model: nn.Module) -> set[str]:
+    """The linear layers that a node is the output of; empty if it is something else."""
+    if node.op not in ("call_module", "call_function", "call_method"):
+        return set()
+    if node.op == "call_module" and isinstance(module := model.get_submodule(str(node.target)), nn.Linear):
+        return {str(node.target)}
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    name = type(module).__name__ if node.op == "call_module" else name
+    name = name.lower().strip("_").replace("_", "")
+    inputs = [operand for operand in node.all_input_nodes if operand.op != "get_attr"]
+    if name == "linear":  # called as a function, by a layer of the user's own
+        weights = [str(operand.target) for operand in node.all_input_nodes if operand.op == "get_attr"]
+        paths = {weight.rpartition(".")[0] for weight in weights if weight.rpartition(".")[2] == "weight"}
+        return {path for path in paths if isinstance(model.get_submodule(path), nn.Linear)}
+    if name in PASSED:
+        return _heads(inputs[0], model) if inputs else set()
+    if name in SUMS or name in JOINED:
+        found = [_heads(operand, model) for operand in inputs]
+        return set[str]().union(*found) if name in JOINED or all(found) else set()
+    return set()
+
+
 @contextmanager
 def _attributes_kept(model: nn.Module) -> Iterator[None]:
     """What modules keep of their forward is proxies, while it is traced."""

@@ -8,6 +8,7 @@ from torch import nn
 from lpk import models
 from lpk.eager import Eager, Folded
 from lpk.evaluate import Evaluator
+from lpk.export import _prepared
 from lpk.flat import Layout
 from tests.conftest import make_images, make_network
 
@@ -57,6 +58,23 @@ def test_networks_are_folded_under_autocast():
     eager = Eager(network.eval().requires_grad_(False), torch.bfloat16)
     eager(inputs)
     assert eager.folded is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.float8_e4m3fn])
+def test_the_first_parameter_does_not_tell_the_dtype_of_inputs(dtype):
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.own = nn.Parameter(torch.ones(3).to(dtype), requires_grad=False)
+            self.last = nn.Linear(4, 2).half()
+
+        def forward(self, x):
+            return self.last(x)
+
+    network, x = Network().eval().requires_grad_(False), torch.linspace(0.0, 1.0, 12).view(3, 4)
+    assert torch.equal(Eager(network)(x), network(x.half()))
+    _, (inputs,), _ = _prepared(network, (4,))
+    assert inputs.dtype == torch.float16
 
 
 def test_mobilenet_has_grouped_convolutions():
