@@ -11,11 +11,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from lpk import files, ops
 from lpk.flat import Layout, Prunable, StateDict, prunable_names, unwrapped
+from lpk.masking import kept_pruned
+from lpk.precautions import Precautions, copied_state, emptied, load, trained
 from lpk.progress import Progress
+from lpk.states import state_names
 from lpk.tickets import Ticket, Tickets, TicketStore
 from lpk.train import stream
 
@@ -67,9 +69,11 @@ def imp(
         rewind: the epoch whose weights (the whole state dict) every round restarts from; 0: initialization. None: 5% of
             the epochs as in the paper, at least one where there are two.
         prunable: a predicate (name, parameter) -> bool, names, or None: the weights of convolutions and linear layers,
-            the last linear layer and frozen ones (requires_grad False) excepted.
-        store: a directory. An interrupted run goes on there from the last finished round (from the last finished epoch
-            if `train` is Resumable) when called again with the same arguments, `rounds` excepted: more are possible.
+            frozen ones (requires_grad False) excepted and the linear layers whose outputs the network returns (where
+            torch.fx can't trace it, the last linear layer). Names are those of the state dict.
+        store: a directory; a relative one is of the working directory at the start. An interrupted run goes on there
+            from the last finished round (from the last finished epoch if `train` is Resumable) when called again with
+            the same arguments, `rounds` excepted: more are possible.
         seed: where given, PyTorch's generators are seeded before each call of `train`, so that a resumed run equals an
             uninterrupted one.
         progress: whether to show it.
@@ -79,10 +83,15 @@ def imp(
 
     Raises:
         ValueError: numbers out of range, nothing prunable, a frozen weight that `prunable` chooses, by default a layer
-            whose weight is computed from other parameters, weights that became NaN or infinite, a store that belongs to
-            another network or other settings.
-        TypeError: a tensor or a state of `train` that can't be stored, where there is a store.
+            whose weight is computed from other parameters, parameters that are or became NaN or infinite, a network
+            that its own state dict can't be loaded into, a tensor whose shape or dtype `train` changed, a store that
+            belongs to another network or other settings.
+        TypeError: a tensor that can't be interpolated, or one or a state of `train` that can't be stored, where there
+            is a store.
         RuntimeError: the store is in use by another process.
+
+    Warns where `train` left the parameters as they were (it trained a copy), and where pruning takes the last weight of
+    a layer or none at all.
     """
     if rewind is None:
         rewind = min(max(1, round(0.05 * epochs)), max(epochs - 1, 0))
@@ -93,7 +102,7 @@ def imp(
     with contextlib.ExitStack() as stack:
         run = _Run(model, train, layout, settings)
         if store is not None:
-            directory = Path(store)
+            directory = files.absolute(store)
             stack.enter_context(files.locked(directory))
             run.open(directory)
         bar = stack.enter_context(Progress("imp", epochs + rounds * (epochs - rewind), show=progress))
@@ -103,9 +112,10 @@ def imp(
         mask = tickets[-1].mask if tickets else torch.ones(layout.n, dtype=torch.bool)
         for round_ in range(len(tickets), rounds + 1):
             if round_ > 0:
-                mask = next_mask(tickets[-1], fraction)
-            tickets.append(run.round(round_, mask, bar))
-        network.load_state_dict(tickets[-1].state_dict)
+                mask, before = next_mask(tickets[-1], fraction), mask
+                run.warn_of(round_, mask, before)
+            tickets.append(run.round(round_, mask, tickets[0] if tickets else None, bar))
+        load(network, tickets[-1].state_dict)
         run.close()
     return Tickets(tickets)
 
@@ -131,6 +141,8 @@ class _Run:
         self.train = train
         self.layout = layout
         self.settings = settings
+        self.precautions = Precautions(self.model, layout)
+        self.warned: set[str] = set()
         self.trained = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         self.rewind_state: StateDict | None = None
         self.store: TicketStore | None = None
@@ -215,10 +227,30 @@ class _Run:
         metadata["train"] = files.put_together(metadata.get("train"), own)
         return state, metadata
 
+    # --- warnings -----------------------------------------------------------------------------------------------------
+
+    def warn_of(self, round_: int, mask: Tensor, before: Tensor) -> None:
+        """Warns of a mask that is not what the user may expect after the one before."""
+        if (text := emptied(self.layout, mask, before)) is not None:
+            self._warn(f"round {round_}: {text}")
+        if torch.equal(mask, before):
+            self._warn(
+                f"round {round_} prunes nothing: {self.settings['fraction']} of {int(mask.sum())} weights is less than "
+                "half a weight; a larger `fraction` or fewer `rounds` are possible",
+                once="nothing pruned",
+            )
+
+    def _warn(self, text: str, *, once: str | None = None) -> None:
+        """Warns who called lpk.imp, to be called by what that calls; of what is called `once` one time in a run."""
+        if once not in self.warned:
+            warnings.warn(text, stacklevel=4)
+        if once is not None:
+            self.warned.add(once)
+
     # --- training -----------------------------------------------------------------------------------------------------
 
-    def round(self, round_: int, mask: Tensor, bar: Progress) -> Ticket:
-        """Trains round `round_` to its end and stores the ticket."""
+    def round(self, round_: int, mask: Tensor, first: Ticket | None, bar: Progress) -> Ticket:
+        """Trains round `round_` to its end and stores the ticket; `first` is that of round 0."""
         rewind, epochs = self.settings["rewind"], self.settings["epochs"]
         start = 0 if round_ == 0 else rewind
         for parameter, is_trained in self.trained:  # whatever an earlier round froze
@@ -232,32 +264,53 @@ class _Run:
             bar.advance(start - (0 if round_ == 0 else rewind))
         elif round_ > 0:
             assert self.rewind_state is not None
-            self.model.load_state_dict(self.rewind_state)
+            load(self.model, self.rewind_state)
         elif rewind == 0:
             self._remember_rewind()
         rewound = f", rewound to epoch {rewind}" if round_ > 0 else ""
-        bar.note(f"round {round_}: {int(mask.sum()) / self.layout.n:.1%} of the weights{rewound}")
-        with _pruned(self.model, self.layout, mask):
+        bar.note(f"round {round_}: {int(mask.sum()) / self.layout.n:.1%} of the weights, {self._layers()}{rewound}")
+        check = self.precautions
+        with kept_pruned(self.model, self.layout, mask, check.check_shapes) as mask_all:
+            before = {parameter: parameter.detach().clone() for parameter in self.model.parameters()}
             for begin, end in self._legs(start):
                 if self.settings["seed"] is not None:
                     torch.manual_seed(stream(self.settings["seed"], "train", round_, begin))
                 self.train(self.given, begin, end)
+                check.check_entries()
                 if round_ == 0 and end == rewind:
                     self._remember_rewind()
                 if isinstance(self.train, Resumable) and end < epochs:
                     self._save(CHECKPOINT, {"round": round_, "epoch": end}, self.train)
                 bar.advance(end - begin)
-        state = self.model.state_dict()
-        if missing := [name for name in self.layout.order if name not in state]:
-            raise ValueError(f"train left the network without {missing[0]!r}: undo what it made of it")
+            moved = mask_all()
+        if moved:
+            self._warn(
+                "train moved pruned weights after its last optimizer step, without torch.optim, or in parameters that "
+                "it put in the place of the network's; they were set to 0"
+            )
+        if not trained(self.model, before):
+            earlier = "those it started from" if round_ else "those before it"
+            self._warn(
+                f"train changed no parameter: the weights of round {round_} are {earlier}. It has to train the network "
+                "that it is given, in place; where it trains a copy, or in another process, let it load the result: "
+                "model.load_state_dict(...)",
+                once="not trained",
+            )
         try:
-            ticket = Ticket.of(round_, self.layout, state, mask)
+            ticket = Ticket.of(round_, self.layout, self.model.state_dict(), mask)
+            check.check_values(ticket.flat, first.flat if first else None)
         except ValueError as error:
             raise ValueError(f"training of round {round_} diverged: {error}") from error
         if self.store:
             self.store.append(ticket)
             self.store.commit(self.settings)
         return ticket
+
+    def _layers(self) -> str:
+        """How many tensors are pruned, and which matrices are not: "3 layers (spared: fc.weight)"."""
+        layers, spared = len(self.layout.weights), self.precautions.parameters.intersection(self.layout.spared)
+        count = f"{layers} layer{'s' * (layers != 1)}"
+        return f"{count} (spared: {', '.join(n for n in self.layout.spared if n in spared)})" if spared else count
 
     def _legs(self, start: int) -> Iterator[tuple[int, int]]:
         """The calls of `train` from `start` on: epoch by epoch where it can resume, else up to the rewind epoch."""
@@ -270,7 +323,7 @@ class _Run:
         yield max(start, rewind), epochs
 
     def _remember_rewind(self) -> None:
-        self.rewind_state = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        self.rewind_state = copied_state(self.model)
         self._save(REWIND, {"epoch": self.settings["rewind"]})
 
     def _resume(self, round_: int) -> int | None:
@@ -283,60 +336,9 @@ class _Run:
         state, metadata = self._load(path)
         if metadata["round"] != round_:
             return None
-        self.model.load_state_dict(state)
+        load(self.model, state)
         self.train.load_state_dict(metadata["train"])
         return int(metadata["epoch"])
-
-
-@contextlib.contextmanager
-def _pruned(model: nn.Module, layout: Layout, mask: Tensor) -> Iterator[None]:
-    """Keeps the pruned weights of a model at exactly 0 while somebody trains it.
-
-    Gradients are masked as they arrive, so that momentum and a norm over all gradients never see them; after each step
-    of any torch.optim optimizer the weights are masked too, for those that move weights without a gradient.
-    """
-
-    def find() -> dict[nn.Parameter, Tensor]:
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        return {
-            parameters[entry.name]: (~mask[entry.span]).view(entry.shape).to(parameters[entry.name].device)
-            for entry in layout.weights
-            if entry.name in parameters
-        }
-
-    def mask_gradient(parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            parameter.grad.masked_fill_(pruned[parameter], 0.0)  # type: ignore[index]
-
-    @torch.no_grad()
-    def mask_weights(optimizer: Optimizer, *_: object) -> None:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter in pruned:
-                    parameter.masked_fill_(pruned[parameter], 0.0)
-
-    @torch.no_grad()
-    def mask_all(pruned: dict[nn.Parameter, Tensor]) -> bool:
-        moved = any(bool(p[where].any()) for p, where in pruned.items())
-        for parameter, where in pruned.items():
-            parameter.masked_fill_(where, 0.0)
-        return moved
-
-    pruned = find()
-    mask_all(pruned)
-    handles = [p.register_post_accumulate_grad_hook(mask_gradient) for p in pruned]
-    handles.append(register_optimizer_step_post_hook(mask_weights))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        if mask_all(find()):  # those that are there now
-            warnings.warn(
-                "train moved pruned weights after its last optimizer step, without torch.optim, or in parameters that "
-                "it put in the place of the network's; they were set to 0",
-                stacklevel=4,
-            )
 
 
 def _check(*, epochs: int, rounds: int, fraction: float, rewind: int) -> None:
@@ -353,7 +355,7 @@ def _check(*, epochs: int, rounds: int, fraction: float, rewind: int) -> None:
 def _trainable(model: nn.Module, prunable: Prunable) -> list[str]:
     """The names of the prunable parameters. Frozen ones are left out by default, and refused where they are chosen."""
     names = prunable_names(model, prunable)
-    frozen = [name for name in names if not model.get_parameter(name).requires_grad]
+    frozen = [name for parameter, name in state_names(model).items() if name in names and not parameter.requires_grad]
     if frozen and prunable is not None:
         raise ValueError(
             f"{frozen[0]!r} is to be pruned, but it is frozen (requires_grad is False), so that no round would train "

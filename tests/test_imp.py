@@ -84,6 +84,7 @@ def test_rewind_to_initialization(images):
     assert all((start, stop) == (0, 3) and torch.equal(bias, initial) for start, stop, bias in starts)
 
 
+@pytest.mark.filterwarnings("ignore:train changed no parameter")
 def test_default_rewind_is_a_twentieth_of_the_epochs():
     calls = []
     lpk.imp(make_network(), lambda m, a, b: calls.append((a, b)), epochs=182, rounds=1, progress=False)
@@ -121,6 +122,7 @@ def test_pruned_weights_stay_zero_at_every_step(images, kind):
         assert fewest[3 * t : 3 * t + 3] == [tickets[t].keep] * 3
 
 
+@pytest.mark.filterwarnings("ignore:train changed no parameter")
 def test_gradients_of_pruned_weights_are_masked_before_they_are_clipped(images):
     norms = []
 
@@ -434,6 +436,7 @@ def test_more_rounds_are_as_if_asked_for_at_once(images, tmp_path, kind, interru
         lpk.imp(make_network(), make(), **fewer)
 
 
+@pytest.mark.filterwarnings("ignore:train changed no parameter")
 def test_store_in_use_is_refused(images, tmp_path):
     inside, release = threading.Event(), threading.Event()
 
