@@ -55,7 +55,7 @@ def find(path: str | Path) -> list[Checkpoint]:
 
     Raises FileNotFoundError where there is none or one of them is missing, ValueError for a folder of several runs.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_file():
         return [Checkpoint(path)]
     if not path.is_dir():

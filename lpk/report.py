@@ -130,7 +130,7 @@ def write(results: Results, path: str | Path) -> None:
         page.drawing(accuracy_plot(results), "Test accuracy against density"),
         *itertools.chain(*(section(results) for section in sections)),
     )
-    files.write_bytes(Path(path), content)
+    files.write_bytes(Path(path).expanduser(), content)
 
 
 def _accuracy_section(results: Results) -> Iterator[page.Markup]:

@@ -41,12 +41,24 @@ def trains(make, *, steps=3, seen=None):
     return train
 
 
+class Noisy(torch.optim.SGD):
+    """Moves weights without a gradient, as Langevin dynamics does."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        with torch.enable_grad():
+            closure()
+        for parameter in self.param_groups[0]["params"]:
+            parameter += 0.01 - 0.1 * parameter.grad
+
+
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
     "foreach": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, foreach=True),
     "fused": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, fused=True),
     "closure": lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=3, line_search_fn="strong_wolfe"),
     "sign": lambda p: torch.optim.Rprop(p, lr=0.01),
+    "noisy": lambda p: Noisy(p, lr=0.1),
     "averaging": lambda p: torch.optim.ASGD(p, lr=0.01, weight_decay=0.1),
 }
 
