@@ -142,6 +142,12 @@ def _accuracy_section(results: Results) -> Iterator[page.Markup]:
     yield page.table(["round", "density", *_heads(results)], lines)
     note = "In percent; the best of a line is bold. Small: the gain over the ticket in points, for the first "
     yield page.element("p", note + "method with its paired 95% interval over the test samples.", class_="note")
+    if layers := results.get("layers"):  # results of older versions have none
+        spared = ", ".join(layers["spared"]) or "none"
+        note = (
+            f"Density is that of the {len(layers['pruned'])} tensors that are pruned; matrices that are not: {spared}."
+        )
+        yield page.element("p", note, class_="note")
 
 
 def _accuracy_cell(accuracy: str, gain: str, best: bool) -> page.Markup:

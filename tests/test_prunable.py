@@ -7,6 +7,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 import lpk
 from lpk.flat import Layout, convolutions, prunable_names
+from lpk.progress import Progress
 from tests.test_masking import OPTIMIZERS, OPTIONS, X, trains
 from tests.test_tickets import same
 
@@ -165,7 +166,7 @@ def test_finding_them_leaves_no_trace():
     assert vars(model) == before and not model.kept and not model.calls and model.training
 
 
-def test_layers_registered_behind_the_classifier_are_pruned():
+def test_layers_registered_behind_the_classifier_are_pruned(monkeypatch):
     class Network(nn.Module):
         def __init__(self):
             super().__init__()
@@ -182,5 +183,9 @@ def test_layers_registered_behind_the_classifier_are_pruned():
             nn.functional.cross_entropy(model(X), X[:, :3].argmax(1)).backward()
             optimizer.step()
 
+    notes = []
+    monkeypatch.setattr(Progress, "note", lambda self, text: notes.append(text))
     tickets = lpk.imp(Network(), train, **OPTIONS)
+    assert notes[0] == "round 0: 100.0% of the weights, 2 layers (spared: classifier.weight)"
+    assert notes[1] == "round 1: 80.0% of the weights, 2 layers (spared: classifier.weight), rewound to epoch 1"
     assert tickets.layout.prunable == ("first.weight", "second.weight")

@@ -36,6 +36,7 @@ def made_up(rounds: int = 4, methods: tuple[str, ...] = METHODS) -> dict[str, An
             "versions": {"lpk": "0.1.0", "threads": 2},
             "preset": {"name": "demo", "train": {"lr": 0.05, "milestones": [2, 3]}},
         },
+        "layers": {"pruned": ["conv1.weight", "layer1.0.conv1.weight"], "spared": ["fc.weight"]},
         "methods": list(methods),
         "rows": rows,
         "mean": {"ticket": sum(row["ticket"] for row in rows) / rounds, "pools": means},
@@ -243,6 +244,16 @@ def test_page_has_the_numbers(tmp_path: Path) -> None:
         assert setting in text
 
 
+def test_page_says_what_is_pruned(tmp_path: Path) -> None:
+    results = made_up()
+    said = "Density is that of the 2 tensors that are pruned; matrices that are not:"
+    assert f"{said} fc.weight." in Parsed(page(results, tmp_path)).text
+    results["layers"]["spared"] = []
+    assert f"{said} none." in Parsed(page(results, tmp_path)).text
+    del results["layers"]  # as in the results of an older version
+    assert said not in Parsed(page(results, tmp_path)).text
+
+
 def test_page_draws_a_box_for_each_candidate(tmp_path: Path) -> None:
     attributes = Parsed(page(made_up(), tmp_path)).attributes
     assert attributes.count(("class", "accepted")) == 6
@@ -268,6 +279,7 @@ def test_everything_from_the_results_is_escaped(tmp_path: Path) -> None:
     results["title"] = HOSTILE
     results["manifest"] = {HOSTILE: HOSTILE, "nested": {HOSTILE: [HOSTILE]}}
     results["seconds"] = {HOSTILE: 1.0}
+    results["layers"]["spared"] = [HOSTILE]
     results["methods"][0] = HOSTILE
     for line in [*results["rows"], results["mean"]]:
         line["pools"][HOSTILE] = line["pools"].pop("interpolation")

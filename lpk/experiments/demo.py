@@ -109,6 +109,7 @@ def evaluate(run: Run, *, progress: bool = True) -> dict[str, Any]:
         "format": 1,
         "title": f"{run.data.name}, {run.preset.model.name}",
         "manifest": run.manifest,
+        "layers": {"pruned": tickets.layout.prunable, "spared": tickets.layout.spared},
         "methods": methods,
         "rows": rows,
         "mean": {
