@@ -174,8 +174,10 @@ class Layout:
 
         What is NaN or infinite in the first must be the same in the other, and so must complex tensors and all shapes.
         """
-        differ = flat.rest.view(torch.int32) != other.rest.view(torch.int32)
-        if found := _first(differ & ~torch.isfinite(flat.rest), flat.rest, self.rest, other.rest):
+        bad = ~torch.isfinite(flat.rest)
+        if bad.any():
+            bad &= flat.rest.view(torch.int32) != other.rest.view(torch.int32)
+        if found := _first(bad, flat.rest, self.rest, other.rest):
             return found
         for name in self.integers:
             a, b = flat.integers[name], other.integers[name]

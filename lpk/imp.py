@@ -251,36 +251,13 @@ class _Run:
 
     def round(self, round_: int, mask: Tensor, first: Ticket | None, bar: Progress) -> Ticket:
         """Trains round `round_` to its end and stores the ticket; `first` is that of round 0."""
-        rewind, epochs = self.settings["rewind"], self.settings["epochs"]
-        start = 0 if round_ == 0 else rewind
-        for parameter, is_trained in self.trained:  # whatever an earlier round froze
-            parameter.requires_grad_(is_trained)
-        if isinstance(self.train, Resumable):
-            self.train.start_round(round_)
-            self._check_storable(self.train)
-        resumed = self._resume(round_)
-        if resumed is not None:
-            start = resumed
-            bar.advance(start - (0 if round_ == 0 else rewind))
-        elif round_ > 0:
-            assert self.rewind_state is not None
-            load(self.model, self.rewind_state)
-        elif rewind == 0:
-            self._remember_rewind()
-        rewound = f", rewound to epoch {rewind}" if round_ > 0 else ""
+        start = self._start(round_, bar)
+        rewound = f", rewound to epoch {self.settings['rewind']}" if round_ > 0 else ""
         bar.note(f"round {round_}: {int(mask.sum()) / self.layout.n:.1%} of the weights, {self._layers()}{rewound}")
-        check = self.precautions
-        with kept_pruned(self.model, self.layout, mask, check.check_shapes) as mask_all:
+        with kept_pruned(self.model, self.layout, mask, self.precautions.check_shapes) as mask_all:
             before = {parameter: parameter.detach().clone() for parameter in self.model.parameters()}
             for begin, end in self._legs(start):
-                if self.settings["seed"] is not None:
-                    torch.manual_seed(stream(self.settings["seed"], "train", round_, begin))
-                self.train(self.given, begin, end)
-                check.check_entries()
-                if round_ == 0 and end == rewind:
-                    self._remember_rewind()
-                if isinstance(self.train, Resumable) and end < epochs:
-                    self._save(CHECKPOINT, {"round": round_, "epoch": end}, self.train)
+                self._train(round_, begin, end)
                 bar.advance(end - begin)
             moved = mask_all()
         if moved:
@@ -298,13 +275,44 @@ class _Run:
             )
         try:
             ticket = Ticket.of(round_, self.layout, self.model.state_dict(), mask)
-            check.check_values(ticket.flat, first.flat if first else None)
+            self.precautions.check_values(ticket.flat, first.flat if first else None)
         except ValueError as error:
             raise ValueError(f"training of round {round_} diverged: {error}") from error
         if self.store:
             self.store.append(ticket)
             self.store.commit(self.settings)
         return ticket
+
+    def _start(self, round_: int, bar: Progress) -> int:
+        """Makes the network and `train` ready for a round; returns the epoch that it starts from."""
+        rewind = self.settings["rewind"]
+        start = 0 if round_ == 0 else rewind
+        for parameter, is_trained in self.trained:  # whatever an earlier round froze
+            parameter.requires_grad_(is_trained)
+        if isinstance(self.train, Resumable):
+            self.train.start_round(round_)
+            self._check_storable(self.train)
+        resumed = self._resume(round_)
+        if resumed is not None:
+            bar.advance(resumed - start)
+            return resumed
+        if round_ > 0:
+            assert self.rewind_state is not None
+            load(self.model, self.rewind_state)
+        elif rewind == 0:
+            self._remember_rewind()
+        return start
+
+    def _train(self, round_: int, begin: int, end: int) -> None:
+        """Trains from epoch `begin` to epoch `end`, and stores what is needed to go on from there."""
+        if self.settings["seed"] is not None:
+            torch.manual_seed(stream(self.settings["seed"], "train", round_, begin))
+        self.train(self.given, begin, end)
+        self.precautions.check_entries()
+        if round_ == 0 and end == self.settings["rewind"]:
+            self._remember_rewind()
+        if isinstance(self.train, Resumable) and end < self.settings["epochs"]:
+            self._save(CHECKPOINT, {"round": round_, "epoch": end}, self.train)
 
     def _layers(self) -> str:
         """How many tensors are pruned, and which matrices are not: "3 layers (spared: fc.weight)"."""

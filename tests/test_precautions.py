@@ -33,6 +33,20 @@ def with_buffer(value, make=mlp):
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_complex_buffer_that_stays_is_kept(tmp_path):
+    phases = torch.polar(torch.ones(3), torch.arange(3.0))
+    tickets = lpk.imp(with_buffer(phases.clone()), sgd, store=tmp_path, **OPTIONS)
+    assert same(lpk.imp(with_buffer(phases.clone()), never, store=tmp_path, **OPTIONS), tickets)
+    assert all(torch.equal(ticket.state_dict["mask"], phases) for ticket in tickets)
+
+    def train(model, start, stop):
+        sgd(model, start, stop)
+        model.mask *= 1j
+
+    with pytest.raises(ValueError, match=r"round 0 diverged: 'mask' is torch\.complex64 and not the same as before"):
+        lpk.imp(with_buffer(phases), train, **OPTIONS)
+
+
 @pytest.mark.parametrize("value", [-math.inf, math.inf, math.nan])
 def test_a_buffer_that_stays_may_hold_anything(value, tmp_path):
     mask = torch.full((3, 3), value).triu(1)
