@@ -106,6 +106,7 @@ def test_networks_are_trained_in_several_threads():
     assert all(same(found[i], expected[i]) for i in range(8))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 @pytest.mark.parametrize("bag", [False, True])
 @pytest.mark.parametrize("kind", ["sgd", "adagrad", "sparse-adam"])
 def test_sparse_gradients_of_embeddings_are_masked(kind, bag):

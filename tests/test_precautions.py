@@ -150,6 +150,7 @@ def replaced(layer):
     return lambda model: model.__setitem__(0, layer())
 
 
+@pytest.mark.filterwarnings("ignore:.*(quantized tensor creation|TypedStorage)")
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -221,7 +222,7 @@ class Lengthening(nn.Sequential):
         return super().forward(x)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated")
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated", "ignore:Please use quant_min")
 @pytest.mark.parametrize(
     ("make", "message"),
     [
