@@ -178,7 +178,7 @@ def compare(run: Run, target: int, candidates: int | None, reference: dict[str, 
 
 def agreement(run: Run, tickets: lpk.Tickets, target: int, model: nn.Module, candidates: int | None) -> dict[str, Any]:
     """Plain eager PyTorch under the paper's rules and lpk's exhaustive search, both on all calibration samples."""
-    batch_size = lpk.search.BATCH_SIZE
+    batch_size = lpk.evaluate.BATCH_SIZE
     validation, calibration = run.data.validation.tensors(), run.calibration().tensors()
     loaders = [
         DataLoader(TensorDataset(*validation), batch_size=batch_size),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from lpk import samples
@@ -59,6 +60,135 @@ def test_calibration_equals_update_bn(network, validation, calibration):
         torch.testing.assert_close(ours.running_mean, theirs.running_mean, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(ours.running_var, theirs.running_var, rtol=1e-5, atol=1e-6)
         assert ours.momentum == 0.1 and not ours.training and int(ours.num_batches_tracked) == 0
+
+
+class Repeated(nn.Module):
+    """BatchNorm layers that one forward pass calls several times: after a convolution, after an activation, in a loop, in
+    what is computed again in a backward pass; and layers under two names, and that nothing calls."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c, self.out = *(nn.Conv2d(i, 4, 3, padding=1) for i in (1, 4, 4)), nn.Linear(4, 3)
+        self.norm, self.other, self.unused = nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.same = self.norm
+
+    def step(self, x):
+        return self.other(self.norm(self.b(x)).relu() + x)
+
+    def forward(self, x):
+        x = self.same(self.a(x)).relu()
+        for _ in range(2):
+            x = self.step(x)
+        return self.out(self.norm(self.c(x)).relu().mean((2, 3)))
+
+
+class Checkpointed(Repeated):
+    def step(self, x):
+        return checkpoint(super().step, x, use_reentrant=False)
+
+
+class Uneven(Repeated):
+    """As many calls as a batch asks for: 1 to 3."""
+
+    def step(self, x):
+        for _ in range(1 + int(x.mean() * 1000) % 3):
+            x = super().step(x)
+        return x
+
+
+class Ghost(nn.Module):
+    """BatchNorm by parts of a batch."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.norm, self.out = nn.Linear(36, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.out(torch.cat([self.norm(part) for part in self.a(x.flatten(1)).chunk(5)]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [(Repeated, "torch"), (Repeated, "sparse"), (Checkpointed, "torch"), (Uneven, "torch"), (Ghost, "torch")],
+)
+def test_a_batchnorm_that_is_called_more_than_once(validation, calibration, kind, backend):
+    network, options = kind(), {"batch_size": 32, "tolerance": 0, "backend": backend, "calibration": calibration}
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.fill_(5.0)
+    made = make_evaluator(network, validation=validation, **options)
+    reference = copy.deepcopy(network)
+    update_bn(DataLoader(TensorDataset(*calibration), batch_size=32), reference)
+    for _ in range(2):  # also from statistics that were calibrated before
+        made.calibrate()
+        assert made.backend == backend
+        for name, ours in made.flat.model.named_buffers():
+            if "running" in name and "unused" not in name:
+                torch.testing.assert_close(ours, reference.get_buffer(name), rtol=1e-4, atol=1e-5)
+            elif name == "unused.running_mean":
+                assert (ours == 5.0).all(), "nothing else is known of it"
+    for module in made.flat.model.modules():
+        assert not module.training and not module._forward_pre_hooks
+    assert all(int(t) == 0 for n, t in made.flat.model.named_buffers() if "tracked" in n)
+
+
+class Fused(nn.Module):
+    """A network that computes BatchNorm itself, with a layer's statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.out = nn.Linear(36, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        n = self.norm
+        x = nn.functional.batch_norm(
+            self.a(x.flatten(1)), n.running_mean, n.running_var, n.weight, n.bias, n.training, n.momentum, n.eps
+        )
+        return self.out(x)
+
+
+def test_statistics_without_a_call_of_their_layer(validation, calibration):
+    network = Fused()
+    plain = nn.Sequential(nn.Flatten(), network.a, network.norm, network.out)
+    rests = []
+    for model in (network, plain):
+        made = make_evaluator(model, validation=validation, calibration=calibration, batch_size=32, backend="torch")
+        made.calibrate()
+        rests.append(made.flat.rest[made.flat.statistics])
+    assert torch.equal(*rests)
+
+
+@pytest.mark.parametrize("backend", ["torch", "sparse"])
+@pytest.mark.parametrize(("samples", "batch_size"), [(1, None), (1, 32), (5, 1)])
+def test_too_few_samples_for_a_variance_are_named(validation, calibration, backend, samples, batch_size):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    options = {"calibration": calibration[0][:samples], "batch_size": batch_size, "backend": backend}
+    made = make_evaluator(network, validation=validation, **options)
+    with pytest.raises(ValueError, match=r"calibration: a batch of 1 gives 2 one value for each .*larger batch_size"):
+        made.calibrate()
+    assert not made.flat.model[2]._forward_pre_hooks and made.flat.model[2].momentum == 0.1
+
+
+@pytest.mark.parametrize(("own", "given", "expected"), [(1, None, 1), (7, None, 7), (300, None, 128), (7, 50, 50)])
+def test_batches_are_no_larger_than_a_loaders_own(network, validation, calibration, own, given, expected):
+    sizes = []
+    network.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    loaders = [DataLoader(TensorDataset(*s), batch_size=own) for s in (validation, calibration)]
+    options = {"backend": "torch", "batch_size": given, "tolerance": 0}
+    if own < 8 and given is None:
+        with pytest.warns(UserWarning, match=f"calibration: batches of {own}, as the loader has them.*batch_size=128"):
+            made = make_evaluator(network, validation=loaders[0], calibration=loaders[1], **options)
+    else:
+        made = make_evaluator(network, validation=loaders[0], calibration=loaders[1], **options)
+    made.calibrate()
+    assert set(sizes) == {expected} == {made.batch_size, made.calibration.batch_size}
+    score, reference = made.score(), copy.deepcopy(network)
+    assert max(sizes) == expected and score.value == count(made.flat.model, *validation)
+    whole = len(calibration[1]) // expected * expected
+    update_bn(calibration[0][:whole].split(expected), reference)
+    torch.testing.assert_close(made.flat.model[1].running_var, reference[1].running_var)
 
 
 def test_synchronized_batchnorm_is_calibrated_alike(network, validation, calibration):
@@ -211,7 +341,7 @@ def test_images_of_any_count_fit_one_batch_size(network):
     images, labels = make_images(5, seed=9)
     made = make_evaluator(network, validation=(images, labels), statistics="leave", batch_size=64)
     assert made.score().value == count(network, images, labels)
-    assert made.validated == 64
+    assert made.validated == made.batch_size == 5, "no larger than there are samples"
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])

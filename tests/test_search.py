@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 import zlib
 
@@ -83,7 +84,7 @@ class TableEvaluator:
         self.seed, self.values, self.total = seed, values, total
         self.highest, self.criterion = total, "accuracy"
         self.evaluate, self.statistics, self.device, self.batch_size = None, "interpolate", "cpu", 1
-        self.tolerance, self.autocast, self.backend = 0.0, None, "torch"
+        self.tolerance, self.autocast, self.backend, self.calibration = 0.0, None, "torch", None
         self.forward_samples = self.validated = self.scored = 0
 
     def load(self, flat: Flat) -> None:
@@ -220,7 +221,8 @@ def test_number_of_candidates(tickets, network, validation, calibration):
 
 
 def test_first_of_equally_good_coefficients_wins(tickets, network, validation):
-    constant = pool(tickets, 1, model=network, evaluate=lambda model: 1.0, statistics="interpolate", **CHOICES)
+    with pytest.warns(UserWarning, match="evaluate returned 1.0"):
+        constant = pool(tickets, 1, model=network, evaluate=lambda model: 1.0, statistics="interpolate", **CHOICES)
     assert all(s.coefficient == 0.1 and s.accepted for s in constant.steps), "as good is accepted"
 
 
@@ -235,6 +237,34 @@ def test_evaluate_is_maximized(tickets, network):
     pooled = pool(tickets, 1, candidates=1, **options)
     assert pooled.steps[0].coefficient == 0.3 and pooled.accuracy > pooled.baseline_accuracy
     assert same_network(pooled, pool(tickets, 1, candidates=1, search="exhaustive", **options))
+
+
+def told(recwarn):
+    return [str(w.message) for w in recwarn if "all the same" in str(w.message)]
+
+
+def test_scores_that_tell_no_network_from_another_are_doubted_once(tickets, network, validation, recwarn):
+    options = {"model": network, "statistics": "interpolate", **CHOICES}
+    pool(tickets, evaluate=lambda model: 0.5, **options)
+    one = "evaluate returned 0.5 for every network that was offered to target 0, 1, 2, 3, 4: it did not choose; does it "
+    assert told(recwarn)[0].startswith(one) and len(told(recwarn)) == 1
+    recwarn.clear()
+    scores = itertools.count()
+    pool(tickets, 1, evaluate=lambda model: 0.5 if 5 < (n := next(scores)) <= 10 else n, **options)
+    assert "evaluate returned 0.5 for all coefficients in 1 of 4 steps" in told(recwarn)[0]
+    recwarn.clear()
+    pool(tickets, 1, evaluate=lambda model: float(next(scores)), **options)
+    assert not told(recwarn)
+
+
+@pytest.mark.parametrize("kind", ["exhaustive", "bounded"])
+def test_samples_that_tell_no_network_from_another_are_doubted(tickets, network, validation, kind, recwarn):
+    options = {"model": network, "statistics": "interpolate", "search": kind, **CHOICES}
+    pool([tickets[2].state_dict] * 3, 1, validation=validation, **options)
+    assert told(recwarn)[0].startswith("validation scores every network that was offered to target 1 alike")
+    recwarn.clear()
+    pool(tickets, 1, validation=validation, **options)
+    assert not told(recwarn)
 
 
 def test_evaluate_that_returns_no_number(tickets, network):
@@ -261,7 +291,8 @@ def test_statistics_that_evaluate_renewed_are_kept(tickets, network, calibration
         update_bn([calibration[0]], model)
         return 1.0
 
-    pooled = pool(tickets, 1, model=network, evaluate=evaluate, statistics="interpolate", **CHOICES)
+    with pytest.warns(UserWarning, match="evaluate returned 1.0"):
+        pooled = pool(tickets, 1, model=network, evaluate=evaluate, statistics="interpolate", **CHOICES)
     expected = copy.deepcopy(network)
     expected.load_state_dict(pooled.state_dict)
     update_bn([calibration[0]], expected)
