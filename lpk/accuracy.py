@@ -12,9 +12,12 @@ from lpk.samples import Samples, Validation
 
 
 def correct_predictions(
-    model: nn.Module, samples: Samples, *, batch_size: int = 250, device: torch.device | None = None
+    model: nn.Module, samples: Samples, *, batch_size: int | None = None, device: torch.device | None = None
 ) -> Tensor:
-    """Which samples a model predicts correctly, bool [N], in their order. The model is left in its mode."""
+    """Which samples a model predicts correctly, bool [N], in their order. The model is left in its mode.
+
+    batch_size: None: the loader's own, and lpk.samples.BATCH_SIZE at most.
+    """
     device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
     training = model.training
     model.eval()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lpk.flat import batchnorms
+from lpk.flat import batchnorms, check_batch
 from lpk.states import input_dtype
 from lpk.tracing import hooks, trace
 
@@ -37,7 +37,7 @@ class Eager:
         self.autocast = autocast
         self.parameter = next(model.parameters())
         self.dtype = input_dtype(model)
-        self.batchnorms = [module for _, module in batchnorms(model)]
+        self.batchnorms = {module: path for path, module in batchnorms(model)}
         self.folded: Folded | None = None
         self._tried = not self.batchnorms
         self._stale = True
@@ -46,12 +46,18 @@ class Eager:
         """To be called after the model's values changed."""
         self._stale = True
 
-    def measure(self, inputs: Tensor) -> None:
+    def measure(self, inputs: Tensor) -> dict[_BatchNorm, int]:
         """Writes the statistics of one batch into the BatchNorm layers: the mean and the unbiased variance of what each
-        of them reads, the others before it normalising by theirs. Nothing else trains."""
-        with _training(self.batchnorms), torch.inference_mode():
+        of them reads, the others before it normalising by theirs. Nothing else trains.
+
+        Returns how often each layer was called. Where that is more than once, its statistics are the calls' mean.
+
+        Raises ValueError where a layer reads one value for each channel.
+        """
+        with _training(self.batchnorms, len(inputs)) as calls, torch.inference_mode():
             self._forward(self.model, inputs)
         self.changed()
+        return calls
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """The model's output for inputs [B, ...]."""
@@ -96,15 +102,28 @@ def alike(a: object, b: object) -> bool:
 
 
 @contextmanager
-def _training(layers: list[_BatchNorm]) -> Iterator[None]:
-    """BatchNorm layers that train and hold the statistics of the batch seen last; counters are put back."""
+def _training(layers: dict[_BatchNorm, str], samples: int) -> Iterator[dict[_BatchNorm, int]]:
+    """BatchNorm layers that train and hold the mean of the statistics of all calls, which are counted; momentum and
+    counters are put back."""
     saved = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
+    calls = dict.fromkeys(layers, 0)
+
+    def called(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        assert isinstance(layer, _BatchNorm)
+        x = next(iter((*args, *kwargs.values())))
+        check_batch(layers[layer] or type(layer).__name__, samples, x.numel() // max(1, layer.num_features))
+        calls[layer] += 1
+        layer.momentum = 1.0 / calls[layer]  # of the first call 1: nothing remains of what was there before
+
+    handles = [layer.register_forward_pre_hook(called, with_kwargs=True) for layer in layers]
     for layer, (_, tracked) in zip(layers, saved, strict=True):
         counter = None if tracked is None else tracked.clone()  # SyncBatchNorm asks for one
         layer.momentum, layer.num_batches_tracked, layer.training = 1.0, counter, True
     try:
-        yield
+        yield calls
     finally:
+        for handle in handles:
+            handle.remove()
         for layer, (momentum, tracked) in zip(layers, saved, strict=True):
             layer.momentum, layer.num_batches_tracked, layer.training = momentum, tracked, False
 

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpk.backends import Backend, choose, mixes
-from lpk.flat import FlatModel, Layout, batchnorms
-from lpk.samples import Calibration, Inputs, Samples, Validation
+from lpk.flat import FlatModel, Layout
+from lpk.samples import BATCH_SIZE, Calibration, Inputs, Samples, Validation
 
 STATISTICS = ("recalibrate", "interpolate", "leave")
-BATCH_SIZE = 128
 TOLERANCE = 0.02
 CRITERIA = ("accuracy", "loss")
 
@@ -69,14 +69,16 @@ class Evaluator:
         criterion: what counts against a network: "accuracy", its errors, or "loss", its cross-entropy.
         statistics: "recalibrate", "interpolate" (like the other parameters) or "leave" (the target's stay).
         tolerance: the standard error at which calibration stops, see `calibrate`; 0: it uses all samples.
-        batch_size: of calibration and validation.
+        batch_size: of calibration and validation; None: each loader's own, and 128 at most, see lpk.samples.
         backend: what evaluates: "torch", "sparse" (the engine), or "auto" for the faster one.
         autocast: the dtype that PyTorch computes in where that is safe (torch.autocast); None: the model's own.
 
     Attributes:
+        batch_size: of validation, by which counts are defined; of calibration where `evaluate` scores.
         forward_samples: how many samples went through the network.
         scored: how many networks were scored, whether or not to the end.
         validated: how many of the samples that went through it were validation samples.
+        changed: entries that `evaluate` gave other values, which was undone; BatchNorm's statistics are not among them.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class Evaluator:
         criterion: str = "accuracy",
         statistics: str = "recalibrate",
         tolerance: float = TOLERANCE,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
         backend: str = "auto",
         autocast: torch.dtype | None = None,
         device: torch.device | None = None,
@@ -99,7 +101,7 @@ class Evaluator:
             raise ValueError(f"statistics is {statistics!r}; one of {', '.join(STATISTICS)} is possible")
         if criterion not in CRITERIA:
             raise ValueError(f"criterion is {criterion!r}; one of {', '.join(CRITERIA)} is possible")
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; at least 1 is needed")
         if not 0.0 <= tolerance < math.inf:
             raise ValueError(f"tolerance is {tolerance}; a number of at least 0 is needed")
@@ -110,22 +112,26 @@ class Evaluator:
         device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
         self.flat = FlatModel(model, layout, device)
         self.device = device
-        self.batch_size = batch_size
         self.tolerance = tolerance
         self.autocast = autocast
         self.evaluate = evaluate
         self.criterion = criterion
         self.forward_samples = self.validated = self.scored = 0
+        self.changed: list[str] = []
         self.validation = None if validation is None else Validation(validation, batch_size, device)
         self.calibration = None if calibration is None else Calibration(calibration, batch_size, device)
-        self.batchnorms = [module for _, module in batchnorms(self.flat.model)]
-        if self.batchnorms and calibration is None and statistics == "recalibrate":
+        used = self.validation or self.calibration
+        self.batch_size = batch_size or BATCH_SIZE if used is None else used.batch_size
+        self.batchnorms = self.flat.batchnorms
+        if self.batchnorms and self.calibration is None and statistics == "recalibrate":
             warnings.warn(
                 "no calibration samples: BatchNorm's statistics are interpolated like the other parameters, which "
                 "usually costs accuracy; pass calibration=, a few hundred training samples",
                 stacklevel=3,
             )
             statistics = "interpolate"
+        elif self.batchnorms and statistics == "recalibrate" and self.calibration and batch_size is None:
+            self._check_calibration(self.calibration)
         self.statistics = statistics
         self._heat = Heat()
         self._generator = torch.Generator().manual_seed(0)  # of the heats' draws
@@ -135,6 +141,15 @@ class Evaluator:
         self.wanted = backend
         self._chosen: Backend | None = None
         self._mixes: bool | None = None  # whether predictions depend on the other samples of a batch
+
+    @staticmethod
+    def _check_calibration(calibration: Calibration) -> None:
+        if calibration.has_small_batches:
+            warnings.warn(
+                f"calibration: batches of {calibration.batch_size}, as the loader has them, distort BatchNorm's statistics; "
+                f"pass batch_size={BATCH_SIZE}, or {calibration.batch_size} where memory allows no more",
+                stacklevel=4,
+            )
 
     @property
     def backend(self) -> str:
@@ -164,43 +179,63 @@ class Evaluator:
         their mean over the batches, relative to the channel's standard deviation for a mean and to its variance for a
         variance, has a root mean square over all channels of at most `tolerance`. When that is depends on this network
         and the samples alone.
+
+        Of a layer that a forward pass calls more than once (shared branches, heads) every call weighs the same, as in
+        torch.optim.swa_utils.update_bn. A layer that none calls keeps its interpolated statistics: it has no others.
+
+        Raises ValueError where a batch is too small for a variance.
         """
         if self.statistics != "recalibrate" or not self.batchnorms or self.calibration is None:
             return
         flat = self.flat
-        mean = squares = torch.zeros(len(self._running), dtype=torch.float64, device=self.device)  # Welford 1962
+        mean = squares = torch.zeros(len(self._running), dtype=torch.float64, device=self.device)  # West 1979
+        total = torch.zeros_like(mean)
         with torch.inference_mode():
             for count, inputs in enumerate(self.calibration.batches(), start=1):
-                self._network(inputs).measure(inputs)
+                before = flat.rest[self._running]
+                calls = self._network(inputs).measure(inputs)
                 self.forward_samples += len(inputs)
                 flat.read()
-                batch = flat.rest[self._running].double()
-                difference = batch - mean
-                mean = mean + difference / count
-                squares = squares + difference * (batch - mean)
-                if count > 1 and self.tolerance and self._error(mean, squares, count) <= self.tolerance:
+                batch = flat.rest[self._running]
+                weight = self._weights(calls, batch != before)
+                total = total + weight
+                difference = batch.double() - mean
+                mean = mean + difference * weight / total.clamp(min=1)
+                squares = squares + weight * difference * (batch - mean)
+                deviation = squares / total.clamp(min=1)
+                if count > 1 and self.tolerance and self._error(mean, deviation, count) <= self.tolerance:
                     break
-            flat.rest[self._running] = mean.to(flat.rest.dtype)
+            flat.rest[self._running] = torch.where(total > 0, mean.to(flat.rest.dtype), flat.rest[self._running])
         self.written(weights=False)
 
-    def _error(self, mean: Tensor, squares: Tensor, count: int) -> float:
-        """The standard error of the statistics' mean over `count` batches, relative, as calibrate says."""
+    def _weights(self, calls: Mapping[_BatchNorm, int], changed: Tensor) -> Tensor:
+        """How often each statistic was taken from a batch: as often as its layer was called, or once where a model
+        computes with the statistics of a layer without calling it."""
+        counts = [calls.get(layer, 0) for layer, _, _ in self.batchnorms]
+        if all(count == 1 for count in counts):
+            return torch.ones_like(changed, dtype=torch.float64)
+        counted = torch.tensor(counts, dtype=torch.float64, device=self.device)[self._scale.layer]
+        return torch.where(counted > 0, counted, changed.double())
+
+    def _error(self, mean: Tensor, deviation: Tensor, count: int) -> float:
+        """The standard error of the statistics' mean over `count` batches, relative, as calibrate says; deviation: the
+        mean square difference from it."""
         variance = mean[self._scale.variance]
         scale = torch.where(self._scale.is_mean, variance, variance.square())
-        relative = squares / (count * (count - 1)) / scale
+        relative = deviation / (count - 1) / scale
         return math.sqrt(float(torch.where(scale > 0, relative, 0.0).mean()))  # a dead channel has settled
 
     def score(self, most: float = math.inf) -> Score | None:
         """Scores the network in `flat`; None as soon as it makes more than `most` errors, or units of loss."""
         self.scored += 1
         if self.evaluate is not None:
-            with torch.no_grad():
+            with torch.no_grad(), self.flat.lent() as changed:
                 returned = self.evaluate(self.flat.model)
-            try:
-                value = float(returned)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise TypeError(f"evaluate returned a {type(returned).__name__}; a number is needed") from error
-            self.flat.model.eval()  # whatever mode it was left in
+                try:
+                    value = float(returned)
+                except (TypeError, ValueError, RuntimeError) as error:
+                    raise TypeError(f"evaluate returned a {type(returned).__name__}; a number is needed") from error
+            self.changed = self.changed or changed
             return Score(value, value, None)
         assert self.validation is not None
         errors = cost = 0
@@ -208,7 +243,7 @@ class Evaluator:
         with torch.inference_mode():
             for inputs, batch_labels in self.validation.batches():
                 batch_labels = batch_labels.to(self.device)
-                logits.append(self._logits(self._network(inputs), inputs))
+                logits.append(self._logits(self._network(inputs), inputs, self.batch_size))
                 labels.append(batch_labels)
                 errors += int((logits[-1].argmax(1) != batch_labels).sum())
                 cost = errors if self.criterion == "accuracy" else cost + _loss_units(logits[-1], batch_labels)
@@ -221,7 +256,7 @@ class Evaluator:
         """Logits of the network in `flat` [N, classes] and the samples' labels [N], on the CPU.
 
         Args:
-            samples: in batches of `batch_size`; None: the validation samples, in their current order.
+            samples: in batches of their own size; None: the validation samples, in their current order.
         """
         samples = samples or self.validation
         assert samples is not None
@@ -229,7 +264,7 @@ class Evaluator:
         with torch.inference_mode():
             for inputs, batch_labels in samples.batches():
                 inputs = inputs.to(self.device)
-                logits.append(self._logits(self._network(inputs), inputs).float().cpu())
+                logits.append(self._logits(self._network(inputs), inputs, samples.batch_size).float().cpu())
                 labels.append(batch_labels.cpu())
         return torch.cat(logits), torch.cat(labels)
 
@@ -273,13 +308,13 @@ class Evaluator:
             return False
         return hypergeometric_tail(errors, population, int(min(errors_allowed, population)), drawn) <= error
 
-    def _logits(self, network: Backend, inputs: Tensor) -> Tensor:
+    def _logits(self, network: Backend, inputs: Tensor, batch_size: int) -> Tensor:
         """Predictions of one batch [B, classes], computed at the full batch size unless they depend on each other."""
         count = len(inputs)
         if self._mixes is None:
             self._mixes = mixes(network, inputs)
-        if count < self.batch_size and not self._mixes:
-            inputs = torch.cat((inputs, inputs[-1:].expand(self.batch_size - count, *inputs.shape[1:])))
+        if count < batch_size and not self._mixes:
+            inputs = torch.cat((inputs, inputs[-1:].expand(batch_size - count, *inputs.shape[1:])))
         logits = network(inputs)
         self.forward_samples += len(inputs)
         self.validated += len(inputs)
@@ -301,22 +336,24 @@ class Evaluator:
 
 
 class _Scales(NamedTuple):
-    """For each running statistic whether it is a mean, and which one is the variance of the same channel."""
+    """For each running statistic whether it is a mean, which one is the variance of the same channel, and the number of
+    its layer."""
 
     is_mean: Tensor
     variance: Tensor
+    layer: Tensor
 
 
 def _scales(flat: FlatModel) -> _Scales:
-    spans = {entry.name: entry.span for entry in flat.layout.rest}
-    position = torch.cumsum(flat.statistics, 0) - 1  # in the vector of statistics alone
-    is_mean, variance = torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
-    for name, span in spans.items():
-        path, _, kind = name.rpartition(".")
-        if bool(flat.statistics[span].all()) and span.stop > span.start:
-            is_mean = torch.cat((is_mean, torch.full((span.stop - span.start,), kind == "running_mean")))
-            variance = torch.cat((variance, position[spans[f"{path}.running_var".lstrip(".")]].cpu()))
-    return _Scales(is_mean.to(flat.rest.device), variance.to(flat.rest.device))
+    position = (torch.cumsum(flat.statistics, 0) - 1).cpu()  # in the vector of statistics alone
+    variance = torch.zeros(int(flat.statistics.sum()), dtype=torch.int64, device="cpu")
+    is_mean, layer = torch.zeros_like(variance, dtype=torch.bool), torch.zeros_like(variance)
+    for number, (_, mean, of_same) in enumerate(flat.batchnorms):
+        is_mean[position[mean]] = True
+        for span in (mean, of_same):
+            variance[position[span]] = position[of_same]
+            layer[position[span]] = number
+    return _Scales(*(tensor.to(flat.rest.device) for tensor in (is_mean, variance, layer)))
 
 
 def hypergeometric_tail(least: int, population: int, marked: int, drawn: int) -> float:

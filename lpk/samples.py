@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeGuard, cast
 
 import torch
@@ -13,6 +13,8 @@ Batch = tuple[Tensor, Tensor]
 Samples = Iterable[Batch] | Batch  # a DataLoader or the like, or (inputs, labels)
 Inputs = Samples | Iterable[Tensor] | Tensor  # the same, with or without labels or anything else behind the inputs
 
+BATCH_SIZE = 128
+FEW = 8  # samples: the statistics of one batch are not those of another, nor what follows from them in a network
 MEMORY_BUDGET = 4 << 30  # bytes held for one purpose; what is larger is streamed from its loader again each time
 
 
@@ -22,19 +24,23 @@ class Validation:
     Raises ValueError for a source without samples, inputs that are not finite or not of one shape, labels that don't
     match, and loaders that don't yield (inputs, labels).
 
+    Args:
+        batch_size: None: the loader's own, that of its largest batch, and BATCH_SIZE at most.
+
     Attributes:
+        batch_size: of batches; no larger than there are samples.
         largest: the largest label.
     """
 
-    def __init__(self, samples: Samples, batch_size: int, device: torch.device) -> None:
-        self.batch_size = batch_size
+    def __init__(self, samples: Samples, batch_size: int | None, device: torch.device) -> None:
         self.source: Samples | None = None
         self.count = 0
-        self.largest = 0
+        self.largest = own = 0
         held: list[Batch] = []
         size = 0
         for inputs, labels in _labelled(samples):
             self.count += len(labels)
+            own = max(own, len(labels))
             self.largest = max(self.largest, int(labels.max()))
             size += inputs.nbytes
             if size > MEMORY_BUDGET and not _is_pair(samples):
@@ -43,6 +49,7 @@ class Validation:
                 held.append((inputs.to(device), labels.to(device)))
         if self.count == 0:
             raise ValueError("validation has no samples")
+        self.batch_size = min(batch_size or min(own, BATCH_SIZE), self.count)
         if self.source is None:
             self.inputs, self.labels = (
                 parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*held, strict=True)
@@ -64,17 +71,30 @@ class Calibration:
     """The first samples of a source, no more than were asked for so far: of a whole training set few are ever read.
 
     Raises ValueError as `Validation` does; labels are neither needed nor looked at.
+
+    Args:
+        batch_size: None: the loader's own, that of its first batch, and BATCH_SIZE at most. So a loader of few large
+            samples needs no more memory than in training, and the statistics are what update_bn takes from it.
+
+    Attributes:
+        batch_size: of batches; the only one is smaller where there are not so many samples.
+        has_small_batches: whether they are of less than FEW samples, though there are more.
     """
 
-    def __init__(self, samples: Inputs, batch_size: int, device: torch.device) -> None:
+    def __init__(self, samples: Inputs, batch_size: int | None, device: torch.device) -> None:
         self.samples = samples
-        self.batch_size = batch_size
         self.device = device
+        batches = _inputs(samples)
+        if not (read := list(islice(batches, 1))):
+            raise ValueError("calibration has no samples")
+        self.batch_size = batch_size or min(len(read[0]), BATCH_SIZE)
+        if self.batch_size < FEW:
+            read += islice(batches, 1)
+        self.has_small_batches = self.batch_size < FEW and len(read) > 1
         self._held: list[Tensor] = []
         self._size = 0
-        self._more = self._read()
-        if not self._hold_next():
-            raise ValueError("calibration has no samples")
+        self._more = self._read(chain(read, batches))
+        self._hold_next()
 
     def batches(self) -> Iterator[Tensor]:
         """Inputs in batches of equal size: a shorter last one is left out, unless it is the only one."""
@@ -83,7 +103,7 @@ class Calibration:
             yield self._held[i]
             i += 1
         if self._size > MEMORY_BUDGET:
-            yield from islice(self._read(), i, None)
+            yield from islice(self._read(_inputs(self.samples)), i, None)
 
     def _hold_next(self) -> bool:
         batch = next(self._more, None)
@@ -92,8 +112,8 @@ class Calibration:
             self._size += batch.nbytes
         return batch is not None
 
-    def _read(self) -> Iterator[Tensor]:
-        pairs = ((inputs, inputs) for inputs in _inputs(self.samples))
+    def _read(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        pairs = ((inputs, inputs) for inputs in batches)
         for i, (inputs, _) in enumerate(_rebatched(pairs, self.batch_size)):
             if i == 0 or len(inputs) == self.batch_size:
                 yield inputs

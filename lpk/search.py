@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from lpk import ops
-from lpk.evaluate import BATCH_SIZE, TOLERANCE, Evaluator, Score
+from lpk.evaluate import TOLERANCE, Evaluator, Score
 from lpk.flat import Flat
 from lpk.interpolations import Interpolations
 from lpk.pooled import Pooled, Step, versions
 from lpk.progress import Progress
 from lpk.samples import Inputs, Samples
+from lpk.scores import alike, undone
 from lpk.tickets import Ticket, Tickets
 
 COEFFICIENTS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -73,7 +75,7 @@ def pool(
     tolerance: float = TOLERANCE,
     backend: str = "auto",
     error: float = 0.05,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     autocast: torch.dtype | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -105,7 +107,9 @@ def pool(
         backend: what evaluates a candidate: "torch", "sparse" (lpk's engine for CPUs, see lpk.sparsify), or "auto" for
             the engine where it can run the whole network.
         error: the probability of a differing step that a racing search may have; no other search uses it.
-        batch_size: of calibration and validation.
+        batch_size: of calibration and validation, no larger than there are samples; None: the size that each loader
+            has itself, and 128 at most. Of calibration more is better than few: a batch's statistics are computed
+            from its samples alone, so that a loader of less than 8 at a time, which memory may ask for, gets a warning.
         autocast: torch.bfloat16 or torch.float16 to compute in that dtype where torch.autocast does; None: float32.
         device: where candidates are evaluated; None: where the model is.
         progress: whether to show it.
@@ -158,7 +162,14 @@ def pool(
     offered = len(tickets) - 1 if candidates is None else min(candidates, len(tickets) - 1)
     with Progress(method, len(targets) * offered, show=progress) as bar:
         plan = _Plan(tickets, evaluator, method, coefficients, prune, offered, search, error, bar)
-        pools = [_Pool(tickets[t], plan).run() for t in targets]
+        pools, values = [], {}
+        for t in targets:
+            one = _Pool(tickets[t], plan)
+            pools.append(one.run())
+            values[t] = one.values
+    for doubt in (undone(evaluator.changed), alike(values, by_evaluate=evaluate is not None)):
+        if doubt is not None:
+            warnings.warn(doubt, stacklevel=2)
     return pools if target is None else pools[0]
 
 
@@ -195,6 +206,7 @@ class _Pool:
         self.score = Score(-math.inf, math.nan, None)  # of `best`
         self.favourite = 0.5  # the coefficient accepted last: the next best one is probably near it
         self.steps: list[Step] = []
+        self.values: list[list[float]] = []  # of the networks scored in full: the target, and those of each step
 
     def run(self) -> Pooled:
         target, evaluator, plan = self.target, self.evaluator, self.plan
@@ -202,6 +214,10 @@ class _Pool:
         evaluator.flat.load(self.own)
         evaluator.written()
         self.score = baseline = self._scored(evaluator.score())
+        self.values.append([baseline.value])
+        if evaluator.evaluate is not None and not torch.equal(evaluator.flat.rest, self.own.rest):
+            # BatchNorm's statistics, renewed.
+            self.best = Flat(self.own.weights, evaluator.flat.rest.clone(), self.own.integers)
         if math.isnan(baseline.value):
             raise ValueError(f"evaluate returned nan for the ticket of round {target.round}; a number is needed")
         for averaged, i in enumerate(nearest_first(target.round, len(plan.tickets))[: plan.offered], start=1):
@@ -214,6 +230,7 @@ class _Pool:
         flat, mask = target.flat, target.mask
         if self.best is not self.own:
             flat = self.best.to("cpu")
+        if self.best.weights is not self.own.weights:
             mask = ops.magnitude_mask(flat.weights, target.keep)
         return Pooled(
             round=target.round,
@@ -238,6 +255,7 @@ class _Pool:
                 "device": str(evaluator.device),
                 "autocast": None if evaluator.autocast is None else str(evaluator.autocast),
                 "batch_size": evaluator.batch_size,
+                "calibration_batch_size": None if evaluator.calibration is None else evaluator.calibration.batch_size,
                 "validation_samples": evaluator.total,
                 **versions(),
             },
@@ -269,6 +287,7 @@ class _Pool:
         if self.plan.search == "racing":
             self.evaluator.draw_heat(int(highest - self.score.value), self.plan.error)
         winner, won, network = -1, Score(-math.inf, math.nan, None), self.best
+        self.values.append([])
         for k in sorted(range(len(coefficients)), key=lambda k: abs(coefficients[k] - self.favourite)):
             most = math.inf
             if self.bounded:
@@ -280,7 +299,10 @@ class _Pool:
             self._write(interpolations, k)
             self.evaluator.calibrate()
             score = self.evaluator.score(most)
-            if score is not None and (score.value > won.value or (score.value == won.value and k < winner)):
+            if score is None:
+                continue
+            self.values[-1].append(score.value)
+            if score.value > won.value or (score.value == won.value and k < winner):
                 winner, won, network = k, score, self._network()
         if winner < 0:
             return Step(candidate.round, None, None, False)
@@ -305,8 +327,8 @@ class _Pool:
             ops.magnitude_prune(self.best.weights, self.target.keep, out=flat.weights)
             self.evaluator.written()
             self.evaluator.calibrate()
-            self.best = self._network()
             self.score = self._scored(self.evaluator.score())
+            self.best = self._network()
 
     def _interpolations(self, other: Flat, coefficients: tuple[float, ...]) -> Interpolations:
         keep = None if self.plan.prune == "after" else self.target.keep

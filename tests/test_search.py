@@ -246,7 +246,9 @@ def told(recwarn):
 def test_scores_that_tell_no_network_from_another_are_doubted_once(tickets, network, validation, recwarn):
     options = {"model": network, "statistics": "interpolate", **CHOICES}
     pool(tickets, evaluate=lambda model: 0.5, **options)
-    one = "evaluate returned 0.5 for every network that was offered to target 0, 1, 2, 3, 4: it did not choose; does it "
+    one = (
+        "evaluate returned 0.5 for every network that was offered to target 0, 1, 2, 3, 4: it did not choose; does it "
+    )
     assert told(recwarn)[0].startswith(one) and len(told(recwarn)) == 1
     recwarn.clear()
     scores = itertools.count()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lpk.flat import batchnorms, check_batch
 from lpk.sparse import arena, kernels, packing
 from lpk.sparse.blocks import IMAGES, Blocks, stored_shape
 from lpk.sparse.calls import pair
@@ -59,6 +60,7 @@ class Network:
         self.read = read
         self._layouts: dict[int, _Layout] = {}  # by the lanes of an image
         self.filters: _Packed = {}
+        self.names: dict[_BatchNorm, str] = {layer: path for path, layer in batchnorms(model)}
 
     @property
     def whole(self) -> bool:
@@ -94,18 +96,20 @@ class Network:
         return outputs[0] if self.plan.ending is None else self.plan.ending.forward(*outputs)
 
     @torch.no_grad()
-    def measure(self, inputs: Tensor) -> None:
+    def measure(self, inputs: Tensor) -> dict[_BatchNorm, int]:
         """Writes the statistics of one batch [B, *shape] into the model's BatchNorm layers, as training with momentum 1
         does: the mean and the unbiased variance of what each of them reads, the others before it normalising by theirs.
 
-        Raises NotSupported where one of them runs in PyTorch.
+        Returns how often each layer is called. Where that is more than once, its statistics are the calls' mean.
+
+        Raises NotSupported where one of them runs in PyTorch, ValueError where one reads one value for each channel.
         """
         assert self.dead
         layers = (module for part in self.plan.in_pytorch for module in part.modules())
         if any(isinstance(layer, _BatchNorm) and layer.running_mean is not None for layer in layers):
             raise NotSupported("a BatchNorm layer runs in PyTorch, where the engine does not measure its statistics")
         self._forget_calls()
-        self._layout(1).run(len(inputs)).measure(inputs.float())
+        return self._layout(1).run(len(inputs)).measure(inputs.float())
 
     def _layout(self, lanes: int) -> _Layout:
         if lanes not in self._layouts:
@@ -198,19 +202,21 @@ class _Run:
             call()
         return list(map(self._unpacked, self.plan.outputs))
 
-    def measure(self, inputs: Tensor) -> None:
+    def measure(self, inputs: Tensor) -> dict[_BatchNorm, int]:
+        calls: dict[_BatchNorm, int] = {}
         self._pack_input(inputs)
         for step in self.plan.steps:
             if isinstance(step, Convolve) and step.batchnorm is not None:
                 x, out = self.buffers[step.inputs[0]], self.buffers[step.out]
                 bias = None if step.layer.bias is None else step.layer.bias.detach()
                 kernels.convolution(self._filters(step), x, out, bias=bias)
-                self._normalise(step, out)
+                self._normalise(step, out, calls)
             elif isinstance(step, Affine) and step.batchnorm is not None:
-                self._normalise(step, self.buffers[step.inputs[0]])
+                self._normalise(step, self.buffers[step.inputs[0]], calls)
             else:
                 for call in _joined(self._parts(step)):
                     call()
+        return calls
 
     def _pack_input(self, inputs: Tensor) -> None:
         out = self.buffers[self.plan.input]
@@ -240,14 +246,16 @@ class _Run:
     def _key(self, step: Convolve) -> tuple[int, tuple[int, ...]]:
         return self.layout.layers[step], packing.input_strides(self.buffers[step.inputs[0]])
 
-    def _normalise(self, step: Convolve | Affine, x: Blocks) -> None:
-        """BatchNorm by the statistics of x, which its layer is given."""
+    def _normalise(self, step: Convolve | Affine, x: Blocks, calls: dict[_BatchNorm, int]) -> None:
+        """BatchNorm by the statistics of x, which its layer is given: the mean of all calls so far."""
         batchnorm = step.batchnorm
         assert batchnorm is not None and batchnorm.running_mean is not None and batchnorm.running_var is not None
-        mean, variance = kernels.channel_statistics(x)
-        batchnorm.running_mean.copy_(mean)
-        batchnorm.running_var.copy_(variance)
         count = x.shape[0] * x.shape[2] * x.shape[3]
+        check_batch(self.layout.network.names.get(batchnorm) or "BatchNorm", self.batch, count)
+        mean, variance = kernels.channel_statistics(x)
+        calls[batchnorm] = calls.get(batchnorm, 0) + 1
+        for running, found in ((batchnorm.running_mean, mean), (batchnorm.running_var, variance)):
+            running.copy_(found if calls[batchnorm] == 1 else running.to(found).lerp(found, 1 / calls[batchnorm]))
         scale, shift = affine(batchnorm, mean, variance * ((count - 1) / count))
         kernels.scale_shift(x, self.buffers[step.out], scale=scale, shift=shift, **self._ending(step))
 
