@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpk.backends import Backend, choose, mixes
-from lpk.flat import FlatModel, Layout
+from lpk.flat import Layout
+from lpk.flat_model import FlatModel
 from lpk.samples import BATCH_SIZE, Calibration, Inputs, Samples, Validation
 
 STATISTICS = ("recalibrate", "interpolate", "leave")
@@ -146,8 +147,8 @@ class Evaluator:
     def _check_calibration(calibration: Calibration) -> None:
         if calibration.has_small_batches:
             warnings.warn(
-                f"calibration: batches of {calibration.batch_size}, as the loader has them, distort BatchNorm's statistics; "
-                f"pass batch_size={BATCH_SIZE}, or {calibration.batch_size} where memory allows no more",
+                f"calibration: batches of {calibration.batch_size}, as the loader has them, distort BatchNorm's "
+                f"statistics; pass batch_size={BATCH_SIZE}, or {calibration.batch_size} where memory allows no more",
                 stacklevel=4,
             )
 

@@ -8,9 +8,7 @@ once.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize, prune
 
+from lpk.copies import copied
 from lpk.cpu import DTYPES
-from lpk.links import Attributes, Link, same
-from lpk.links import owners as holders
 from lpk.states import owners, state_names
 from lpk.states import tied as tied
 from lpk.tracing import heads
@@ -257,147 +254,6 @@ class Layout:
         )
 
 
-class Normalisation(NamedTuple):
-    """A BatchNorm layer, and where its running mean and variance stand in the rest vector."""
-
-    layer: _BatchNorm
-    mean: slice
-    variance: slice
-
-
-class _Place(NamedTuple):
-    """A parameter or buffer, and where its values stand in which vector; None where they are in none.
-
-    `running`: whether they are BatchNorm's running statistics.
-    """
-
-    link: Link
-    vector: Tensor | None
-    span: slice
-    running: bool
-
-    @property
-    def is_view(self) -> bool:
-        """Of the vector: entries of another dtype are copies."""
-        return self.vector is not None and self.vector.dtype == self.link.home.dtype
-
-
-class FlatModel:
-    """A copy of a model whose parameters and buffers are views of two flat vectors: writing a candidate is one pass.
-
-    They are that whenever lpk has written: what the model's own forward moved elsewhere is put back.
-
-    Attributes:
-        model: the copy, in evaluation mode, without gradients. Code that is not lpk's gets it by `lent`.
-        weights, rest: the vectors [n] and [m] that the copy computes with.
-        batchnorms: the layers with running statistics.
-        statistics: bool [m], True at those.
-
-    Raises ValueError where the model's names, shapes or dtypes are not those of the layout.
-    """
-
-    def __init__(self, model: nn.Module, layout: Layout, device: torch.device) -> None:
-        self.model = plain_copy(model).to(device).eval().requires_grad_(False)
-        self.layout = layout
-        size = layout.rest[-1].span.stop if layout.rest else 0
-        self.weights = torch.zeros(layout.n, dtype=layout.dtype, device=device)
-        self.rest = torch.zeros(size, dtype=torch.float32, device=device)
-        state = self.model.state_dict(keep_vars=True)
-        if problem := layout.difference(state):
-            raise ValueError(f"the tickets are of another network than the model: {problem}")
-        self._places = list(self._placed(state))
-        spans = {id(place.link.tensor): place.span for place in self._places if place.running}
-        self.batchnorms = [
-            Normalisation(layer, spans[id(layer.running_mean)], spans[id(layer.running_var)])
-            for _, layer in batchnorms(self.model)
-            if id(layer.running_mean) in spans and id(layer.running_var) in spans
-        ]
-        self.statistics = torch.zeros(size, dtype=torch.bool, device=device)
-        for _, mean, variance in self.batchnorms:
-            self.statistics[mean] = self.statistics[variance] = True
-        self.written()
-
-    def _placed(self, state: Mapping[str, Tensor]) -> Iterator[_Place]:
-        """Every tensor of the model once. Integers, and what is in no state dict, stay where they are."""
-        held, seen = holders(self.model), set[int]()
-        statistics = {id(t) for _, layer in batchnorms(self.model) for t in (layer.running_mean, layer.running_var)}
-        entries = {entry.name: (entry, self.weights) for entry in self.layout.weights}
-        entries |= {entry.name: (entry, self.rest) for entry in self.layout.rest}
-        for name, tensor in (*state.items(), *self.model.named_parameters(), *self.model.named_buffers()):
-            if id(tensor) in seen:
-                continue
-            seen.add(id(tensor))
-            name, at = self.layout.aliases.get(name, name), held.get(id(tensor), [])
-            if name not in entries:
-                yield _Place(Link(name, tensor, tensor.detach(), at), None, slice(0, 0), running=False)
-                continue
-            entry, vector = entries[name]
-            home = vector[entry.span].view(entry.shape) if tensor.dtype == vector.dtype else tensor.detach()
-            running = vector is self.rest and id(tensor) in statistics
-            yield _Place(Link(name, tensor, home, at), vector, entry.span, running)
-
-    def written(self) -> None:
-        """To be called after `weights` or `rest` was written: tensors that do not lie there any more are put back, and
-        entries of another dtype are copies, not views."""
-        for place in self._places:
-            if not place.link.holds():
-                place.link.restore()
-            if place.vector is not None and not place.is_view:
-                place.link.home.copy_(place.vector[place.span].view(place.link.home.shape))
-
-    def read(self) -> None:
-        """To be called after the model changed its own entries (BatchNorm's statistics)."""
-        for link, vector, span, running in self._places:
-            # A layer may also make new statistics in place of writing into its own.
-            if vector is not None and (vector.dtype != link.home.dtype or (running and not link.holds())):
-                vector[span] = link.current.reshape(-1).to(vector)
-
-    @contextmanager
-    def lent(self) -> Iterator[list[str]]:
-        """Lends `model` to code that may do with it what it likes: afterwards all is as before, but for BatchNorm's
-        running statistics, which stay as they were left. The list gets the names of the others that had other values.
-        """
-        attributes = Attributes(self.model)
-        before = {id(vector): vector.clone() for vector in (self.weights, self.rest)}
-        values = [
-            before[id(place.vector)][place.span].view(place.link.home.shape)
-            if place.is_view
-            else place.link.home.clone()
-            for place in self._places
-        ]
-        changed: list[str] = []
-        yield changed
-        untouched = {id(vector): torch.equal(vector, before[id(vector)]) for vector in (self.weights, self.rest)}
-        left: list[tuple[slice, Tensor]] = []
-        for place, value in zip(self._places, values, strict=True):
-            link = place.link
-            if place.vector is None or (place.is_view and untouched[id(place.vector)] and link.holds()):
-                continue
-            if place.running and not same(link.current, value):
-                left.append((place.span, link.current.detach().reshape(-1).to(self.rest, copy=True)))
-            elif not same(link.current, value):
-                changed.append(link.name)
-        attributes.put_back()
-        self.weights.copy_(before[id(self.weights)])
-        self.rest.copy_(before[id(self.rest)])
-        for span, statistics in left:
-            self.rest[span] = statistics
-        for place, value in zip(self._places, values, strict=True):
-            if place.vector is None:
-                place.link.home.copy_(value)
-        for parameter in self.model.requires_grad_(False).parameters():
-            parameter.grad = None
-        self.written()
-
-    def load(self, flat: Flat) -> None:
-        self.weights.copy_(flat.weights)
-        self.rest.copy_(flat.rest)
-        for place in self._places:
-            if place.vector is None and place.link.name in flat.integers:
-                place.link.home.copy_(flat.integers[place.link.name])
-        self.written()
-
-
 STATISTICS = ("running_mean", "running_var")
 
 
@@ -507,20 +363,6 @@ def plain_copy(model: nn.Module) -> nn.Module:
     for module, name in _pruned(model):
         prune.remove(module, name)
     return model
-
-
-def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
-    """As copy.deepcopy(model, memo), which refuses tensors that were computed from parameters: the weight of
-    torch.nn.utils.weight_norm, or what a module keeps of its last forward. Their values are copied."""
-    kept = [v for module in model.modules() for value in vars(module).values() for v in _items(value)]
-    computed = {id(v): v.detach().clone() for v in kept if isinstance(v, Tensor) and not v.is_leaf}
-    return copy.deepcopy(model, {**computed, **(memo or {})})
-
-
-def _items(value: object) -> Iterable[object]:
-    if isinstance(value, list | tuple):
-        return value
-    return value.values() if isinstance(value, dict) else (value,)
 
 
 def is_pruned(model: nn.Module) -> bool:

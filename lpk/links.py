@@ -49,8 +49,8 @@ class Link:
             self.tensor.data = self.home
         except RuntimeError as error:
             raise ValueError(
-                f"{self.name!r} of the candidate became another kind of tensor, which can't be undone ({error}); evaluate "
-                "may do that to copy.deepcopy(candidate)"
+                f"{self.name!r} of the candidate became another kind of tensor, which can't be undone ({error}); "
+                "evaluate may do that to copy.deepcopy(candidate)"
             ) from error
         self.tensor.grad = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
-Values = Sequence[Sequence[float]]  # of the networks scored in full: the target, and those of each step
+Values = Sequence[Sequence[float]]  # the target's, and those of each step, as far as they are known
 
 
 def undone(changed: Sequence[str]) -> str | None:
@@ -13,16 +13,15 @@ def undone(changed: Sequence[str]) -> str | None:
     if not changed:
         return None
     return (
-        f"evaluate changed {changed[0]!r} of the candidates, which was undone: the pool does not consist of the networks "
-        "that it scored; BatchNorm's statistics alone stay as it leaves them"
+        f"evaluate changed {changed[0]!r} of the candidates, which was undone: the pool does not consist of the "
+        "networks that it scored; BatchNorm's statistics alone stay as it leaves them"
     )
 
 
 def alike(searches: Mapping[int, Values], *, by_evaluate: bool) -> str | None:
     """What to say where scores do not tell networks apart; None where they do.
 
-    That is where all networks of a search that were scored in full are equal, or, with `evaluate`, which scores each in
-    full, all coefficients of a step.
+    That is where all values of a search are equal, or, with `evaluate`, which scores all coefficients, those of a step.
 
     Args:
         searches: the values of each target's search, by its round.
@@ -42,8 +41,8 @@ def alike(searches: Mapping[int, Values], *, by_evaluate: bool) -> str | None:
         which = f"all coefficients in {len(equal)} of {len(steps)} steps"
     value = next(iter(blind.values()))[0][0] if blind else equal[0][0]
     return (
-        f"evaluate returned {value} for {which}: it did not choose; does it ignore its argument, is the metric constant, "
-        "or are the tickets all the same?"
+        f"evaluate returned {value} for {which}: it did not choose; does it ignore its argument, is the metric "
+        "constant, or are the tickets all the same?"
     )
 
 

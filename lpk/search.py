@@ -206,7 +206,7 @@ class _Pool:
         self.score = Score(-math.inf, math.nan, None)  # of `best`
         self.favourite = 0.5  # the coefficient accepted last: the next best one is probably near it
         self.steps: list[Step] = []
-        self.values: list[list[float]] = []  # of the networks scored in full: the target, and those of each step
+        self.values: list[list[float]] = []  # the target's, and those of each step, as far as they are known
 
     def run(self) -> Pooled:
         target, evaluator, plan = self.target, self.evaluator, self.plan
@@ -300,6 +300,8 @@ class _Pool:
             self.evaluator.calibrate()
             score = self.evaluator.score(most)
             if score is None:
+                if most >= highest - self.score.value:  # worse than θ_best; else it may be as good as the winner
+                    self.values[-1].append(-math.inf)
                 continue
             self.values[-1].append(score.value)
             if score.value > won.value or (score.value == won.value and k < winner):

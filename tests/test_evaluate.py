@@ -63,8 +63,8 @@ def test_calibration_equals_update_bn(network, validation, calibration):
 
 
 class Repeated(nn.Module):
-    """BatchNorm layers that one forward pass calls several times: after a convolution, after an activation, in a loop, in
-    what is computed again in a backward pass; and layers under two names, and that nothing calls."""
+    """BatchNorm layers that one forward pass calls several times: after a convolution, after an activation, in a loop,
+    in what is computed again in a backward pass; and layers under two names, and that nothing calls."""
 
     def __init__(self):
         super().__init__()

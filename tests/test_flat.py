@@ -4,7 +4,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 import lpk
-from lpk.flat import FlatModel, Layout, convolutions, plain_copy, prunable_names
+from lpk.flat import Layout, convolutions, plain_copy, prunable_names
+from lpk.flat_model import FlatModel
 from tests.conftest import make_network
 
 CPU = torch.device("cpu")

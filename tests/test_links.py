@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import lpk
-from lpk.flat import FlatModel, Layout
+from lpk.flat import Layout
+from lpk.flat_model import FlatModel
 from lpk.search import pool
 from tests.conftest import make_network, random_tickets
 
@@ -16,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 class Net(nn.Module):
-    """Convolution, BatchNorm, a tied weight, an integer buffer, one that is in no state dict, and one of another dtype."""
+    """It has a tied weight, an integer buffer, one that is in no state dict, and one of another dtype."""
 
     def __init__(self):
         super().__init__()

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lpk.flat import copied, is_pruned, plain_copy, unwrapped
+from lpk.copies import copied
+from lpk.flat import is_pruned, plain_copy, unwrapped
 from lpk.pooled import Pooled
 from lpk.sparse.compact import PRUNABLE, Remaining, load_sparse, save_sparse
 from lpk.sparse.module import SHAPES as SHAPES
