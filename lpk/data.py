@@ -83,7 +83,7 @@ def load(
     check_count("validation", validation, 0, len(whole) - 1)
     rest = len(whole) - validation
     check_count("train", rest if train is None else train, 1, rest)
-    order = torch.randperm(len(whole), generator=generator(seed))
+    order = torch.randperm(len(whole), generator=generator(seed), device="cpu")
     held_out, kept = order[:validation], order[validation:][:train]
     if isinstance(whole, MemorySplit):
         channels, height, width = whole.images.shape[1:]
@@ -204,7 +204,8 @@ def _read_cifar(name: str, place: Path) -> tuple[MemorySplit, MemorySplit]:
     splits = []
     for part in parts:
         images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
-        splits.append(MemorySplit(images, torch.tensor(part.targets), *_STATISTICS[name]))
+        labels = torch.tensor(part.targets, dtype=torch.int64, device="cpu")
+        splits.append(MemorySplit(images, labels, *_STATISTICS[name]))
     return replace(splits[0], augmentation="crop-flip"), splits[1]
 
 
@@ -221,7 +222,9 @@ def _read_imagenet(name: str, place: Path) -> tuple[FolderSplit, FolderSplit]:
     crop_flip = transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *finish])
     central = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), *finish])
     workers = min(torch.get_num_threads(), _MOST_WORKERS)
-    train, test = (FolderSplit(part, torch.arange(len(part)), crop_flip, central, workers) for part in parts)
+    train, test = (
+        FolderSplit(part, torch.arange(len(part), device="cpu"), crop_flip, central, workers) for part in parts
+    )
     return train, replace(test, training=central)
 
 
@@ -238,12 +241,12 @@ def _read_digits() -> tuple[MemorySplit, MemorySplit]:
     except ImportError as error:
         raise DataNotFound(f"digits comes with scikit-learn, which cannot be imported: {error}") from error
     bunch = load_digits()
-    order = torch.randperm(len(bunch.target), generator=generator(0))
+    order = torch.randperm(len(bunch.target), generator=generator(0), device="cpu")
     images = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)[:, None]  # from 0..16 to 0..255
     labels = torch.from_numpy(bunch.target).to(torch.int64)
     whole = MemorySplit(images[order], labels[order], *_STATISTICS["digits"])
     first = len(whole) - _DIGITS_TEST
-    return whole.take(first), whole.subset(torch.arange(first, len(whole)), augmented=False)
+    return whole.take(first), whole.subset(torch.arange(first, len(whole), device="cpu"), augmented=False)
 
 
 _Whole = MemorySplit | FolderSplit

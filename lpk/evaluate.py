@@ -136,7 +136,8 @@ class Evaluator:
         self.statistics = statistics
         self._heat = Heat()
         self._generator = torch.Generator().manual_seed(0)  # of the heats' draws
-        self._margins = torch.zeros(self.total or 0)  # what the validation samples are ordered by
+        # What the validation samples are ordered by.
+        self._margins = torch.zeros(self.total or 0, dtype=torch.float32, device="cpu")
         self._running = torch.nonzero(self.flat.statistics).squeeze(1)
         self._scale = _scales(self.flat)
         self.wanted = backend
@@ -290,7 +291,7 @@ class Evaluator:
         ranked = torch.argsort(self._margins, stable=True)
         population = min(2 * errors_allowed, validation.count)
         drawn = min(self.batch_size, population)
-        chosen = torch.randperm(population, generator=self._generator)[:drawn].to(ranked.device)
+        chosen = torch.randperm(population, generator=self._generator, device="cpu")[:drawn].to(ranked.device)
         behind = torch.ones(len(ranked), dtype=torch.bool, device=ranked.device)
         behind[chosen] = False
         self._reorder(torch.cat((ranked[chosen], ranked[behind])))

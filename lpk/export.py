@@ -94,7 +94,7 @@ def _write(path: str | Path, content: bytes) -> None:
 def _prepared(model: nn.Module, shape: Shape) -> tuple[nn.Module, tuple[Tensor], tuple[dict[int, Any]]]:
     """A copy to export, inputs to trace it with, and which of their dimensions may vary."""
     model = plain_copy(model).to("cpu").to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
-    return model, (torch.zeros(2, *shape, dtype=input_dtype(model)),), ({0: torch.export.Dim("batch")},)
+    return model, (torch.zeros(2, *shape, dtype=input_dtype(model), device="cpu"),), ({0: torch.export.Dim("batch")},)
 
 
 def _not_exported(model: nn.Module, shape: Shape, error: Exception) -> ValueError:

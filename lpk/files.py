@@ -95,7 +95,7 @@ def _header(path: Path) -> tuple[Metadata, str]:
 def check_tensor(tensor: Tensor, name: str) -> None:
     """Raises TypeError, calling the tensor `name`, where safetensors can't hold it."""
     try:
-        safetensors.torch.save({"": torch.empty(0, dtype=tensor.dtype, layout=tensor.layout)})
+        safetensors.torch.save({"": torch.empty(0, dtype=tensor.dtype, layout=tensor.layout, device="cpu")})
     except Exception as error:  # whatever PyTorch and safetensors raise
         layout = "" if tensor.layout == torch.strided else f" and the layout {tensor.layout}"
         raise TypeError(f"{name} is a tensor of {tensor.dtype}{layout}, which can't be stored") from error

@@ -392,7 +392,7 @@ def _undo(model: nn.Module, name: str) -> str:
 
 
 def _gather(entries: tuple[Entry, ...], state: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-    vector = torch.empty(entries[-1].span.stop if entries else 0, dtype=dtype)
+    vector = torch.empty(entries[-1].span.stop if entries else 0, dtype=dtype, device="cpu")
     for entry in entries:
         vector[entry.span] = state[entry.name].detach().reshape(-1).to(vector)
     return vector
@@ -404,5 +404,6 @@ def _first(bad: Tensor, vector: Tensor, entries: tuple[Entry, ...], other: Tenso
         return None
     at = int(torch.nonzero(bad)[0])
     entry = next(e for e in entries if e.span.start <= at < e.span.stop)
-    index = [int(i) for i in torch.unravel_index(torch.tensor(at - entry.offset), entry.shape)]
+    place = torch.tensor(at - entry.offset, dtype=torch.int64, device="cpu")
+    index = [int(i) for i in torch.unravel_index(place, entry.shape)]
     return f"{entry.name}{index or ''} is {float(vector[at])}" + ("" if other is None else f", not {float(other[at])}")

@@ -46,11 +46,12 @@ def interpolate(out: Tensor, a: Tensor, b: Tensor, alpha: Tensor) -> None:
 @on_the_vectors_device
 def interpolate_threshold(a: Tensor, b: Tensor | None, alphas: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     count = alphas.numel()
-    values = torch.full((count,), torch.inf, device=a.device)
+    values = torch.full((count,), torch.inf, dtype=torch.float32, device=a.device)
     last = torch.full((count,), -1, dtype=torch.int64, device=a.device)
     if keep == 0 or count == 0:
         return values, last
-    alphas = _on(a, alphas) if b is not None else torch.ones(count, device=a.device)  # no copy from the host
+    # Ones are no copy from the host.
+    alphas = _on(a, alphas) if b is not None else torch.ones(count, dtype=torch.float32, device=a.device)
     if not _core.cuda_compiled:
         return _triton().interpolate_threshold(a, b, alphas, keep, first_bad(a.device))
     workspace = torch.empty(_core.cuda_workspace_bytes(a.numel(), count), dtype=torch.uint8, device=a.device)
@@ -66,7 +67,7 @@ def interpolate_prune(out: Tensor, a: Tensor, b: Tensor | None, alpha: Tensor, v
         numbers = _scalar(alpha), _scalar(value), _scalar(last)
         _core.cuda_interpolate_prune(address("out", out), address("a", a), address("b", b), *_vector(a), *numbers)
     else:
-        alpha = _on(a, alpha) if b is not None else torch.ones(1, device=a.device)
+        alpha = _on(a, alpha) if b is not None else torch.ones(1, dtype=torch.float32, device=a.device)
         _triton().interpolate_prune(out, a, b, alpha, _on(a, value), _on(a, last), first_bad(a.device))
 
 

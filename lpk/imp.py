@@ -109,7 +109,7 @@ def imp(
         tickets = run.finished()
         for round_ in range(len(tickets)):
             bar.advance(epochs - (rewind if round_ else 0))
-        mask = tickets[-1].mask if tickets else torch.ones(layout.n, dtype=torch.bool)
+        mask = tickets[-1].mask if tickets else torch.ones(layout.n, dtype=torch.bool, device="cpu")
         for round_ in range(len(tickets), rounds + 1):
             if round_ > 0:
                 mask, before = next_mask(tickets[-1], fraction), mask

@@ -132,7 +132,7 @@ def _(a: Tensor, b: Tensor, alphas: Tensor, values: Tensor, last: Tensor) -> Ten
     return a.new_empty(len(alphas), len(a))
 
 
-_ONE = torch.ones(())
+_ONE = torch.ones((), dtype=torch.float32, device="cpu")
 
 
 def _magnitude_threshold(x: Tensor, keep: int) -> tuple[Tensor, Tensor]:
@@ -230,7 +230,7 @@ def _interpolate_prune_packed_out(
         cpu.interpolate_prune_packed(out, a, b, support, positions, alpha, value, last)
         return
     # The zeros that survive are those of lowest index in the whole vector, which is therefore written first.
-    everything = torch.zeros(()), torch.tensor(n)
+    everything = torch.zeros((), dtype=torch.float32, device="cpu"), torch.tensor(n, dtype=torch.int64, device="cpu")
     cpu.interpolate_prune_packed(out, a, b, support, positions, alpha, *everything)
     _magnitude_prune_out(out, keep, out)
 

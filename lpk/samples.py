@@ -169,7 +169,7 @@ def _check(name: str, inputs: Tensor, shape: torch.Size | None) -> torch.Size:
 
 def _rebatched(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
     """The same samples in batches of `size`; the last one may be shorter."""
-    inputs, labels = torch.empty(0), torch.empty(0)
+    inputs = labels = torch.empty(0, dtype=torch.float32, device="cpu")
     for x, y in batches:
         inputs, labels = (torch.cat((inputs, x)), torch.cat((labels, y))) if len(labels) else (x, y)
         while len(labels) >= size:

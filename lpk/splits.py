@@ -83,7 +83,9 @@ class MemorySplit:
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] to float32: (pixel / 255 - mean) / std."""
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device="cpu")[:, None, None] for values in (self.mean, self.std)
+        )
         return images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     def subset(self, indices: Tensor, *, augmented: bool) -> MemorySplit:
@@ -107,13 +109,13 @@ class _MemoryLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         split, n = self.split, len(self.split)
-        order = torch.arange(n)
+        order = torch.arange(n, device="cpu")
         if self.seed is not None:
             # Drawn for all samples at once, so that a sample's crop does not depend on the batch size.
             drawn = generator(self.seed)
-            order = torch.randperm(n, generator=drawn)
-            corners = torch.randint(0, 2 * _PADDING + 1, (n, 2), generator=drawn)
-            mirrored = torch.rand(n, generator=drawn) < 0.5
+            order = torch.randperm(n, generator=drawn, device="cpu")
+            corners = torch.randint(0, 2 * _PADDING + 1, (n, 2), generator=drawn, device="cpu")
+            mirrored = torch.rand(n, generator=drawn, dtype=torch.float32, device="cpu") < 0.5
         for batch in range(len(self)):
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             images = split.images[chosen]
@@ -147,7 +149,7 @@ class FolderSplit:
         _check_loader(batch_size, seed, augment)
         order = self.indices
         if seed is not None:
-            order = order[torch.randperm(len(order), generator=generator(seed))]
+            order = order[torch.randperm(len(order), generator=generator(seed), device="cpu")]
         samples = _Transformed(self.folder, order, self.training if augment else self.evaluation, seed)
         # A DataLoader draws a seed for its workers, from the global random state unless it has a generator.
         workers: dict[str, Any] = {"num_workers": self.workers, "generator": generator(0)}
@@ -193,10 +195,13 @@ def _crop_flip(images: Tensor, corners: Tensor, mirrored: Tensor) -> Tensor:
     """Crops [B, C, H, W] of the padded images at corners int64 [B, 2], mirrored where bool [B] says so."""
     count, channels, height, width = images.shape
     padded = torch.nn.functional.pad(images, (_PADDING,) * 4)
-    rows = corners[:, :1] + torch.arange(height)
-    columns = corners[:, 1:] + torch.arange(width)
+    rows = corners[:, :1] + torch.arange(height, device="cpu")
+    columns = corners[:, 1:] + torch.arange(width, device="cpu")
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    sample, channel = torch.arange(count)[:, None, None, None], torch.arange(channels)[:, None, None]
+    sample, channel = (
+        torch.arange(count, device="cpu")[:, None, None, None],
+        torch.arange(channels, device="cpu")[:, None, None],
+    )
     return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 

@@ -446,7 +446,7 @@ def _ticket(
 ) -> Ticket:
     if problem := layout.difference(state):
         raise ValueError(f"{names[i]} does not match {names[0]}: {problem}")
-    mask = torch.ones(layout.n, dtype=torch.bool)
+    mask = torch.ones(layout.n, dtype=torch.bool, device="cpu")
     try:
         masks = importers.tie(masks, layout.aliases)
         for entry in layout.weights:

@@ -87,7 +87,7 @@ class Trainer:
         for epoch in range(start, stop):
             seed = stream(self.seed, "samples", self.round, epoch)
             loader = self.train.loader(recipe.batch_size, seed=seed, augment=self.augment)
-            total = torch.zeros((), device=device)
+            total = torch.zeros((), dtype=torch.float32, device=device)
             for step, (inputs, labels) in enumerate(loader):
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.lr_at(epoch, (step + 1) / steps)

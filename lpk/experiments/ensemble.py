@@ -67,7 +67,7 @@ def multiply_adds(subject: Subject, network: Flat) -> int:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.register_forward_hook(count)
     with torch.no_grad():
-        model(torch.zeros(1, *subject.run.data.shape, device=next(model.parameters()).device))
+        model(torch.zeros(1, *subject.run.data.shape, dtype=torch.float32, device=next(model.parameters()).device))
     return total
 
 

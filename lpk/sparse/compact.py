@@ -74,7 +74,9 @@ class Remaining:
 
     def dense(self) -> Tensor:
         """The tensor; what was pruned is +0."""
-        return torch.zeros(self.shape, dtype=self.values.dtype).masked_scatter_(self.mask(), self.values)
+        return torch.zeros(self.shape, dtype=self.values.dtype, device=self.values.device).masked_scatter_(
+            self.mask(), self.values
+        )
 
 
 def save_sparse(path: str | Path, state_dict: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:

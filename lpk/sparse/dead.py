@@ -38,13 +38,13 @@ def _of_weight(weight: Tensor) -> Tensor:
 
 def _zero_channels(plan: Plan, windows: Windows) -> Channels:
     """The channels that are zero for every input: filters without weights, if what follows them makes zero of it."""
-    zero = {plan.input: torch.zeros(plan.input.image[0], dtype=torch.bool)}
+    zero = {plan.input: torch.zeros(plan.input.image[0], dtype=torch.bool, device="cpu")}
     for step in plan.steps:
         if isinstance(step, Convolve | Affine):
             x = zero[step.inputs[0]]
             sums = ~_without(step, windows[step], x).any(1) if isinstance(step, Convolve) else x
             _, shift = fold(step)
-            shift = torch.zeros(len(sums)) if shift is None else shift
+            shift = torch.zeros(len(sums), dtype=torch.float32, device="cpu") if shift is None else shift
             if step.residual is not None:
                 zero[step.out] = sums & (shift == 0) & zero[step.residual]
             else:
@@ -55,14 +55,14 @@ def _zero_channels(plan: Plan, windows: Windows) -> Channels:
             x = zero[step.inputs[0]]
             zero[step.out] = x.repeat_interleave(step.out.image[0] // len(x))
         else:
-            zero[step.out] = torch.zeros(step.out.image[0], dtype=torch.bool)
+            zero[step.out] = torch.zeros(step.out.image[0], dtype=torch.bool, device="cpu")
     return zero
 
 
 def _read_channels(plan: Plan, windows: Windows) -> Channels:
     """The channels that some weight reads, of a filter that is read itself."""
     values = [plan.input, *(step.out for step in plan.steps)]
-    read = {value: torch.zeros(value.image[0], dtype=torch.bool) for value in values}
+    read = {value: torch.zeros(value.image[0], dtype=torch.bool, device="cpu") for value in values}
     for value in plan.outputs:
         read[value][:] = True
     for step in reversed(plan.steps):

@@ -247,7 +247,7 @@ def can_go(model: nn.Module, name: str) -> bool:
 
 def _nothing(tensor: Tensor) -> Tensor:
     """Zeros of the tensor's shape that take no memory: a network can be traced with them."""
-    return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+    return torch.zeros((), dtype=tensor.dtype, device="cpu").expand(tensor.shape)
 
 
 def empty(weights: Iterable[Tensor]) -> dict[int, Any]:

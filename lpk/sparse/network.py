@@ -91,7 +91,7 @@ class Network:
         """The model's output for inputs [B, *shape]."""
         parts = [self._layout(lanes_of(len(x))).run(len(x)).forward(x) for x in self._parts(inputs.float())]
         if not parts:
-            parts = [[torch.empty(0, *value.shape) for value in self.plan.outputs]]
+            parts = [[torch.empty(0, *value.shape, dtype=torch.float32, device="cpu") for value in self.plan.outputs]]
         outputs = parts[0] if len(parts) == 1 else [torch.cat(of_parts) for of_parts in zip(*parts, strict=True)]
         return outputs[0] if self.plan.ending is None else self.plan.ending.forward(*outputs)
 
@@ -138,7 +138,9 @@ class Network:
 def _mixes(step: Foreign) -> bool:
     """Whether PyTorch returns something else for three random samples than for each of them alone."""
     generator = torch.Generator().manual_seed(0)
-    samples = [torch.randn(3, *value.shape, generator=generator) for value in step.inputs]
+    samples = [
+        torch.randn(3, *value.shape, generator=generator, dtype=torch.float32, device="cpu") for value in step.inputs
+    ]
     try:
         together = step.part.forward(*(x.clone() for x in samples))
         alone = torch.cat([step.part.forward(*(x[i : i + 1].clone() for x in samples)) for i in range(3)])

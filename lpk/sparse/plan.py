@@ -39,9 +39,9 @@ def trace(model: nn.Module, shape: Shape) -> Plan:
         graph = tracing.trace(model)
     except ValueError as error:
         raise NotSupported(f"{problem}: {error}") from error
-    device = next((parameter.device for parameter in model.parameters()), None)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with torch.inference_mode(False), torch.no_grad():  # inference tensors do not tell that they were changed
-        inputs = torch.zeros(BATCH, *shape, device=device)
+        inputs = torch.zeros(BATCH, *shape, dtype=torch.float32, device=device)
         try:
             _Results(graph).run(inputs)
         except Fails as error:
@@ -265,7 +265,9 @@ class _Planner:
         shapes = [self.values[n].shape for n in nodes if n in self.values]
         try:
             run = self._part(nodes).forward  # a call of the module itself would print errors
-            return [run(*(torch.empty(b, *shape, device="meta") for shape in shapes)) for b in BATCHES]
+            return [
+                run(*(torch.empty(b, *shape, dtype=torch.float32, device="meta") for shape in shapes)) for b in BATCHES
+            ]
         except Exception:  # whatever an operation raises that needs values
             return []
 
