@@ -80,7 +80,11 @@ class FlatModel:
         statistics = {id(t) for _, layer in batchnorms(self.model) for t in (layer.running_mean, layer.running_var)}
         entries = {entry.name: (entry, self.weights) for entry in self.layout.weights}
         entries |= {entry.name: (entry, self.rest) for entry in self.layout.rest}
-        for name, tensor in (*state.items(), *self.model.named_parameters(), *self.model.named_buffers()):
+        own = [*self.model.named_parameters(), *self.model.named_buffers()]
+        by_address = {(tensor.data_ptr(), tensor.shape): tensor for _, tensor in own if tensor.numel() > 0}
+        for name, tensor in (*state.items(), *own):
+            if id(tensor) not in held:  # a hook of the state dict has detached it
+                tensor = by_address.get((tensor.data_ptr(), tensor.shape), tensor)
             if id(tensor) in seen:
                 continue
             seen.add(id(tensor))

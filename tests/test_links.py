@@ -159,6 +159,19 @@ def test_what_gives_them_other_values_is_undone_and_told(change):
     is_as_before(flat, network, layout)
 
 
+def detaching(**options):
+    network = Net(**options)
+    network.register_state_dict_post_hook(
+        lambda module, state, prefix, local: state.update({name: tensor.detach() for name, tensor in state.items()})
+    )
+    return network
+
+
+def test_a_state_dict_of_detached_tensors():
+    network, layout, flat = made(detaching)
+    is_as_before(flat, network, layout)
+
+
 def test_what_cannot_be_undone_is_an_error():
     _, _, flat = made()
     with pytest.raises(ValueError, match=r"'last\.weight' of the candidate became another kind of tensor"), flat.lent():
