@@ -27,12 +27,12 @@ def defaults(request):
     """Sets the defaults when it is called: a device without values shows each tensor that does not name its own."""
 
     def start():
-        torch.set_num_threads(1)
         if request.param == "dtype":
             torch.set_default_dtype(torch.float64)
         else:
             torch.set_default_device("meta")
 
+    torch.set_num_threads(1)  # sums of gradients depend on how many there are
     yield start
     torch.set_default_device(None)
     torch.set_default_dtype(torch.float32)
