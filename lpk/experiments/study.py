@@ -112,11 +112,12 @@ class Study:
         Raises ValueError where the directory holds tickets of another preset, DataNotFound where the data are not here.
         """
         measured = []
+        if any(None in self.finished(name, group) for group in groups(plan)):
+            plan.check(self.root)
         self._make_directories(name)
         for group in groups(plan):
             finished = self.finished(name, group)
             if None in finished:
-                plan.check(self.root)
                 with self._subject(group) as subject:
                     self._fill(name, plan, group, subject)
                 finished = self.finished(name, group)
