@@ -8,6 +8,7 @@ once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,15 +17,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize, prune
+from torch.optim.swa_utils import AveragedModel
 
 from lpk.copies import copied
+from lpk import schema
 from lpk.cpu import DTYPES
+from lpk.schema import Row, Rule, string
 from lpk.states import owners, state_names
 from lpk.states import tied as tied
 from lpk.tracing import heads
 
 StateDict = dict[str, Tensor]
 Prunable = Callable[[str, nn.Parameter], bool] | Collection[str] | None
+
+# What a layout is as JSON. Format 1 had an object of tensors, each with an array of its dtype and its shape.
+DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+DTYPE = Rule(f"one of {', '.join(DTYPE_NAMES)}", lambda value: type(value) is str and value in DTYPE_NAMES)
+DTYPE_AND_SHAPE = Rule(
+    "an array of a dtype and a shape",
+    lambda value: type(value) is list and bool(value) and DTYPE.fits(value[0]) and schema.shape.fits(value[1:]),
+)
+ENTRIES = ([Row((string, DTYPE, schema.shape))], {string: DTYPE_AND_SHAPE})
+LAYOUT = {"weights": ENTRIES, "rest": ENTRIES, "integers": [string], "aliases": {string: string}, "order": [string]}
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -222,7 +236,7 @@ class Layout:
 
     def to_json(self) -> dict[str, Any]:
         weights, rest = (
-            {entry.name: [str(entry.dtype).removeprefix("torch."), *entry.shape] for entry in entries}
+            [[entry.name, str(entry.dtype).removeprefix("torch."), list(entry.shape)] for entry in entries]
             for entries in (self.weights, self.rest)
         )
         return {
@@ -235,23 +249,33 @@ class Layout:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Layout:
-        names = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+        """What `to_json` gave, also in format 1. Raises ValueError where it contradicts itself."""
+        schema.check(content, LAYOUT, "layout")
+        order = {name: i for i, name in enumerate(content["order"])}
+        names = [*content["aliases"], *content["integers"]]
 
-        def entries(listed: Mapping[str, Any]) -> tuple[Entry, ...]:
+        def entries(listed: Any) -> tuple[Entry, ...]:
+            if isinstance(listed, dict):  # format 1; the order of the members may be another program's
+                listed = [[name, dtype, shape] for name, (dtype, *shape) in listed.items()]
+                listed.sort(key=lambda entry: order.get(entry[0], 0))
+            names.extend(name for name, _, _ in listed)
             result: list[Entry] = []
             offset = 0
-            for name, (dtype, *shape) in listed.items():
-                result.append(Entry(name, torch.Size(shape), names[dtype], offset))
-                offset += result[-1].shape.numel()
+            for name, dtype, shape in listed:
+                if offset + math.prod(size or 1 for size in shape) >= schema.LARGEST:
+                    raise ValueError(f"the layout's {name!r} has the shape {shape}")
+                result.append(Entry(name, torch.Size(shape), DTYPE_NAMES[dtype], offset))
+                offset += math.prod(shape)
             return tuple(result)
 
-        return cls(
-            entries(content["weights"]),
-            entries(content["rest"]),
-            tuple(content["integers"]),
-            dict(content["aliases"]),
-            tuple(content["order"]),
-        )
+        weights, rest = entries(content["weights"]), entries(content["rest"])
+        if not weights or any(entry.dtype != weights[0].dtype for entry in weights):
+            raise ValueError("the layout's weights are not of one dtype")
+        if sorted(names) != sorted(content["order"]) or len(order) < len(names):
+            raise ValueError("the layout's order does not name every tensor once")
+        if loose := [name for name, own in content["aliases"].items() if own not in order or own in content["aliases"]]:
+            raise ValueError(f"the layout's {loose[0]!r} is tied to no tensor")
+        return cls(weights, rest, tuple(content["integers"]), content["aliases"], tuple(content["order"]))
 
 
 STATISTICS = ("running_mean", "running_var")
@@ -274,9 +298,10 @@ def check_batch(layer: str, samples: int, values: int) -> None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside torch.nn.DataParallel, DistributedDataParallel and torch.compile: its names have no prefix."""
+    """The network inside torch.nn.DataParallel, DistributedDataParallel, AveragedModel and torch.compile, whose names
+    have no prefix."""
     while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
             model = model.module
         elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
             model = inner

@@ -12,11 +12,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from lpk import files, ops
+from lpk import files, ops, schema
 from lpk.flat import Layout, Prunable, StateDict, prunable_names, unwrapped
 from lpk.masking import kept_pruned
 from lpk.precautions import Precautions, copied_state, emptied, load, trained
 from lpk.progress import Progress
+from lpk.schema import whole
 from lpk.states import state_names
 from lpk.tickets import Ticket, Tickets, TicketStore
 from lpk.train import stream
@@ -172,7 +173,7 @@ class _Run:
         if stored != self.settings:
             self.store.commit(self.settings)
         if (directory / REWIND).exists():
-            self.rewind_state, _ = self._load(directory / REWIND)
+            self.rewind_state, _ = self._load(directory / REWIND, {"epoch": whole})
         elif self.store.listed:
             raise files.FileDamaged(f"{directory / REWIND} is missing: the run cannot go on")
 
@@ -217,14 +218,17 @@ class _Run:
             return
         files.taken_apart(state, {}, "train.state_dict()")
 
-    def _load(self, path: Path) -> tuple[StateDict, dict[str, Any]]:
-        tensors, metadata = files.load_tensors(path)
+    def _load(self, path: Path, description: Any) -> tuple[StateDict, dict[str, Any]]:
+        tensors, metadata = files.load_tensors(path, description)
         state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         if problem := self.layout.difference(state):
             raise files.FileDamaged(f"{path} does not fit the network: {problem}")
         state |= {alias: state[name] for alias, name in self.layout.aliases.items()}
         own = {k.removeprefix("train."): v for k, v in tensors.items() if k.startswith("train.")}
-        metadata["train"] = files.put_together(metadata.get("train"), own)
+        try:
+            metadata["train"] = files.put_together(metadata.get("train"), own)
+        except ValueError as error:
+            raise files.FileDamaged(f"{path} is damaged: in the state of train, {error}") from error
         return state, metadata
 
     # --- warnings -----------------------------------------------------------------------------------------------------
@@ -341,7 +345,7 @@ class _Run:
         path = self.store.directory / CHECKPOINT
         if not path.exists():
             return None
-        state, metadata = self._load(path)
+        state, metadata = self._load(path, {"round": whole, "epoch": whole, "train": schema.anything})
         if metadata["round"] != round_:
             return None
         load(self.model, state)

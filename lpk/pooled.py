@@ -8,13 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lpk import files, ops
-from lpk.flat import Flat, Layout, StateDict
-from lpk.tickets import MASK
+from lpk import files, ops, schema
+from lpk.flat import LAYOUT, Flat, Layout, StateDict
+from lpk.schema import Row, flag, null, number, whole
+from lpk.tickets import packed, unpacked
+
+# The metadata of a file.
+CONTENT = {
+    "round": whole,
+    "layout": LAYOUT,
+    "accuracy": number,
+    "baseline_accuracy": number,
+    "steps": [Row((whole, (number, null), (number, null), flag))],
+    "forward_samples": whole,
+    "validation_samples": whole,
+    "seconds": number,
+    "settings": schema.table,
+}
 
 
 class Step(NamedTuple):
@@ -93,8 +106,6 @@ class Pooled:
 
     def write(self, path: Path) -> None:
         """`save` into a directory that is there; one that was removed meanwhile is not made again."""
-        tensors = {k: v for k, v in self.state_dict.items() if k not in self.layout.aliases}
-        tensors[MASK] = torch.from_numpy(np.packbits(self.mask.numpy()))
         metadata = {
             "round": self.round,
             "layout": self.layout.to_json(),
@@ -106,7 +117,7 @@ class Pooled:
             "seconds": self.seconds,
             "settings": dict(self.settings),
         }
-        files.save_tensors(path, tensors, metadata)
+        files.save_tensors(path, packed(self.layout, self.state_dict, self.mask), metadata)
 
     @staticmethod
     def wrote(path: str | Path) -> bool:
@@ -116,16 +127,15 @@ class Pooled:
     @classmethod
     def load(cls, path: str | Path) -> Pooled:
         """Reads what `save` wrote. Raises FileNotFoundError, or lpk.files.FileDamaged."""
-        tensors, metadata = files.load_tensors(files.absolute(path))
+        tensors, metadata = files.load_tensors(files.absolute(path), CONTENT)
         try:
-            layout = Layout.from_json(metadata.pop("layout"))
-            bits = np.unpackbits(tensors.pop(MASK).numpy(), count=layout.n)
-            if problem := layout.difference(tensors):
-                raise files.FileDamaged(f"{path} is damaged: {problem}")
-            metadata["steps"] = tuple(Step(*step) for step in metadata["steps"])
-            return cls(layout=layout, flat=layout.flatten(tensors), mask=torch.from_numpy(bits).bool(), **metadata)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise files.FileDamaged(f"{path} is not a pooled network: {error!r}") from error
+            layout = Layout.from_json(metadata["layout"])
+            flat, mask = unpacked(layout, tensors)
+        except ValueError as error:
+            raise files.FileDamaged(f"{path} is damaged: {error}") from error
+        known = {name: metadata[name] for name in CONTENT if name not in ("layout", "steps")}
+        steps = tuple(Step(*step) for step in metadata["steps"])
+        return cls(layout=layout, flat=flat, mask=mask, steps=steps, **known)
 
     def __repr__(self) -> str:
         accepted = sum(step.accepted for step in self.steps)

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lpk import files, importers
-from lpk.flat import Flat, Layout, StateDict, unwrapped
+from lpk import files, importers, schema
+from lpk.flat import LAYOUT, Flat, Layout, StateDict, unwrapped
+from lpk.schema import string, whole
 from lpk.states import state_names
 
 MANIFEST = "tickets.json"
@@ -29,6 +30,15 @@ TICKET_FILE = re.compile(r"round-\d+-[0-9a-f]{8,64}\.safetensors")
 ATTEMPTS = 20  # to read a directory that others write to: each has to lose a race against a whole set of tickets
 
 T = TypeVar("T")
+
+TICKET = {"round": whole, "keep": whole}  # the metadata of a ticket's file
+CONTENT = {
+    "format": whole,
+    "layout": LAYOUT,
+    "metadata": schema.table,
+    "tickets": [{"file": string, "digest": string, "keep": whole}],
+    "replaced?": [string],
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +173,11 @@ class Tickets(Sequence[Ticket]):
         def read(store: TicketStore) -> Tickets:
             if not store.listed:
                 raise FileNotFoundError(f"{directory} has no finished ticket yet")
-            return cls(store.read(i) for i in range(len(store.listed)))
+            tickets = [store.read(i) for i in range(len(store.listed))]
+            try:
+                return cls(tickets)
+            except ValueError as error:
+                raise files.FileDamaged(f"{directory / MANIFEST} is damaged: {error}") from error
 
         return TicketStore.reading(directory, read)
 
@@ -203,15 +217,17 @@ class Tickets(Sequence[Ticket]):
         *,
         model: nn.Module | None = None,
         prunable: Collection[str] | None = None,
+        key: str | None = None,
     ) -> Tickets:
         """Tickets from files that others wrote; nothing is unpickled.
 
         Args:
             paths: safetensors or PyTorch files, dense to sparse; a folder of them, whose names differ in numbers alone,
                 in natural order; a run of the paper's public code; or one of OpenLTH. A PyTorch file holds a state
-                dict, or one under the key `state_dict`, `model_state_dict` or `model`. Masks: OpenLTH's mask.pth, else
-                as in from_state_dicts.
+                dict, or one under the key `state_dict`, `model_state_dict` or `model`, or under any other key if it is
+                the only one. Masks: OpenLTH's mask.pth, else as in from_state_dicts.
             model, prunable: as in from_state_dicts.
+            key: of the state dict in each PyTorch file, with dots between the keys of dicts in dicts.
 
         Raises FileNotFoundError, lpk.files.FileDamaged, or ValueError where the networks do not fit one another or have
         weights that an earlier one has pruned, or a file of a folder may be none of them; each names the file.
@@ -223,7 +239,7 @@ class Tickets(Sequence[Ticket]):
         found = [checkpoint for path in given for checkpoint in importers.find(path)]
         names = [str(checkpoint.path) for checkpoint in found]
         masks = [None if c.masks is None else importers.load(c.masks) for c in found]
-        tickets = _tickets(names, [importers.load(c.path) for c in found], masks, model, prunable)
+        tickets = _tickets(names, [importers.load(c.path, key) for c in found], masks, model, prunable)
         for (a, earlier), (b, later) in itertools.pairwise(zip(names, tickets, strict=True)):
             if back := int((later.mask & ~earlier.mask).count_nonzero()):
                 raise ValueError(
@@ -246,20 +262,17 @@ class TicketStore:
     @classmethod
     def open(cls, directory: Path) -> TicketStore:
         path = directory / MANIFEST
-        if not files.exists(path):
-            raise FileNotFoundError(f"{directory} has no {MANIFEST}: it is not a directory of tickets")
-        manifest = files.read_json(path)
         try:
-            if manifest["format"] != 1:
-                raise files.FileDamaged(f"{path} has format {manifest['format']!r}; this version of lpk reads 1")
+            manifest = files.read_json(path, CONTENT)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{directory} has no {MANIFEST}: it is not a directory of tickets") from None
+        try:
             store = cls(directory, Layout.from_json(manifest["layout"]))
-            store.listed = [{"file": t["file"], "digest": t["digest"], "keep": t["keep"]} for t in manifest["tickets"]]
-            store.replaced = [str(name) for name in manifest.get("replaced", [])]
-            store.metadata = dict(manifest["metadata"])
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            if isinstance(error, files.FileDamaged):
-                raise
-            raise files.FileDamaged(f"{path} is damaged: {error!r}") from error
+        except ValueError as error:
+            raise files.FileDamaged(f"{path} is damaged: {error}") from error
+        store.listed = [{"file": t["file"], "digest": t["digest"], "keep": t["keep"]} for t in manifest["tickets"]]
+        store.replaced = manifest.get("replaced", [])
+        store.metadata = manifest["metadata"]
         return store
 
     @classmethod
@@ -276,12 +289,11 @@ class TicketStore:
 
     def append(self, ticket: Ticket) -> None:
         """Writes the ticket's file; its name carries the digest, so that no older file is overwritten."""
-        tensors = {k: v for k, v in ticket.state_dict.items() if k not in self.layout.aliases}
-        tensors[MASK] = torch.from_numpy(np.packbits(ticket.mask.numpy()))
-        seal = files.digest(tensors)
-        name = self._free_name(ticket.round, seal)
-        files.save_tensors(self.directory / name, tensors, {"round": ticket.round, "keep": ticket.keep})
-        self.listed.append({"file": name, "digest": seal, "keep": ticket.keep})
+        tensors = packed(self.layout, ticket.state_dict, ticket.mask)
+        content, digest = files.sealed(tensors, {"round": ticket.round, "keep": ticket.keep})
+        name = self._free_name(ticket.round, digest)
+        files.write_bytes(self.directory / name, content)
+        self.listed.append({"file": name, "digest": digest, "keep": ticket.keep})
 
     def _free_name(self, round: int, seal: str) -> str:
         """As much of the digest as no other content has for its name."""
@@ -290,8 +302,8 @@ class TicketStore:
             if not os.path.lexists(self.directory / name):
                 return name
             with suppress(FileNotFoundError, files.FileDamaged):
-                if files.digest(files.load_tensors(self.directory / name)[0]) == seal:
-                    return name
+                files.load_tensors(self.directory / name, digest=seal)
+                return name
         raise files.FileDamaged(f"{self.directory / name} is not the ticket that its name says; remove it")
 
     def earlier(self) -> list[str]:
@@ -314,7 +326,12 @@ class TicketStore:
         named = {listed["file"] for listed in self.listed}
         paths = {name: self.directory / name for name in self.earlier() if name not in named}
         self.replaced = [name for name, path in paths.items() if os.path.lexists(path)]
-        manifest = {"format": 1, "layout": self.layout.to_json(), "metadata": self.metadata, "tickets": self.listed}
+        manifest = {
+            "format": files.FORMAT,
+            "layout": self.layout.to_json(),
+            "metadata": self.metadata,
+            "tickets": self.listed,
+        }
         if self.replaced:  # so that the next commit removes them should this one be killed
             manifest["replaced"] = self.replaced
         files.write_json(self.directory / MANIFEST, manifest)
@@ -328,18 +345,38 @@ class TicketStore:
             )
         listed = self.listed[round]
         path = files.inside(self.directory, listed["file"])
-        tensors, _ = files.load_tensors(path)
-        packed = tensors.get(MASK)
-        if packed is None or files.digest(tensors) != listed["digest"]:
-            raise files.FileDamaged(f"{path} is not the ticket that {MANIFEST} lists")
-        del tensors[MASK]
-        if problem := self.layout.difference(tensors):
-            raise files.FileDamaged(f"{path} does not fit {MANIFEST}: {problem}")
-        bits = np.unpackbits(packed.numpy(), count=self.layout.n)
-        ticket = Ticket.of(round, self.layout, tensors, torch.from_numpy(bits).bool())
+        tensors, metadata = files.load_tensors(path, TICKET, digest=listed["digest"])
+        if metadata["round"] != round:
+            raise files.FileDamaged(f"{path} is of round {metadata['round']}; {MANIFEST} lists it as round {round}")
+        try:
+            ticket = Ticket(round, self.layout, *unpacked(self.layout, tensors))
+        except ValueError as error:
+            raise files.FileDamaged(f"{path} does not fit {MANIFEST}: {error}") from error
         if ticket.keep != listed["keep"]:
             raise files.FileDamaged(f"{path} keeps {ticket.keep} weights; {MANIFEST} says {listed['keep']}")
         return ticket
+
+
+def packed(layout: Layout, state: Mapping[str, Tensor], mask: Tensor) -> StateDict:
+    """What stands in the file of a ticket: the state dict, tied tensors once, and the mask as `lpk.mask`."""
+    tensors = {name: tensor for name, tensor in state.items() if name not in layout.aliases}
+    return {**tensors, MASK: torch.from_numpy(np.packbits(mask.numpy()))}
+
+
+def unpacked(layout: Layout, tensors: Mapping[str, Tensor]) -> tuple[Flat, Tensor]:
+    """The values and the mask [n] in what `packed` made. Raises ValueError where that is of another layout."""
+    state = {name: tensor for name, tensor in tensors.items() if name != MASK}
+    if problem := layout.difference(state):
+        raise ValueError(problem)
+    bits = tensors.get(MASK)
+    if bits is None or bits.dtype != torch.uint8 or bits.shape != (-(-layout.n // 8),):
+        raise ValueError(f"{MASK} is not a mask of {layout.n} weights")
+    every = np.unpackbits(bits.numpy())
+    mask = torch.from_numpy(every[: layout.n]).bool()
+    flat = layout.flatten(state)
+    if every[layout.n :].any() or bool(flat.weights.masked_fill(mask, 0.0).any()):
+        raise ValueError(f"{MASK} belongs to other weights: one that it prunes is not zero")
+    return flat, mask
 
 
 def _version(path: Path) -> tuple[int, int] | None:
@@ -373,7 +410,12 @@ def _tickets(
                 f"{name} is a {type(state).__name__}; a state dict or a module is needed. "
                 "lpk.Tickets.from_checkpoints reads files"
             )
-        networks.append(importers.network(state.state_dict() if isinstance(state, nn.Module) else state, given))
+        state = state.state_dict() if isinstance(state, nn.Module) else state
+        try:
+            importers.check_plain(state)
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from error
+        networks.append(importers.network(state, given))
         if MASK in networks[-1].state:
             raise ValueError(f"{name} is lpk's own: lpk.Tickets.load reads its directory, lpk.Pooled.load a pooled one")
         _check_masks(name, *networks[-1])

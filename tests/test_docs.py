@@ -136,7 +136,7 @@ def test_reader_of_the_formats_page(run):
         assert values == tensor.numpy().tobytes()
     for name, mask in masks.items():
         assert names["masks"][name] == mask.flatten().int().tolist()
-    metadata, tensors = names["read_sealed"](Path("runs/a/pooled/interpolation/round-02.safetensors"))
+    metadata, tensors, _ = names["read_sealed"](Path("runs/a/pooled/interpolation/round-02.safetensors"))
     assert {"round", "layout", "accuracy", "steps", "settings"} <= set(metadata)
     assert set(tensors) == {*ticket.state_dict, "lpk.mask"}
 

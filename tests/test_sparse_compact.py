@@ -122,18 +122,18 @@ def read_as_documented(content):
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
     description = json.loads(header["__metadata__"]["lpk"])
-    assert description["kind"] == "sparse network" and description["format"] == 1
+    assert description["kind"] == "sparse network" and description["format"] == 2
     data = content[8 + length :]
 
     def part(name):
         start, stop = header[name]["data_offsets"]
         return data[start:stop]
 
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(header["__metadata__"]["lpk"].encode())
     for name in sorted(set(header) - {"__metadata__"}):
         dtype = {"F32": "torch.float32", "U8": "torch.uint8"}[header[name]["dtype"]]
         digest.update(f"{name} {dtype} {tuple(header[name]['shape'])};".encode() + part(name))
-    assert digest.hexdigest() == description["digest"]
+    assert digest.hexdigest() == header["__metadata__"]["digest"]
 
     result = {}
     for name, shape in description["sparse"].items():
@@ -232,7 +232,9 @@ def bytes_(*values):
 @pytest.mark.parametrize(
     ("header", "parts"),
     [
-        ({"format": 2}, {}),
+        ({"format": 3}, {}),
+        ({"format": None}, {}),
+        ({"keep": True}, {}),
         ({"sparse": {"w": [3, 4]}}, {}),
         ({"sparse": {"w": [3, -3]}}, {}),
         ({"sparse": {"w": [1.5, 6]}}, {}),

@@ -12,15 +12,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpk import files
+from lpk import files, schema
 from lpk.cpu import DTYPES
 from lpk.flat import StateDict, tied
+from lpk.schema import number, string, whole
 
 KIND = "sparse network"
-FORMAT = 1
+FORMATS = (1, 2)  # that can be read
+FORMAT = FORMATS[-1]  # that is written
 PRUNABLE = (torch.float64, *DTYPES)
 ENCODINGS = ("bits", "gaps")
 SKIP = 255  # the gap byte after which no weight stands
+
+CONTENT = {
+    "kind": string,
+    "format": whole,
+    "order": [string],
+    "aliases": {string: string},
+    "sparse": {string: schema.shape},
+    "keep": whole,
+    "weights": whole,
+    "density": number,
+}
+
+# A tensor of which nothing remains takes no byte of a file, whatever its shape. So that a small file can't take all the
+# memory, the pruned entries have at most so many weights, and PER_BYTE more for each byte of the tensors in the file.
+FREE, PER_BYTE = 2**24, 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +89,11 @@ class Remaining:
             raise ValueError(f"its {self.encoding} do not say where {keep} values of {list(self.shape)} stand")
         return torch.from_numpy(bits[:n]).view(torch.bool).view(self.shape)
 
-    def dense(self) -> Tensor:
-        """The tensor; what was pruned is +0."""
-        return torch.zeros(self.shape, dtype=self.values.dtype, device=self.values.device).masked_scatter_(
-            self.mask(), self.values
-        )
+    def dense(self, mask: Tensor | None = None) -> Tensor:
+        """The tensor; what was pruned is +0. mask: its own, where that is at hand."""
+        mask = self.mask() if mask is None else mask
+        dense = torch.zeros(self.shape, dtype=self.values.dtype, device=self.values.device)
+        return dense.masked_scatter_(mask, self.values)
 
 
 def save_sparse(path: str | Path, state_dict: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
@@ -125,30 +142,41 @@ def load_sparse(path: str | Path) -> tuple[StateDict, StateDict]:
     tensors, header = files.load_tensors(path)
     if header.get("kind") != KIND:
         raise files.FileDamaged(f"{path} is no sparse network: `lpk export` and lpk.sparse.save_sparse write one")
-    if header.get("format") != FORMAT:
-        raise files.FileDamaged(f"{path} has format {header.get('format')!r}; this version of lpk reads {FORMAT}")
+    if header.get("format") not in FORMATS:
+        found = schema.shortened(header.get("format"))
+        raise files.FileDamaged(f"{path} has format {found}; this version of lpk reads 1 and 2")
     try:
+        schema.check(header, CONTENT)
         return _decode(tensors, header)
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, MemoryError) as error:
+    except (ValueError, RuntimeError, MemoryError) as error:
         raise files.FileDamaged(f"{path} is damaged: {error}") from error
 
 
 def _decode(tensors: StateDict, header: Mapping[str, Any]) -> tuple[StateDict, StateDict]:
+    stored = sum(tensor.nbytes for tensor in tensors.values())
     sparse = {name: _remaining(name, shape, tensors) for name, shape in header["sparse"].items()}
-    if any(header[key] != value for key, value in _count(sparse).items()):
+    count = _count(sparse)
+    if any(header[key] != value for key, value in count.items()):
         raise ValueError("the number of weights is not what its header says")
-    state = tensors | {name: remaining.dense() for name, remaining in sparse.items()}
-    state |= {name: state[original] for name, original in header["aliases"].items()}
-    order = header["order"]
-    if sorted(order) != sorted([*tensors, *sparse, *header["aliases"]]):
+    if count["weights"] > FREE + PER_BYTE * stored:
+        raise ValueError(f"it says that {count['weights']:,} weights stand in {stored:,} bytes, which is too many")
+    order, aliases = header["order"], header["aliases"]
+    if sorted(order) != sorted([*tensors, *sparse, *aliases]):
         raise ValueError("its entries are not those that its header lists")
-    return {name: state[name] for name in order}, {name: remaining.mask() for name, remaining in sparse.items()}
+    if loose := [name for name in aliases.values() if name in aliases or name not in order]:
+        raise ValueError(f"its header ties an entry to {schema.shortened(loose[0])}, which is none")
+    masks = {name: sparse[name].mask() for name in order if name in sparse}
+    state = tensors | {name: sparse[name].dense(mask) for name, mask in masks.items()}
+    state |= {name: state[original] for name, original in aliases.items()}
+    return {name: state[name] for name in order}, masks
 
 
 def _remaining(name: str, shape: list[int], tensors: StateDict) -> Remaining:
     """Takes the parts of an entry out of `tensors`."""
-    if any(not isinstance(size, int) or size < 0 for size in shape):
+    if math.prod(size or 1 for size in shape) >= schema.LARGEST:
         raise ValueError(f"{name!r} has the shape {shape}")
+    if f"{name}/values" not in tensors:
+        raise ValueError(f"{name!r} has no values")
     encodings = [encoding for encoding in ENCODINGS if f"{name}/{encoding}" in tensors]
     if len(encodings) != 1:
         raise ValueError(f"{name!r} has {' and '.join(encodings) or 'neither bits nor gaps'}")
