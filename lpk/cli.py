@@ -153,6 +153,9 @@ def import_(
     model: Annotated[
         str | None, typer.Option(help="The network, where it is not the preset's: torchvision/NAME, timm/NAME, …")
     ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Where the state dict stands in each PyTorch file, if there are several.")
+    ] = None,
     data: DataPath = None,
     seed: OwnSeed = 0,
     device: Device = None,
@@ -161,7 +164,7 @@ def import_(
     if preset is None:
         if model is not None:
             raise ValueError("--model needs --preset, which names the data set")
-        tickets = Tickets.from_checkpoints(sources)
+        tickets = Tickets.from_checkpoints(sources, key=key)
         check_whole(run)
         with files.locked(run):
             check_no_tickets(run)
@@ -170,7 +173,7 @@ def import_(
         settings = presets.load(preset)
         if model is not None:
             settings = replace(settings, model=presets.ModelPreset(model, {}))
-        with Run.create(run, settings, seed=seed, root=data, device=device, imported=sources) as created:
+        with Run.create(run, settings, seed=seed, root=data, device=device, imported=sources, key=key) as created:
             tickets = created.tickets()
     _say_tickets(tickets, run)
 
@@ -254,7 +257,7 @@ def evaluate(
 def write_report(run: RunPath, seed: RunSeed = None) -> None:
     """Writes report.html from the run's results.json."""
     check_whole(run)
-    results = files.read_json(_existing(run / RESULTS))
+    results = one_run.read_results(_existing(run / RESULTS))
     if seed is not None and seed != results["manifest"]["seed"]:
         raise ValueError(f"{run} is a run with seed {results['manifest']['seed']}, not {seed}")
     files.make_directory(run)

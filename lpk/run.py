@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lpk import files, flat, models, presets
+from lpk import files, flat, models, presets, schema
 from lpk.data import Data
 from lpk.data import load as load_data
 from lpk.directories import check_no_links, make_inside
@@ -31,12 +31,22 @@ from lpk.flat import StateDict
 from lpk.imp import imp
 from lpk.pooled import Pooled, versions
 from lpk.presets import Preset
+from lpk.schema import null, string, whole
 from lpk.splits import Split
 from lpk.tickets import MANIFEST as TICKETS
 from lpk.tickets import Tickets, TicketStore
 from lpk.train import Trainer, stream
 
 MANIFEST = "manifest.json"
+CONTENT = {
+    "format": whole,
+    "preset": schema.table,  # lpk.presets checks it
+    "seed": whole,
+    "data": string,
+    "data_root": (string, null),
+    "samples": {string: whole},
+    "imported?": [string],
+}
 RESULTS = "results.json"
 REPORT = "report.html"
 PLOT = "accuracy.svg"
@@ -66,12 +76,13 @@ class Run:
         root: Path | None = None,
         device: str | None = None,
         imported: Sequence[Path] = (),
+        key: str | None = None,
     ) -> Iterator[Run]:
         """Opens a run directory, new or begun before with the same preset, seed and data, and locks it.
 
         A preset that differs in its name or has more rounds goes on with the run, unless its tickets were imported.
 
-        imported: other people's checkpoints (see Tickets.from_checkpoints) that become the tickets of a new run.
+        imported, key: other people's checkpoints (see Tickets.from_checkpoints) that become the tickets of a new run.
 
         Raises ValueError where it holds another run, files that are of no run, or symbolic links in the place of its
         own, RuntimeError where another process uses it.
@@ -83,7 +94,7 @@ class Run:
         with files.locked(path):
             loaded = _load_data(preset, seed, root)
             manifest = {
-                "format": 1,
+                "format": files.FORMAT,
                 "preset": preset.to_dict(),
                 "seed": seed,
                 "data": loaded.source,
@@ -104,7 +115,7 @@ class Run:
             if imported:
                 manifest["imported"] = [str(files.absolute(source)) for source in imported]
                 check_no_tickets(path)
-                tickets = Tickets.from_checkpoints(imported, model=run.model())
+                tickets = Tickets.from_checkpoints(imported, model=run.model(), key=key)
             if files.exists(path / MANIFEST):
                 stored = _read_manifest(path)
                 begun = presets.from_dict(stored["preset"], str(path / MANIFEST))
@@ -113,7 +124,7 @@ class Run:
                     if same[key] != manifest[key]:
                         raise ValueError(f"{path} holds a run with another {key}; {_difference(same, manifest, key)}")
                 if stored["preset"] != manifest["preset"]:
-                    stored |= {"preset": manifest["preset"], "command": manifest["command"]}
+                    stored |= {key: manifest[key] for key in ("format", "preset", "command")}
                     files.write_json(path / MANIFEST, stored)
                 run = replace(run, manifest=stored)
             else:
@@ -275,11 +286,7 @@ def _load_data(preset: Preset, seed: int, root: Path | None) -> Data:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest = files.read_json(path / MANIFEST)
-    missing = {"format", "preset", "seed", "data", "data_root", "samples"} - set(manifest)
-    if missing or manifest["format"] != 1:
-        raise files.FileDamaged(f"{path / MANIFEST} is damaged, or of another version of lpk")
-    return manifest
+    return files.read_json(path / MANIFEST, CONTENT)
 
 
 def _continued(begun: Preset, wanted: Preset) -> Preset:
