@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +16,40 @@ from lpk.evaluate import CRITERIA
 from lpk.pooled import Pooled
 from lpk.progress import Progress
 from lpk.run import RESULTS, Run
+from lpk.schema import flag, null, number, string, whole
 from lpk.tickets import Tickets
 
 METHODS = ("interpolation", "average", "swa", "ema")
+
+GAIN = {"gain": number, "low": number, "high": number}
+POOL = {
+    "accuracy": number,
+    "gain": GAIN,
+    "validation_accuracy": number,
+    "baseline_validation_accuracy": number,
+    "seconds": number,
+    "forward_samples": whole,
+    "steps": [{"candidate": whole, "coefficient": (number, null), "accuracy": (number, null), "accepted": flag}],
+}
+CONTENT = {
+    "format": whole,
+    "title": string,
+    "manifest": {"seed": whole},
+    "layers?": {"pruned": [string], "spared": [string]},
+    "methods": [string],
+    "rows": [{"round": whole, "density": number, "keep": whole, "ticket": number, "pools": {string: POOL}}],
+    "mean": {"ticket": number, "pools": {string: {"accuracy": number, "gain": GAIN}}},
+    "seconds": {string: number},
+}
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """A run's results.json. Raises FileNotFoundError, or lpk.files.FileDamaged."""
+    results = files.read_json(path, CONTENT)
+    pools = {method for row in [*results["rows"], results["mean"]] for method in row["pools"]}
+    if not results["rows"] or pools - set(results["methods"]) or len(set(results["methods"])) < len(results["methods"]):
+        raise files.FileDamaged(f"{path} is damaged: its rows, methods and pools do not fit one another")
+    return results
 
 
 def compare(run: Run, *, methods: Sequence[str] = METHODS, progress: bool = True) -> dict[str, Any]:
@@ -106,7 +138,7 @@ def evaluate(run: Run, *, progress: bool = True) -> dict[str, Any]:
         for ticket in tickets
     ]
     results = {
-        "format": 1,
+        "format": files.FORMAT,
         "title": f"{run.data.name}, {run.preset.model.name}",
         "manifest": run.manifest,
         "layers": {"pruned": tickets.layout.prunable, "spared": tickets.layout.spared},

@@ -12,12 +12,31 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lpk import files, page
+from lpk import files, page, schema
 from lpk.page import Markup, element
 from lpk.pooled import versions
+from lpk.schema import Row, number, string, whole
 
 RESULTS = "results.json"
 REPORT = "report.html"
+
+TEXTS = [string]
+CONTENT = {
+    "format": whole,
+    "experiment": string,
+    "shows": string,
+    "description": string,
+    "title": string,
+    "summary": string,
+    "note": string,
+    "tables": [{"title": string, "heads": TEXTS, "lines": [TEXTS], "best": [Row((whole, whole))]}],
+    "figures": TEXTS,
+    "command": string,
+    "seeds": [whole],
+    "seconds": number,
+    "preset": schema.table,
+    "versions": schema.table,
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +102,7 @@ class Findings:
 def write(out: Path, name: str, findings: Findings, about: Mapping[str, Any]) -> None:
     """Writes OUT/NAME/: results.json, NAME.csv and the figures. about: what else results.json says."""
     results = {
-        "format": 1,
+        "format": files.FORMAT,
         "experiment": name,
         **about,
         "summary": findings.summary,
@@ -102,7 +121,7 @@ def write(out: Path, name: str, findings: Findings, about: Mapping[str, Any]) ->
 
 def write_report(out: Path, names: Iterable[str]) -> None:
     """Writes OUT/report.html: the results of those of the experiments that have any, in this order."""
-    found = [files.read_json(out / name / RESULTS) for name in names if files.exists(out / name / RESULTS)]
+    found = [files.read_json(out / name / RESULTS, CONTENT) for name in names if files.exists(out / name / RESULTS)]
     sections = [section for results in found for section in _sections(out, results)]
     files.write_bytes(out / REPORT, page.document(f"Experiments: {found[0]['title']}", *sections))
 
@@ -127,7 +146,7 @@ def _sections(out: Path, results: Mapping[str, Any]) -> Iterator[Markup]:
     yield element("p", results["description"], class_="note")
     yield element("p", page.typeset(results["summary"]))
     for figure in results["figures"]:
-        image = files.inside(out / name, f"{figure}.svg").read_bytes()
+        image = files.read_bytes(files.inside(out / name, f"{figure}.svg"))
         yield page.drawing(image, f"{name}: {results['description']}")
     for table in results["tables"]:
         best = {tuple(place) for place in table["best"]}

@@ -17,17 +17,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lpk import files
+from lpk import files, schema
 from lpk.directories import check_no_links, make_inside
 from lpk.experiments.findings import REPORT, RESULTS, Findings
 from lpk.experiments.subject import Subject
 from lpk.pooled import versions
 from lpk.presets import Preset
 from lpk.progress import Progress
-from lpk.run import MANIFEST, Run
+from lpk.run import CONTENT, MANIFEST, Run
+from lpk.schema import number
 from lpk.tickets import TicketStore
 
 FORMAT = 1
+PART = {"key": schema.table, "found": schema.table, "seconds": number}
 PARTS = "parts"
 
 Found = dict[str, Any]  # what was measured, in types that JSON knows; accuracies are fractions
@@ -147,7 +149,7 @@ class Study:
         """How many tickets of this group are trained. Raises ValueError where they are of another preset."""
         path = self.tickets_path(group)
         if files.exists(path / MANIFEST):
-            stored = files.read_json(path / MANIFEST).get("preset")
+            stored = files.read_json(path / MANIFEST, CONTENT)["preset"]
             if stored != self.tickets_preset(group).to_dict():
                 raise ValueError(f"{path} holds tickets of another preset; use another directory")
         try:
@@ -183,17 +185,18 @@ class Study:
         path = self._path(name, part, key)
         if not files.exists(path):
             return None
-        content = files.read_json(path)
         try:
-            if content["key"] != key:
-                raise files.FileDamaged(f"{path} is not the part that its name says; delete it")
-            return Finished(content["found"], content["seconds"])
-        except KeyError as error:
-            raise files.FileDamaged(f"{path} is damaged: it has no {error}; delete it") from error
+            content = files.read_json(path, PART)
+        except files.FileDamaged as error:
+            raise files.FileDamaged(f"{error}; delete it") from error
+        if content["key"] != key:
+            raise files.FileDamaged(f"{path} is not the part that its name says; delete it")
+        return Finished(content["found"], content["seconds"])
 
     def _write(self, name: str, part: Part, identity: str, found: Found, seconds: float) -> None:
         key = self._key(name, part, identity)
-        content = {"key": key, "found": found, "seconds": round(seconds, 3), "versions": versions()}
+        content = {"format": files.FORMAT, "key": key, "found": found, "seconds": round(seconds, 3)}
+        content["versions"] = versions()
         files.write_json(self._path(name, part, key), content)
 
     def _key(self, name: str, part: Part, identity: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from lpk import files, schema
 from lpk.train import Recipe
 
 _Section = TypeVar("_Section")
@@ -70,8 +71,8 @@ class Preset:
 
 def names() -> tuple[str, ...]:
     """The shipped presets, sorted."""
-    files = (Path(entry.name) for entry in resources.files(__name__).iterdir())
-    return tuple(sorted(file.stem for file in files if file.suffix == ".toml"))
+    shipped = (Path(entry.name) for entry in resources.files(__name__).iterdir())
+    return tuple(sorted(file.stem for file in shipped if file.suffix == ".toml"))
 
 
 def load(name_or_path: str | Path) -> Preset:
@@ -85,7 +86,7 @@ def load(name_or_path: str | Path) -> Preset:
     path = Path(name_or_path).expanduser()
     if not path.is_file():
         raise ValueError(f"preset is {name!r}; it must be a .toml file's path or one of {', '.join(names())}")
-    return _parse(path.stem, name, path.read_bytes())
+    return _parse(path.stem, name, files.read_bytes(path))
 
 
 def from_dict(content: Mapping[str, Any], file: str) -> Preset:
@@ -95,13 +96,15 @@ def from_dict(content: Mapping[str, Any], file: str) -> Preset:
         for section, table in content.items()
         if section != "name"
     }
-    return _preset(str(content.get("name")), file, sections)
+    if not isinstance(content.get("name"), str):
+        raise ValueError(f"{file}: the preset's name is {schema.shortened(content.get('name'))}; it must be a string")
+    return _preset(content["name"], file, sections)
 
 
 def _parse(name: str, file: str, content: bytes) -> Preset:
     try:
         table = tomllib.loads(content.decode())
-    except ValueError as error:  # TOMLDecodeError, or bytes that are not UTF-8
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, or bytes that are not UTF-8
         raise ValueError(f"{file}: not a TOML file: {error}") from error
     return _preset(name, file, table)
 
@@ -110,7 +113,7 @@ def _preset(name: str, file: str, table: dict[str, Any]) -> Preset:
     sections = [field.name for field in fields(Preset) if field.name != "name"]
     for section in [*table, *sections]:
         if section not in sections:
-            raise ValueError(f"{file}: unknown section [{section}]; there are {', '.join(sections)}")
+            raise ValueError(f"{file}: unknown section [{_plain_key(section)}]; there are {', '.join(sections)}")
         if not isinstance(table.get(section), dict):
             raise ValueError(f"{file}: section [{section}] is missing")
     return Preset(
@@ -144,7 +147,7 @@ def _checked(where: str, table: dict[str, Any], types: dict[str, Any], required:
     """The table, each value in its key's type; ValueError: an unknown key, a missing one, a wrong type."""
     for key in [*table, *required]:
         if key not in types:
-            raise ValueError(f"{where} {key} is unknown; the keys are {', '.join(types)}")
+            raise ValueError(f"{where} {_plain_key(key)} is unknown; the keys are {', '.join(types)}")
         if key not in table:
             raise ValueError(f"{where} {key} is missing")
     return {key: _value(f"{where} {key}", value, types[key]) for key, value in table.items()}
@@ -158,18 +161,22 @@ def _value(where: str, value: Any, expected: Any) -> Any:
             return value
         words = " or ".join(map(repr, get_args(expected)))
     elif get_origin(expected) is tuple:  # tuple[int, ...]
-        if isinstance(value, list) and all(type(item) is int for item in value):
+        if isinstance(value, list) and all(type(item) is int and abs(item) < schema.LARGEST for item in value):
             return tuple(value)
         words = "a list of whole numbers"
     elif expected is float:
-        if type(value) in (int, float) and math.isfinite(value):
+        if (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < schema.LARGEST):
             return float(value)
         words = "a number"
     else:
-        if type(value) is expected:  # not isinstance: true and false are no whole numbers
+        if type(value) is expected and not (expected is int and abs(value) >= schema.LARGEST):  # not isinstance: bool
             return value
         words = {int: "a whole number", bool: "true or false", str: "a string"}[expected]
-    raise ValueError(f"{where} is {value!r}; it must be {words}")
+    raise ValueError(f"{where} is {schema.shortened(value)}; it must be {words}")
+
+
+def _plain_key(key: str) -> str:
+    return key if key.isidentifier() else schema.shortened(key)
 
 
 def _plain(value: Any) -> Any:
