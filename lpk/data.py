@@ -38,6 +38,7 @@ _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # the package dataset-fashion-mnist
 _DIGITS_TEST = 360
 _MOST_WORKERS = 16
+_LARGEST_IDX = 2**27  # bytes of a file, unpacked: the largest has 47 million
 _TIMEOUT = 10.0  # seconds without a byte before a download counts as failed
 _DOWNLOAD_ERRORS = (OSError, EOFError, RuntimeError, http.client.HTTPException, tarfile.TarError, zlib.error)
 
@@ -178,9 +179,12 @@ def _read_fashion_mnist(name: str, place: Path) -> tuple[MemorySplit, MemorySpli
 def _read_idx(path: Path, dimensions: int) -> Tensor:
     """A plain or .gz IDX file of unsigned bytes, as uint8. ValueError: damaged, or another format."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(_LARGEST_IDX + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: damaged gzip file ({error})") from error
+    if len(content) > _LARGEST_IDX:
+        raise ValueError(f"{path}: it has more than {_LARGEST_IDX:,} bytes, which no file of the data set has")
     start = 4 + 4 * dimensions
     if len(content) < start or content[:4] != bytes((0, 0, 8, dimensions)):
         raise ValueError(f"{path}: not an IDX file of unsigned bytes in {dimensions} dimension(s)")

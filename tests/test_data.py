@@ -195,6 +195,14 @@ def test_damaged_and_foreign_idx_files_are_named(tmp_path: Path) -> None:
             load_fashion(validation=0, root=tmp_path)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_file_that_unpacks_to_too_much(tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_idx(tmp_path, 20, 20, packed=packed)
+    monkeypatch.setattr(data, "_LARGEST_IDX", 10_000)
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte(\.gz)?: it has more than 10,000 bytes"):
+        load_fashion(validation=0, root=tmp_path)
+
+
 def test_the_real_fashion_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
     debian = Path("/usr/share/datasets/fashion-mnist")
     if not debian.is_dir():
