@@ -19,8 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize, prune
 from torch.optim.swa_utils import AveragedModel
 
-from lpk.copies import copied
 from lpk import schema
+from lpk.copies import copied
 from lpk.cpu import DTYPES
 from lpk.schema import Row, Rule, string
 from lpk.states import owners, state_names
