@@ -15,10 +15,12 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpk.flat import batchnorms, check_batch
+from lpk.plain import is_plain
 from lpk.states import input_dtype
 from lpk.tracing import hooks, trace
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 
@@ -188,11 +190,10 @@ def _foldable(network: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
             continue
         layer, batchnorm = modules[str(before.target)], modules[node.target]
         if (
-            type(layer) in LAYERS
+            is_plain(layer, *LAYERS)
+            and is_plain(batchnorm, *BATCHNORMS)
             and batchnorm.running_mean is not None
-            and not batchnorm.training
             and calls[layer] == calls[batchnorm] == 1
-            and not any(m._forward_hooks or m._forward_pre_hooks for m in (layer, batchnorm))
         ):
             found.append((before, node))
     return found

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn.modules import module as torch_module
+from torch.nn.modules.batchnorm import _BatchNorm
 
 # Whose code is no model's.
 TRACERS = (os.path.dirname(torch.__file__) + os.sep, __file__)
@@ -30,19 +31,39 @@ if hasattr(os, "register_at_fork"):  # not while one goes on: its thread would n
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
-    """What `torch.fx.symbolic_trace` returns, while other threads may trace and call modules, too.
+    """A call of the model with one argument, as `torch.fx.symbolic_trace` returns it, while other threads may trace and
+    call modules, too. Other arguments have their defaults.
 
     The meta of each node has the `line` of the model's code, as file:number, that made it; None if that is not known.
 
     Raises ValueError where torch.fx can't trace the model, with the line that it fails at.
     """
     with _one_at_a_time, _attributes_kept(model):
+        caller = _Caller(model)
         try:
-            graph = _Tracer().trace(model)
+            graph = _Tracer(model).trace(caller)
         except Exception as error:  # whatever a stranger's forward raises when it is given a proxy
             line = _line(reversed(list(traceback.walk_tb(error.__traceback__))))
             raise ValueError(f"{error} ({line})" if line else str(error)) from error
-        return fx.GraphModule(model, graph, type(model).__name__)
+        return fx.GraphModule(caller, graph, type(model).__name__)
+
+
+class _Caller(nn.Module):
+    """Calls a model, whatever that runs: torch.fx looks only at the class's forward of what it is given itself.
+
+    The names of what is in it are those in the model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._modules[""] = model
+        self.training = model.training
+
+    def forward(self, inputs: Any) -> Any:
+        return self._modules[""](inputs)  # type: ignore[misc]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_modules"][""], name)
 
 
 # What may stand between a linear layer and what is returned, by the names of modules, functions and methods without
@@ -110,8 +131,8 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
 def hooks(model: nn.Module) -> Iterator[tuple[str, str]]:
     """The forward hooks and pre-hooks in a model: the path of a module, "" for the model itself, and a hook's name.
 
-    Global ones are the model's own, too. A graph has those of the modules that it calls as a whole, and none of the
-    model's own.
+    Global ones are the model's own, too. A graph calls those of the modules that it calls as a whole; of the others, the
+    model itself among them, it has what they did while it was traced.
     """
     for hook in global_hooks():
         yield "", f"{_hook_name(hook)}, a global one"
@@ -130,11 +151,18 @@ def _hook_name(hook: Callable[..., Any]) -> str:
 
 
 class _Tracer(fx.Tracer):
-    """Lets the calls of other threads through."""
+    """Lets the calls of other threads through. The model itself is no leaf; BatchNorm of any kind is one: who measures
+    its statistics looks for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        self.model = model
         self.thread = threading.get_ident()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m is not self.model and (
+            isinstance(m, _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
+        )
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from lpk.plain import is_plain
 from lpk.sparse.steps import Shape
 
 
@@ -30,40 +31,43 @@ class Call:
         return other if isinstance(other, fx.Node) and self.node.kwargs.get("alpha", 1) == 1 else None
 
     def activation(self) -> str | None:
-        if isinstance(self.module, nn.ReLU6) or self.function is F.relu6:
+        if is_plain(self.module, nn.ReLU6):
+            return "relu6" if (self.module.min_val, self.module.max_val) == (0, 6) else None
+        if self.function is F.relu6:
             return "relu6"
         known = (F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_")
-        return "relu" if isinstance(self.module, nn.ReLU) or self.function in known else None
+        return "relu" if is_plain(self.module, nn.ReLU) or self.function in known else None
 
     def is_identity(self) -> bool:
         """In evaluation mode; F.dropout drops unless it is told not to."""
         if self.function is F.dropout:
             return not self.argument(2, "training", True)
-        return isinstance(self.module, nn.Dropout | nn.Identity | nn.Dropout2d) or self.function == "contiguous"
+        return is_plain(self.module, nn.Dropout, nn.Identity, nn.Dropout2d) or self.function == "contiguous"
 
     def is_add(self) -> bool:
         return self.function in (operator.add, operator.iadd, torch.add, "add", "add_")
 
     def is_view(self) -> bool:
         known = (torch.flatten, "flatten", torch.reshape, "reshape", "view")
-        return isinstance(self.module, nn.Flatten) or self.function in known
+        return is_plain(self.module, nn.Flatten) or self.function in known
 
     def pool(self, shape: Shape) -> tuple[str, dict[str, Any]] | None:
         """The kind of pooling and its options; None if it is none that the engine has."""
         module = self.module
-        if isinstance(module, nn.MaxPool2d) and not module.return_indices:
+        if is_plain(module, nn.MaxPool2d) and not module.return_indices:
             window = _window(module.kernel_size, module.stride, module.padding)
             return "max", window | {"dilation": pair(module.dilation)}
-        if isinstance(module, nn.AvgPool2d) and module.divisor_override is None:
+        if is_plain(module, nn.AvgPool2d) and module.divisor_override is None:
             window = _window(module.kernel_size, module.stride, module.padding)
             return "average", window | {"count_padding": module.count_include_pad}
         if self.function is F.max_pool2d and not self.argument(6, "return_indices", False):
             return "max", self._window() | {"dilation": pair(self.argument(4, "dilation", 1))}
         if self.function is F.avg_pool2d and self.argument(6, "divisor_override", None) is None:
             return "average", self._window() | {"count_padding": self.argument(5, "count_include_pad", True)}
-        if isinstance(module, nn.AdaptiveAvgPool2d) or self.function is F.adaptive_avg_pool2d:
-            size = module.output_size if module is not None else self.argument(1, "output_size", None)
-            return _adaptive(shape, size)
+        if is_plain(module, nn.AdaptiveAvgPool2d):
+            return _adaptive(shape, module.output_size)
+        if self.function is F.adaptive_avg_pool2d:
+            return _adaptive(shape, self.argument(1, "output_size", None))
         return None
 
     def _window(self) -> dict[str, tuple[int, int]]:
@@ -97,4 +101,4 @@ def pair(size: Any) -> tuple[int, int]:
 
 def is_convolution(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     """Whether the engine has it: padded with zeros, as many as numbers say."""
-    return isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return is_plain(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str)

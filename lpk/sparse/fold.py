@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpk.sparse.steps import Affine, Convolve
 
@@ -20,7 +21,7 @@ def fold(step: Convolve | Affine) -> tuple[Tensor | None, Tensor | None]:
     return scale, shift if bias is None else torch.addcmul(shift, bias, scale)
 
 
-def affine(batchnorm: nn.BatchNorm2d | nn.BatchNorm1d, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+def affine(batchnorm: _BatchNorm, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """BatchNorm with these statistics, in float64, as the scale and the shift of each channel."""
     scale = torch.rsqrt(variance + batchnorm.eps)
     if batchnorm.weight is not None:

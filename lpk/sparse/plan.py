@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpk import tracing
+from lpk.plain import is_plain
 from lpk.sparse.calls import Call, is_convolution, pair
 from lpk.sparse.steps import Affine, Convolve, Flatten, Foreign, Plan, Pool, Shape, Step, Value
 
@@ -161,9 +163,9 @@ class _Planner:
                 self.values[node] = self.values[source]
             else:
                 self._append(node, Affine([self.values[source]], Value(_shape(node))))
-        elif is_convolution(module) or (isinstance(module, nn.Linear) and len(_shape(source)) == 1):
+        elif is_convolution(module) or (is_plain(module, nn.Linear) and len(_shape(source)) == 1):
             self._append(node, Convolve([self.values[source]], Value(_shape(node)), module))
-        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) and module.running_mean is not None:
+        elif is_plain(module, nn.BatchNorm2d, nn.BatchNorm1d) and module.running_mean is not None:
             self._batchnorm(node, source, module)
         elif (activation := call.activation()) is not None:
             self._activation(node, source, activation)
@@ -189,7 +191,7 @@ class _Planner:
             return step
         return None
 
-    def _batchnorm(self, node: fx.Node, source: fx.Node, module: nn.BatchNorm2d | nn.BatchNorm1d) -> None:
+    def _batchnorm(self, node: fx.Node, source: fx.Node, module: _BatchNorm) -> None:
         step = self._extendable(source)
         if isinstance(step, Convolve) and step.batchnorm is None and step.residual is None:
             step.batchnorm = module

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 Shape = tuple[int, ...]  # of one sample: (channels, height, width), or (features,)
 
@@ -41,7 +42,7 @@ class Convolve(Step):
     """A convolution or a linear layer, and what follows it: BatchNorm, the addition of a value, an activation."""
 
     layer: nn.Conv2d | nn.Linear
-    batchnorm: nn.BatchNorm2d | nn.BatchNorm1d | None = None
+    batchnorm: _BatchNorm | None = None
     residual: Value | None = None
     activation: str = "identity"
 
@@ -50,7 +51,7 @@ class Convolve(Step):
 class Affine(Step):
     """BatchNorm, addition or activation that stand for themselves."""
 
-    batchnorm: nn.BatchNorm2d | nn.BatchNorm1d | None = None
+    batchnorm: _BatchNorm | None = None
     residual: Value | None = None
     activation: str = "identity"
 
