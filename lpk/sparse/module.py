@@ -16,10 +16,11 @@ from torch import Tensor, fx, nn
 
 from lpk import memory, tracing
 from lpk.checks import has_gradient
+from lpk.plain import is_patched
 from lpk.sparse.compact import Remaining, save_sparse
 from lpk.sparse.network import Network
 from lpk.sparse.plan import Fails, NotSupported
-from lpk.sparse.steps import Shape
+from lpk.sparse.steps import Plan, Shape
 
 SHAPES = 8  # of inputs, for which a Sparse stays packed: those it was called with last
 IN_PYTORCH = 'with fallback="torch", sparsify leaves it to PyTorch'
@@ -104,7 +105,11 @@ class Sparse(nn.Module):
             if len(known) > SHAPES and (oldest := known.pop(next(iter(known)))) is not None:
                 oldest.forget()
             if network is not None:
-                return network(inputs)
+                try:
+                    return network(inputs)
+                except NotSupported:  # for a batch of this size
+                    if self.fallback != "torch":
+                        raise
         return self._in_pytorch((inputs,), {})
 
     def _in_pytorch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -184,19 +189,21 @@ class Sparse(nn.Module):
     def _network(self, shape: Shape) -> Network | None:
         model = self._model[0]
         try:
-            network = Network(model, shape, dead=False, read=self._read)
+            return Network(model, shape, dead=False, read=self._read, planned=self._restore_read)
         except NotSupported as error:
             if self.fallback == "torch":
                 return None
             if isinstance(error, Fails):
                 raise
             raise NotSupported(f"{error}; {IN_PYTORCH}") from error.__cause__
-        for part in network.plan.in_pytorch:
-            self._restore(part.parameters())
-        return network
 
     def _read(self, weight: Tensor) -> Tensor:
         return self._remaining[weight].dense() if weight in self._gone else weight.detach()
+
+    def _restore_read(self, plan: Plan) -> None:
+        """What PyTorch reads; a forward that was replaced may read what it likes."""
+        for part in plan.in_pytorch:
+            self._restore((self._model[0] if any(map(is_patched, part.modules())) else part).parameters())
 
     def _restore(self, tensors: Iterable[Tensor]) -> None:
         """The values of tensors that PyTorch reads; to be called under the lock."""

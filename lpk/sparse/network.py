@@ -21,7 +21,7 @@ from lpk.sparse.fold import affine, fold
 from lpk.sparse.kernels import Operation
 from lpk.sparse.packing import Filters
 from lpk.sparse.patches import cut, lanes_of
-from lpk.sparse.plan import NotSupported, trace
+from lpk.sparse.plan import BATCHES, NotSupported, trace
 from lpk.sparse.steps import Affine, Convolve, Flatten, Foreign, Plan, Pool, Relayout, Shape, Step, Value
 
 POOLS: dict[str, Callable[..., Operation]] = {
@@ -33,6 +33,9 @@ POOLS: dict[str, Callable[..., Operation]] = {
 # Images go through the network in groups whose activations fit into this many bytes of cache, one block of images for
 # each thread at least.
 CACHE = 16 << 20
+
+RECENT = 8  # shapes of activations whose memory a layout keeps
+SIZES = 1000  # of batches, for which a network remembers that its plan holds
 
 
 class Network:
@@ -46,18 +49,32 @@ class Network:
         dead: whether weights that change nothing are computed with. Without them, `measure` is not possible: the
             statistics of channels that nobody reads would be others.
         read: the values of a layer's weight; by default they are in the weight.
+        planned: called with each plan, before it is used: a batch of a size that the plan does not hold for needs
+            another one.
 
-    Raises NotSupported where the model can't be traced.
+    Raises NotSupported where the model can't be traced, and when a batch is computed that it can't be planned for.
     """
 
     name = "sparse"
 
     def __init__(
-        self, model: nn.Module, shape: Shape, *, dead: bool = True, read: Callable[[Tensor], Tensor] = Tensor.detach
+        self,
+        model: nn.Module,
+        shape: Shape,
+        *,
+        dead: bool = True,
+        read: Callable[[Tensor], Tensor] = Tensor.detach,
+        planned: Callable[[Plan], None] = lambda plan: None,
     ) -> None:
-        self.plan: Plan = trace(model, shape)
+        self.model = model
+        self.shape = shape
         self.dead = dead
         self.read = read
+        self.planned = planned
+        self.plan: Plan = trace(model, shape)
+        planned(self.plan)
+        self._batches: tuple[int, ...] = BATCHES
+        self._sizes: set[int] = set()  # of batches that the plan holds for
         self._layouts: dict[int, _Layout] = {}  # by the lanes of an image
         self.filters: _Packed = {}
         self.names: dict[_BatchNorm, str] = {layer: path for path, layer in batchnorms(model)}
@@ -89,6 +106,7 @@ class Network:
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Any:
         """The model's output for inputs [B, *shape]."""
+        self._plan_for(len(inputs))
         parts = [self._layout(lanes_of(len(x))).run(len(x)).forward(x) for x in self._parts(inputs.float())]
         if not parts:
             parts = [[torch.empty(0, *value.shape, dtype=torch.float32, device="cpu") for value in self.plan.outputs]]
@@ -105,11 +123,27 @@ class Network:
         Raises NotSupported where one of them runs in PyTorch, ValueError where one reads one value for each channel.
         """
         assert self.dead
+        self._plan_for(len(inputs))
         layers = (module for part in self.plan.in_pytorch for module in part.modules())
         if any(isinstance(layer, _BatchNorm) and layer.running_mean is not None for layer in layers):
             raise NotSupported("a BatchNorm layer runs in PyTorch, where the engine does not measure its statistics")
         self._forget_calls()
         return self._layout(1).run(len(inputs)).measure(inputs.float())
+
+    def _plan_for(self, size: int) -> None:
+        """Makes a plan that holds for batches of this size, too."""
+        if size in self._sizes or size == 0:
+            return
+        if not self.plan.holds(size):
+            self._batches = (*self._batches, size)
+            self.plan = trace(self.model, self.shape, self._batches)
+            self.planned(self.plan)
+            self.forget()
+            self._layouts.clear()
+            vars(self).pop("mixes", None)
+        if len(self._sizes) == SIZES:
+            self._sizes.clear()
+        self._sizes.add(size)
 
     def _layout(self, lanes: int) -> _Layout:
         if lanes not in self._layouts:
@@ -125,7 +159,7 @@ class Network:
 
     def _parts(self, inputs: Tensor) -> Iterator[Tensor]:
         """Groups of whole blocks, and what is left over; all at once where samples may depend on each other."""
-        if self.mixes:
+        if self.mixes and len(inputs):
             yield inputs
             return
         group = _group(self.plan, torch.get_num_threads())
@@ -152,6 +186,7 @@ def _mixes(step: Foreign) -> bool:
 # Filters by the position of their layer among the plan's, and by the strides of the input they were packed for: layouts
 # share those of the same strides, as a linear layer's are.
 _Packed = dict[tuple[int, tuple[int, ...]], Filters]
+_Shapes = tuple[tuple[int, ...], ...]
 
 
 class _Layout:
@@ -163,12 +198,21 @@ class _Layout:
         self.layers = {step: i for i, step in enumerate(s for s in plan.steps if isinstance(s, Convolve))}
         self.convolutions = {step: _convolution(step.layer) for step in self.layers}
         self.runs: dict[int, _Run] = {}
-        self.memory: dict[tuple[tuple[int, ...], ...], Tensor] = {}  # by the shapes of the buffers in it
+        self.memory: dict[_Shapes, Tensor] = {}  # by the shapes of the buffers in it; what was used last is last
 
     def run(self, batch: int) -> _Run:
         if batch not in self.runs:
             self.runs[batch] = _Run(self, batch)
-        return self.runs[batch]
+        run = self.runs[batch]
+        self.memory[run.shapes] = self.memory.pop(run.shapes)
+        if len(self.memory) > RECENT:
+            self._forget(next(iter(self.memory)))
+        return run
+
+    def _forget(self, shapes: _Shapes) -> None:
+        del self.memory[shapes]
+        for batch in [batch for batch, run in self.runs.items() if run.shapes == shapes]:
+            self.runs.pop(batch).calls.clear()  # they refer to the run
 
 
 def _convolution(layer: nn.Conv2d | nn.Linear) -> packing.Convolution:
@@ -192,7 +236,7 @@ class _Run:
 
     def __init__(self, layout: _Layout, batch: int) -> None:
         self.layout, self.plan, self.batch = layout, layout.plan, batch
-        self.buffers = _buffers(layout, batch)
+        self.shapes, self.buffers = _buffers(layout, batch)
         self.calls: list[Callable[[], None]] = []
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
@@ -297,8 +341,14 @@ class _Run:
 
     def _foreign(self, step: Foreign) -> None:
         tensors = map(self._unpacked, step.inputs)
-        out = self.buffers[step.out]
-        kernels.pack_input(step.part.forward(*tensors).reshape(self.batch, *step.out.image), out)
+        out, wanted = self.buffers[step.out], (self.batch, *step.out.shape)
+        result = step.part.forward(*tensors)
+        if result.shape != wanted or result.dtype != torch.float32:
+            raise NotSupported(
+                f"what PyTorch computes is {result.dtype} {list(result.shape)} for {self.batch} samples; the engine "
+                f"needs float32 {list(wanted)}, as for {BATCHES[0]}"
+            )
+        kernels.pack_input(result.reshape(self.batch, *step.out.image), out)
 
 
 def _joined(parts: Iterable[Operation | Callable[[], None]]) -> Iterator[Callable[[], None]]:
@@ -314,8 +364,8 @@ def _joined(parts: Iterable[Operation | Callable[[], None]]) -> Iterator[Callabl
     yield partial(kernels.run, operations)
 
 
-def _buffers(layout: _Layout, batch: int) -> dict[Value, Blocks]:
-    """A buffer for each value, all in one arena."""
+def _buffers(layout: _Layout, batch: int) -> tuple[_Shapes, dict[Value, Blocks]]:
+    """A buffer for each value, all in one arena, and their shapes."""
     slots = _slots(layout.plan)
     kinds = {slot: value for value, slot in slots.items()}
     shapes = tuple(
@@ -329,7 +379,7 @@ def _buffers(layout: _Layout, batch: int) -> dict[Value, Blocks]:
         slot: Blocks(part.view(shape), batch, value.border, value.patches, value.image[1:])
         for (slot, value), shape, part in zip(kinds.items(), shapes, layout.memory[shapes].split(sizes), strict=True)
     }
-    return {value: blocks[slot] for value, slot in slots.items()}
+    return shapes, {value: blocks[slot] for value, slot in slots.items()}
 
 
 def _slots(plan: Plan) -> dict[Value, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -13,11 +14,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpk import tracing
 from lpk.plain import is_plain
+from lpk.sparse.batches import Assumptions, Batch
 from lpk.sparse.calls import Call, is_convolution, pair
 from lpk.sparse.steps import Affine, Convolve, Flatten, Foreign, Plan, Pool, Shape, Step, Value
 
 BATCH = 2  # samples that a model is traced with
-BATCHES = (BATCH, 3, 1000)  # what holds for these is taken to hold for all; without values they cost nothing
+BATCHES = (BATCH, 3, 1000)  # what holds for these is taken to hold, until another size shows that it doesn't
 POSSIBLE = "(C, H, W) or (F,) for each sample"
 
 
@@ -29,8 +31,9 @@ class Fails(NotSupported):
     """A network that fails in PyTorch, too, for two samples of the inputs' shape."""
 
 
-def trace(model: nn.Module, shape: Shape) -> Plan:
-    """The plan of a model in evaluation mode for float32 samples of this shape.
+def trace(model: nn.Module, shape: Shape, batches: Sequence[int] = BATCHES) -> Plan:
+    """The plan of a model in evaluation mode for float32 samples of this shape, in batches of these sizes and of all for
+    which its assumptions hold, too.
 
     Raises NotSupported for a model that torch.fx can't trace, and one with forward hooks.
     """
@@ -48,7 +51,7 @@ def trace(model: nn.Module, shape: Shape) -> Plan:
             _Results(graph).run(inputs)
         except Fails as error:
             raise Fails(f"{problem}: {error}") from error.__cause__
-        plan = _Planner(graph).run()
+        plan = _Planner(graph, batches).run()
         if plan.ending is not None:
             _keep_types(plan, model, inputs)
     for step in plan.steps:
@@ -91,11 +94,13 @@ class _Planner:
     made of weights alone) is left to those that read it: they compute it in PyTorch.
     """
 
-    def __init__(self, graph: fx.GraphModule) -> None:
+    def __init__(self, graph: fx.GraphModule, batches: Sequence[int]) -> None:
         self.graph = graph
         self.modules = dict(graph.named_modules())
         self.values: dict[fx.Node, Value] = {}
-        self.constants: dict[fx.Node, Any] = {}  # numbers, and tuples of them, that are the same for every batch
+        self.batches = [Batch(graph, self.values, size) for size in batches]
+        self.assumed = Assumptions(graph, self.values)
+        self.constants = self.assumed.numbers  # and tuples of them, that are the same for every batch
         self.left: set[fx.Node] = set()  # to their readers, as far as they depend on the input
         self.steps: list[Step] = []
 
@@ -113,15 +118,15 @@ class _Planner:
                     self.values[node] = Value(_shape(node))
             elif node.op == "output":
                 output = node
-            elif node.op != "get_attr":
+            elif any(n in self.values or n in self.left for n in node.all_input_nodes):
                 self._add(node)
+            else:
+                self._for_batches(node)
         assert output is not None
         outputs, ending = self._ending(output)
-        return Plan(self.values[used[0]], outputs, self.steps, ending)
+        return Plan(self.values[used[0]], outputs, self.steps, ending, self.assumed.hold)
 
     def _add(self, node: fx.Node) -> None:
-        if not any(n in self.values or n in self.left for n in node.all_input_nodes):
-            return
         node.args = fx.map_arg(node.args, lambda n: self.constants.get(n, n))
         node.kwargs = fx.map_arg(node.kwargs, lambda n: self.constants.get(n, n))
         call = Call(node, self.modules)
@@ -155,6 +160,7 @@ class _Planner:
         """Adds the engine's step for a call, if it has one."""
         module = call.module
         if call.is_view() and self._flattens(node, source):
+            self.assumed.views.add(node)
             self._append(node, Flatten([self.values[source]], Value(_shape(node))))
         elif any(n not in self.values for n in node.all_input_nodes):
             return False
@@ -262,14 +268,9 @@ class _Planner:
         return node in self.left and not (tensors and all(t.shape[:1] == (BATCH,) for t in tensors))
 
     def _for_batches(self, node: fx.Node) -> list[Any]:
-        """What a node returns for each of BATCHES, tensors without their values; [] if not known."""
-        nodes = self._needed(node)
-        shapes = [self.values[n].shape for n in nodes if n in self.values]
+        """What a node returns for each of the batches, tensors without their values; [] if not known."""
         try:
-            run = self._part(nodes).forward  # a call of the module itself would print errors
-            return [
-                run(*(torch.empty(b, *shape, dtype=torch.float32, device="meta") for shape in shapes)) for b in BATCHES
-            ]
+            return [batch.evaluate(node) for batch in self.batches]
         except Exception:  # whatever an operation raises that needs values
             return []
 
@@ -279,7 +280,8 @@ class _Planner:
 
     def _has_shape(self, node: fx.Node, shape: Shape) -> bool:
         """Whether a node is known to return samples of this shape, as many as it is given."""
-        return [tuple(result.shape) for result in self._for_batches(node)] == [(b, *shape) for b in BATCHES]
+        found = [tuple(result.shape) for result in self._for_batches(node)]
+        return found == [(batch.size, *shape) for batch in self.batches]
 
 
 def _keep_types(plan: Plan, model: nn.Module, inputs: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,12 +89,14 @@ class Foreign(Step):
 @dataclass(frozen=True)
 class Plan:
     """The steps in the order in which they run, from a value to values. `ending`: what makes of those, for a whole
-    batch and in PyTorch, what the model returns; None where it returns the only one."""
+    batch and in PyTorch, what the model returns; None where it returns the only one. `holds`: whether it does
+    for batches of a size."""
 
     input: Value
     outputs: list[Value]
     steps: list[Step]
     ending: fx.GraphModule | None = None
+    holds: Callable[[int], bool] = lambda size: True
 
     @property
     def foreign(self) -> list[Foreign]:
