@@ -74,6 +74,10 @@ class Eager:
                 self._stale = False
             return self._forward(self.folded.network, inputs)
 
+    def plainly(self, inputs: Tensor) -> Tensor:
+        """As a call, but unfolded, and so that what runs can be watched."""
+        return self._forward(self.model, inputs)
+
     def _forward(self, network: nn.Module, inputs: Tensor) -> Tensor:
         inputs = inputs.to(self.parameter.device, self.dtype if inputs.is_floating_point() else inputs.dtype)
         if inputs.dim() == 4:

@@ -131,8 +131,8 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
 def hooks(model: nn.Module) -> Iterator[tuple[str, str]]:
     """The forward hooks and pre-hooks in a model: the path of a module, "" for the model itself, and a hook's name.
 
-    Global ones are the model's own, too. A graph calls those of the modules that it calls as a whole; of the others, the
-    model itself among them, it has what they did while it was traced.
+    Global ones are the model's own, too. A graph calls those of the modules that it calls as a whole; of the others,
+    and of the model itself, it has what they did while it was traced.
     """
     for hook in global_hooks():
         yield "", f"{_hook_name(hook)}, a global one"
@@ -160,9 +160,7 @@ class _Tracer(fx.Tracer):
         self.thread = threading.get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m is not self.model and (
-            isinstance(m, _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
-        )
+        return m is not self.model and (isinstance(m, _BatchNorm) or super().is_leaf_module(m, module_qualified_name))
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)

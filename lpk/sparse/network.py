@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpk.flat import batchnorms, check_batch
+from lpk.mixing import mixes
 from lpk.sparse import arena, kernels, packing
 from lpk.sparse.blocks import IMAGES, Blocks, stored_shape
 from lpk.sparse.calls import pair
@@ -88,7 +89,7 @@ class Network:
     @cached_property
     def mixes(self) -> bool:
         """Whether the output for a sample may depend on others of its batch."""
-        return any(step.mixes or _mixes(step) for step in self.plan.foreign)
+        return any(step.mixes for step in self.plan.foreign) or any(map(_mixes, self.plan.foreign))
 
     def changed(self, *, weights: bool = True) -> None:
         """To be called after the model's values changed: they are read again. weights: False: only BatchNorm's did."""
@@ -159,7 +160,7 @@ class Network:
 
     def _parts(self, inputs: Tensor) -> Iterator[Tensor]:
         """Groups of whole blocks, and what is left over; all at once where samples may depend on each other."""
-        if self.mixes and len(inputs):
+        if 0 < len(inputs) <= IMAGES or (len(inputs) and self.mixes):
             yield inputs
             return
         group = _group(self.plan, torch.get_num_threads())
@@ -170,17 +171,8 @@ class Network:
 
 
 def _mixes(step: Foreign) -> bool:
-    """Whether PyTorch returns something else for three random samples than for each of them alone."""
-    generator = torch.Generator().manual_seed(0)
-    samples = [
-        torch.randn(3, *value.shape, generator=generator, dtype=torch.float32, device="cpu") for value in step.inputs
-    ]
-    try:
-        together = step.part.forward(*(x.clone() for x in samples))
-        alone = torch.cat([step.part.forward(*(x[i : i + 1].clone() for x in samples)) for i in range(3)])
-    except Exception:  # whatever an operation raises for a single sample
-        return True
-    return together.shape != alone.shape or not (together - alone).abs().max() <= 1e-4 * together.abs().max()
+    """Whether what PyTorch computes for a sample may depend on others."""
+    return mixes(step.part.forward, step.part, *(torch.zeros(1, *value.shape, dtype=torch.float32, device="cpu") for value in step.inputs))
 
 
 # Filters by the position of their layer among the plan's, and by the strides of the input they were packed for: layouts

@@ -32,8 +32,8 @@ class Fails(NotSupported):
 
 
 def trace(model: nn.Module, shape: Shape, batches: Sequence[int] = BATCHES) -> Plan:
-    """The plan of a model in evaluation mode for float32 samples of this shape, in batches of these sizes and of all for
-    which its assumptions hold, too.
+    """The plan of a model in evaluation mode for float32 samples of this shape. It holds for batches of these sizes,
+    and says which others it holds for.
 
     Raises NotSupported for a model that torch.fx can't trace, and one with forward hooks.
     """
@@ -263,9 +263,11 @@ class _Planner:
         return fx.GraphModule(self.graph, graph)
 
     def _mixes(self, node: fx.Node) -> bool:
-        """Whether a node that is left to others returns what is no sample's own: their number, for instance."""
-        tensors = _tensors(node.meta["result"])
-        return node in self.left and not (tensors and all(t.shape[:1] == (BATCH,) for t in tensors))
+        """Whether a node that is left to others returns what depends on how many samples there are."""
+        if node not in self.left or _tensors(node.meta["result"]):
+            return False
+        results = self._for_batches(node)
+        return not results or any(result != results[0] for result in results)
 
     def _for_batches(self, node: fx.Node) -> list[Any]:
         """What a node returns for each of the batches, tensors without their values; [] if not known."""

@@ -79,7 +79,7 @@ class Relayout(Step):
 class Foreign(Step):
     """What the engine doesn't know: PyTorch runs that part of the model on ordinary tensors.
 
-    `mixes`: whether it is known that the output for a sample may depend on others of its batch.
+    `mixes`: whether it reads how many samples there are.
     """
 
     part: fx.GraphModule = field(kw_only=True)
