@@ -32,9 +32,12 @@ def sparsify(
 ) -> Sparse:
     """The network as a module that exploits its zeros, on a CPU.
 
+    It computes what the model computes for finite inputs, up to rounding. NaN and infinity reach only what some weight
+    that is not zero reads them for: PyTorch's 0 · NaN is NaN.
+
     Args:
         model: the network; it is copied. Operations that the engine does not know run in PyTorch in between, and so do
-            layers that are not float32.
+            layers that are not float32 or compute something else than their class, as after `layer.forward = ...`.
         ticket: the values: a ticket, a pooled network, a state dict, or the path of a file that `save_sparse`,
             `Sparse.save`, `Pooled.save` or `lpk export` wrote; None: the model's own.
         fallback: "torch" evaluates in PyTorch a network that can't be traced, has forward hooks, or reads neither
