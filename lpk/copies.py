@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lpk.plain import reads_of_another
+
 Parts = Iterator[tuple[str, Any]]
 
 CONTAINERS = (dict, list, tuple, set, frozenset, deque)
@@ -39,18 +41,25 @@ def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module
     its last forward) the values are copied, in whatever containers and objects they are. Locks are made anew. Loggers,
     open files, threads, generators and the objects that own them are shared.
 
-    Raises TypeError for anything else that can't be copied, with its attribute's name.
+    Raises TypeError for anything else that can't be copied, with its attribute's name, and ValueError for a replaced
+    forward that would go on reading the original.
     """
     known = dict(memo or {})
     _prepare(model, known, set())
     try:
-        return copy.deepcopy(model, dict(known))
+        made = copy.deepcopy(model, dict(known))
     except Exception as error:  # whatever a stranger's class raises
         path, culprit = _culprit(model, "model", known)
         raise TypeError(
             f"{path} is of type {type(culprit).__name__}, which can't be copied ({error}): lpk works on a copy of the "
             "model; delete the attribute, or give its class a __deepcopy__"
         ) from error
+    if name := reads_of_another(made, model):
+        raise ValueError(
+            f"{name} was replaced by a function that refers to a layer of the model itself, which a copy of the model "
+            "would go on reading: bind it to its layer, by types.MethodType(function, layer)"
+        )
+    return made
 
 
 def _prepare(value: Any, known: dict[int, Any], seen: set[int]) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import CellType
 from typing import Any, TypeGuard, TypeVar
 
 import torch
@@ -35,6 +36,39 @@ def is_plain(module: nn.Module | None, *kinds: type[M]) -> TypeGuard[M]:
 def is_patched(module: nn.Module) -> bool:
     """Whether some attribute of a module hides a method of its class, as `module.forward = ...` does."""
     return any(callable(getattr(type(module), name, None)) for name in vars(module))
+
+
+def reads_of_another(model: nn.Module, other: nn.Module) -> str | None:
+    """The name of a method in a model that was replaced by one that reads a layer or a tensor of another model, of which
+    this one is a copy: a function keeps what it refers to when it is copied. None if there is none."""
+    theirs = {id(x) for module in other.modules() for x in (module, *module.parameters(False), *module.buffers(False))}
+    theirs -= {id(x) for module in model.modules() for x in (module, *module.parameters(False), *module.buffers(False))}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if callable(getattr(type(module), name, None)) and any(id(x) in theirs for x in _references(value)):
+                return f"{path}.{name}".lstrip(".")
+    return None
+
+
+def _references(function: Any, depth: int = 4) -> Iterator[Any]:
+    """What a function, a bound method or a partial refers to by itself."""
+    if depth == 0 or isinstance(function, nn.Module | Tensor):
+        return
+    cells = getattr(function, "__closure__", None) or ()
+    parts = [
+        getattr(function, "__self__", None),
+        getattr(function, "__func__", None),
+        getattr(function, "__wrapped__", None),
+        getattr(function, "func", None),
+        *(cell.cell_contents for cell in cells if cell != CellType()),
+        *(getattr(function, "__defaults__", None) or ()),
+        *(getattr(function, "__kwdefaults__", None) or {}).values(),
+        *(getattr(function, "args", None) or ()),
+        *(getattr(function, "keywords", None) or {}).values(),
+    ]
+    for part in parts:
+        yield part
+        yield from _references(part, depth - 1) if callable(part) else ()
 
 
 def _is_torchs(method: Callable[..., Any] | None) -> bool:

@@ -177,6 +177,27 @@ def test_weights_that_a_replaced_forward_reads_are_there():
     torch.testing.assert_close(lpk.sparsify(network)(inputs), network(inputs))
 
 
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        lambda layer: lambda x: F.linear(x, layer.weight * 2),
+        lambda layer: functools.partial(lambda x, weight=layer.weight: F.linear(x, weight)),
+    ],
+)
+def test_functions_that_a_copy_of_the_model_would_share_are_refused(replaced):
+    network = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 3))).eval()
+    network[1][0].forward = replaced(network[1][0])
+    with pytest.raises(ValueError, match=r"1\.0\.forward was replaced .* types.MethodType"):
+        lpk.sparsify(network)
+
+
+def test_functions_that_refer_to_another_network_are_copied():
+    teacher, network, inputs = nn.Linear(4, 4).eval(), nn.Sequential(nn.Linear(4, 4)).eval(), torch.randn(3, 4)
+    network[0].forward = lambda x: teacher(x)
+    with torch.no_grad():
+        torch.testing.assert_close(lpk.sparsify(network)(inputs), teacher(inputs))
+
+
 class Defaults(nn.Module):
     def __init__(self):
         super().__init__()

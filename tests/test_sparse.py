@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import lpk
 from lpk import files, models, sparse
+from lpk.sparse.network import RECENT
 from tests.conftest import make_network
 from tests.test_sparse_network import Zoo, pruned
 
@@ -114,6 +115,18 @@ def test_memory_does_not_grow_with_the_sizes_of_batches():
     before = memory()
     outputs = [made(torch.randn(batch, 3, 16, 16)) for batch in range(9, 16)]
     assert memory() - before < 100_000 and len(outputs) == 7
+
+
+def test_memory_does_not_grow_with_the_sizes_of_batches_whose_samples_mix():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU()).eval()
+    made = sparse.sparsify(network)
+    for batch in range(17, 17 + 16 * 2 * RECENT, 16):
+        inputs = torch.randn(batch, 3, 8, 8)
+        with torch.no_grad():
+            torch.testing.assert_close(made(inputs), network(inputs), rtol=1e-4, atol=1e-4)
+    (planned,) = made._networks.values()
+    layout = planned._layouts[1]
+    assert len(layout.runs) == len(layout.memory) == RECENT and max(layout.runs) == batch
 
 
 def test_shapes_and_batches_that_come_later():
