@@ -39,8 +39,8 @@ def is_patched(module: nn.Module) -> bool:
 
 
 def reads_of_another(model: nn.Module, other: nn.Module) -> str | None:
-    """The name of a method in a model that was replaced by one that reads a layer or a tensor of another model, of which
-    this one is a copy: a function keeps what it refers to when it is copied. None if there is none."""
+    """The name of a method in a model that was replaced by one that reads a layer or a tensor of another model, which
+    this one is a copy of: a function keeps what it refers to when it is copied. None if there is none."""
     theirs = {id(x) for module in other.modules() for x in (module, *module.parameters(False), *module.buffers(False))}
     theirs -= {id(x) for module in model.modules() for x in (module, *module.parameters(False), *module.buffers(False))}
     for path, module in model.named_modules():
