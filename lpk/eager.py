@@ -152,7 +152,7 @@ class Folded:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.network = trace(model)
+        self.network = trace(model, changing=True)
         self._pairs = [_fold(self.network, *nodes) for nodes in _foldable(self.network)]
         self.network.recompile()
         self.update()

@@ -30,9 +30,11 @@ if hasattr(os, "register_at_fork"):  # not while one goes on: its thread would n
     )
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
+def trace(model: nn.Module, *, changing: bool = False) -> fx.GraphModule:
     """A call of the model with one argument, as `torch.fx.symbolic_trace` returns it, while other threads may trace and
     call modules, too. Other arguments have their defaults.
+
+    changing: whether the values of buffers will be others: what is computed from them alone is then part of the graph.
 
     The meta of each node has the `line` of the model's code, as file:number, that made it; None if that is not known.
 
@@ -41,7 +43,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     with _one_at_a_time, _attributes_kept(model):
         caller = _Caller(model)
         try:
-            graph = _Tracer(model).trace(caller)
+            graph = _Tracer(model, changing).trace(caller)
         except Exception as error:  # whatever a stranger's forward raises when it is given a proxy
             line = _line(reversed(list(traceback.walk_tb(error.__traceback__))))
             raise ValueError(f"{error} ({line})" if line else str(error)) from error
@@ -154,9 +156,10 @@ class _Tracer(fx.Tracer):
     """Lets the calls of other threads through. The model itself is no leaf; BatchNorm of any kind is one: who measures
     its statistics looks for it."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, changing: bool) -> None:
         super().__init__()
         self.model = model
+        self.proxy_buffer_attributes = changing
         self.thread = threading.get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

@@ -225,3 +225,23 @@ def test_two_inputs_are_still_an_error():
 
     with pytest.raises(lpk.sparse.NotSupported, match="Two can't be traced"):
         lpk.sparsify(Two())(torch.randn(3, 3, 8, 8))
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.register_buffer("scale", torch.ones(1))
+
+    def forward(self, x):
+        return self.bn(self.conv(x)) * (self.scale * 2)
+
+
+@pytest.mark.parametrize("kind", [Eager, lambda network: Network(network, (3, 8, 8))])
+def test_buffers_that_change_are_read_again(kind):
+    network, inputs = with_random_statistics(Scaled()), torch.randn(3, 3, 8, 8)
+    made = kind(network)
+    made(inputs)
+    network.scale.fill_(5.0)
+    made.changed()
+    torch.testing.assert_close(made(inputs), network(inputs), rtol=1e-4, atol=1e-5)

@@ -72,7 +72,7 @@ class Network:
         self.dead = dead
         self.read = read
         self.planned = planned
-        self.plan: Plan = trace(model, shape)
+        self.plan: Plan = trace(model, shape, changing=dead)
         planned(self.plan)
         self._batches: tuple[int, ...] = BATCHES
         self._sizes: set[int] = set()  # of batches that the plan holds for
@@ -137,7 +137,7 @@ class Network:
             return
         if not self.plan.holds(size):
             self._batches = (*self._batches, size)
-            self.plan = trace(self.model, self.shape, self._batches)
+            self.plan = trace(self.model, self.shape, self._batches, changing=self.dead)
             self.planned(self.plan)
             self.forget()
             self._layouts.clear()

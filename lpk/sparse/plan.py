@@ -31,9 +31,9 @@ class Fails(NotSupported):
     """A network that fails in PyTorch, too, for two samples of the inputs' shape."""
 
 
-def trace(model: nn.Module, shape: Shape, batches: Sequence[int] = BATCHES) -> Plan:
+def trace(model: nn.Module, shape: Shape, batches: Sequence[int] = BATCHES, *, changing: bool = False) -> Plan:
     """The plan of a model in evaluation mode for float32 samples of this shape. It holds for batches of these sizes,
-    and says which others it holds for.
+    and says which others it holds for. changing: whether buffers will have other values.
 
     Raises NotSupported for a model that torch.fx can't trace, and one with forward hooks.
     """
@@ -41,7 +41,7 @@ def trace(model: nn.Module, shape: Shape, batches: Sequence[int] = BATCHES) -> P
         raise NotSupported(f"{path or type(model).__name__} has the forward hook {hook}, which the engine can't run")
     problem = f"{type(model).__name__} can't be traced for inputs {shape}"
     try:
-        graph = tracing.trace(model)
+        graph = tracing.trace(model, changing=changing)
     except ValueError as error:
         raise NotSupported(f"{problem}: {error}") from error
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
