@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import threading
@@ -31,8 +32,8 @@ if hasattr(os, "register_at_fork"):  # not while one goes on: its thread would n
 
 
 def trace(model: nn.Module, *, changing: bool = False) -> fx.GraphModule:
-    """A call of the model with one argument, as `torch.fx.symbolic_trace` returns it, while other threads may trace and
-    call modules, too. Other arguments have their defaults.
+    """A call of the model with the arguments that it needs, as `torch.fx.symbolic_trace` returns it, while other threads
+    may trace and call modules, too. At least one argument; others have their defaults.
 
     changing: whether the values of buffers will be others: what is computed from them alone is then part of the graph.
 
@@ -41,7 +42,7 @@ def trace(model: nn.Module, *, changing: bool = False) -> fx.GraphModule:
     Raises ValueError where torch.fx can't trace the model, with the line that it fails at.
     """
     with _one_at_a_time, _attributes_kept(model):
-        caller = _Caller(model)
+        caller = CALLERS.get(_required(model), _Caller)(model)
         try:
             graph = _Tracer(model, changing).trace(caller)
         except Exception as error:  # whatever a stranger's forward raises when it is given a proxy
@@ -66,6 +67,26 @@ class _Caller(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_modules"][""], name)
+
+
+class _CallerOfTwo(_Caller):
+    def forward(self, first: Any, second: Any) -> Any:  # type: ignore[override]
+        return self._modules[""](first, second)  # type: ignore[misc]
+
+
+class _CallerOfThree(_Caller):
+    def forward(self, first: Any, second: Any, third: Any) -> Any:  # type: ignore[override]
+        return self._modules[""](first, second, third)  # type: ignore[misc]
+
+
+CALLERS = {2: _CallerOfTwo, 3: _CallerOfThree}  # by the number of arguments
+
+
+def _required(model: nn.Module) -> int:
+    """How many arguments have no default."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return sum(p.kind in positional and p.default is p.empty for p in parameters)
 
 
 # What may stand between a linear layer and what is returned, by the names of modules, functions and methods without
