@@ -32,7 +32,7 @@ if hasattr(os, "register_at_fork"):  # not while one goes on: its thread would n
 
 
 def trace(model: nn.Module, *, changing: bool = False) -> fx.GraphModule:
-    """A call of the model with the arguments that it needs, as `torch.fx.symbolic_trace` returns it, while other threads
+    """A call of the model with the arguments that it needs, as `torch.fx.symbolic_trace` gives it, while other threads
     may trace and call modules, too. At least one argument; others have their defaults.
 
     changing: whether the values of buffers will be others: what is computed from them alone is then part of the graph.
