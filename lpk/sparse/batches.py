@@ -31,7 +31,7 @@ class Batch:
             return known[node]
         for n in node.all_input_nodes:
             if n not in known and n in self.values:
-                known[n] = torch.empty(self.size, *self.values[n].shape, device="meta")
+                known[n] = torch.empty(self.size, *self.values[n].shape, dtype=torch.float32, device="meta")
         known[node] = _to_meta(self._interpreter.run_node(node))
         return known[node]
 

@@ -172,7 +172,8 @@ class Network:
 
 def _mixes(step: Foreign) -> bool:
     """Whether what PyTorch computes for a sample may depend on others."""
-    return mixes(step.part.forward, step.part, *(torch.zeros(1, *value.shape, dtype=torch.float32, device="cpu") for value in step.inputs))
+    inputs = [torch.zeros(1, *value.shape, dtype=torch.float32, device="cpu") for value in step.inputs]
+    return mixes(step.part.forward, step.part, *inputs)
 
 
 # Filters by the position of their layer among the plan's, and by the strides of the input they were packed for: layouts
