@@ -314,7 +314,7 @@ class Evaluator:
         """Predictions of one batch [B, classes], computed at the full batch size unless they depend on each other."""
         count = len(inputs)
         if self._mixes is None:
-            self._mixes = mixes(network, inputs)
+            self._mixes = batch_size > 1 and mixes(network, inputs)  # one alone may be all that memory has room for
         if count < batch_size and not self._mixes:
             inputs = torch.cat((inputs, inputs[-1:].expand(batch_size - count, *inputs.shape[1:])))
         logits = network(inputs)

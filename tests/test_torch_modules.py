@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_flatten
 
 import lpk
 from lpk.eager import Eager
-from lpk.flat import FlatModel, Layout
+from lpk.flat import Layout
+from lpk.flat_model import FlatModel
 from tests.test_eager import with_random_statistics
 
 ALL = os.environ.get("LPK_MODULE_TESTS") == "1"
