@@ -313,8 +313,8 @@ class Evaluator:
     def _logits(self, network: Backend, inputs: Tensor, batch_size: int) -> Tensor:
         """Predictions of one batch [B, classes], computed at the full batch size unless they depend on each other."""
         count = len(inputs)
-        if self._mixes is None:
-            self._mixes = batch_size > 1 and mixes(network, inputs)  # one alone may be all that memory has room for
+        if self._mixes is None and batch_size > 1:  # one alone may be all that memory has room for
+            self._mixes = mixes(network, inputs)
         if count < batch_size and not self._mixes:
             inputs = torch.cat((inputs, inputs[-1:].expand(batch_size - count, *inputs.shape[1:])))
         logits = network(inputs)
