@@ -8,9 +8,11 @@ import http.client
 import io
 import math
 import os
+import shutil
 import socket
 import tarfile
 import tempfile
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -40,6 +42,7 @@ _DIGITS_TEST = 360
 _MOST_WORKERS = 16
 _LARGEST_IDX = 2**27  # bytes of a file, unpacked: the largest has 47 million
 _TIMEOUT = 10.0  # seconds without a byte before a download counts as failed
+_DAY = 24 * 60 * 60.0  # seconds
 _DOWNLOAD_ERRORS = (OSError, EOFError, RuntimeError, http.client.HTTPException, tarfile.TarError, zlib.error)
 
 
@@ -141,6 +144,7 @@ def _download(name: str, cache: Path) -> None:
     """Let torchvision download into the cache folder: all of it or, after any failure, nothing."""
     dataset, folder = _TORCHVISION[name]
     cache.mkdir(parents=True, exist_ok=True)
+    _sweep(cache)
     timeout = socket.getdefaulttimeout()
     with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as scratch:
         try:
@@ -152,6 +156,13 @@ def _download(name: str, cache: Path) -> None:
         if (cache / folder).exists():  # an incomplete copy, or it would have been found
             os.replace(cache / folder, Path(scratch) / "replaced")
         os.replace(Path(scratch) / folder, cache / folder)
+
+
+def _sweep(cache: Path) -> None:
+    """Removes what killed downloads left: nobody downloads for a day."""
+    for left in cache.glob(".download-*"):
+        if left.is_dir() and not left.is_symlink() and time.time() - left.stat().st_mtime > _DAY:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _read_fashion_mnist(name: str, place: Path) -> tuple[MemorySplit, MemorySplit]:

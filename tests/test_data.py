@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import http.server
+import os
 import pickle
 import socket
 import sys
@@ -355,6 +356,17 @@ def test_a_download_lands_in_the_cache_folder(archive: Path, tmp_path: Path, cap
     archive.unlink()
     assert data.load("cifar10", validation=1).source == "the cache folder"
     assert [path.name for path in (tmp_path / "xdg" / "lpk").iterdir()] == ["cifar-10-batches-py"]
+
+
+def test_what_killed_downloads_left_is_removed(archive: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "xdg" / "lpk"
+    for name, age in ((".download-old", 100_000.0), (".download-new", 0.0), ("mine-old", 100_000.0)):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "part").write_bytes(b"x")
+        os.utime(cache / name, (time.time() - age,) * 2)
+    data.load("cifar10", validation=1)
+    assert {path.name for path in cache.iterdir()} >= {".download-new", "mine-old"}
+    assert not (cache / ".download-old").exists()
 
 
 def test_a_partial_download_is_removed(archive: Path, tmp_path: Path) -> None:
