@@ -12,6 +12,8 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
 from torchvision.models.vgg import cfgs, make_layers
 
+from lpk import schema
+
 Shape = tuple[int, int, int]  # (C, H, W) of one input
 
 
@@ -44,13 +46,16 @@ def _network(name: str) -> Callable[..., nn.Module]:
     if theirs and library in _LIBRARIES:
         return functools.partial(_LIBRARIES[library], theirs)
     if name not in NAMES:
-        raise ValueError(f"model is {name!r}; it must be one of {', '.join(NAMES)}, torchvision/NAME or timm/NAME")
+        wrong = schema.shortened(name)
+        raise ValueError(f"model is {wrong}; it must be one of {', '.join(NAMES)}, torchvision/NAME or timm/NAME")
     return _NETWORKS[name]
 
 
 def _torchvision(name: str, classes: int, shape: Shape) -> nn.Module:
     if name not in torchvision.models.list_models(torchvision.models):
-        raise ValueError(f"torchvision has no classifier {name!r}; torchvision.models.list_models() names them")
+        raise ValueError(
+            f"torchvision has no classifier {schema.shortened(name)}; torchvision.models.list_models() names them"
+        )
     if shape[0] != 3:
         raise ValueError(f"shape is {shape}; the networks of torchvision take images of 3 channels")
     model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
@@ -61,9 +66,11 @@ def _timm(name: str, classes: int, shape: Shape) -> nn.Module:
     try:
         import timm  # an optional dependency
     except ImportError as error:
-        raise ValueError(f"model is 'timm/{name}', but timm cannot be imported ({error}): pip install timm") from error
+        raise ValueError(
+            f"model is {schema.shortened(f'timm/{name}')}, but timm cannot be imported ({error}): pip install timm"
+        ) from error
     if not timm.is_model(name):
-        raise ValueError(f"timm has no model {name!r}; timm.list_models() names them")
+        raise ValueError(f"timm has no model {schema.shortened(name)}; timm.list_models() names them")
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=shape[0])
     return model
 

@@ -176,7 +176,7 @@ def _value(where: str, value: Any, expected: Any) -> Any:
 
 
 def _plain_key(key: str) -> str:
-    return key if key.isidentifier() else schema.shortened(key)
+    return key if key.isidentifier() and len(key) < 60 else schema.shortened(key)
 
 
 def _plain(value: Any) -> Any:
