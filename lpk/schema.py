@@ -16,6 +16,7 @@ from typing import Any
 LIMIT = 32 * 2**20  # bytes of one JSON text: Python needs up to 25 times as many to hold it
 LARGEST = 2**63  # no whole number in a file reaches it
 DIMENSIONS = 64  # PyTorch's limit
+LONGEST = 120  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def check(value: Any, description: Any, where: str = "") -> None:
 
 def shortened(value: object) -> str:
     """A value as Python writes it, on one line and not too long."""
-    return _short.repr(value)
+    text = _short.repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from lpk import files, importers, presets
+from lpk import files, importers, presets, schema
 from lpk import tensors as tensor_file
 from lpk.experiments import demo
 from lpk.imp import CHECKPOINT, REWIND, _Run
@@ -313,7 +313,7 @@ def test_damaged_json_is_one_line_with_the_files_name(tmp_path, name, content):
     (tmp_path / name).write_bytes(content.encode("latin-1"))
     with pytest.raises(files.FileDamaged, match=f"{name} is damaged: .*{DAMAGES[content]}") as error:
         READERS[name](tmp_path / name)
-    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 1000
 
 
 @pytest.mark.parametrize(
@@ -376,12 +376,22 @@ def test_a_state_of_train_that_nobody_took_apart(kinds, tmp_path, tree, words):
         "[data]\nname = 1e999",
         '["a\\nb"]',
         "[train]\nlr = " + "1" * 400,
+        f'[data]\nname = "{"x" * 5000}"',
+        "x" * 5000 + " = 1",
         "\ud800",
     ],
-    ids=range(6),
+    ids=range(8),
 )
 def test_damaged_toml_is_one_line_with_the_files_name(tmp_path, content):
     (tmp_path / "mine.toml").write_bytes(content.encode(errors="surrogatepass"))
     with pytest.raises(ValueError, match=r"mine\.toml") as error:
         presets.load(tmp_path / "mine.toml")
-    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "value", ["x" * 5000, [{"a" * 50: "b" * 50}] * 9, {i: {j: [1] * 9 for j in range(9)} for i in range(9)}]
+)
+def test_values_in_messages_are_short(value):
+    text = schema.shortened(value)
+    assert len(text) < 130 and text.startswith(repr(value)[:5])

@@ -428,6 +428,7 @@ def test_damaged_files_of_every_kind(readers):
         assert peak_memory() - before < MEMORY, "it takes more memory than is stated"
 
     kinds, changes = st.sampled_from(list(readers.kinds)), st.lists(mutation, min_size=1, max_size=3)
+    failed: list[Exception] = []
     for i in range(0, EXAMPLES, BATCH):
         batch = given(kinds, changes, st.booleans())(check)
         batch = settings(
@@ -437,6 +438,11 @@ def test_damaged_files_of_every_kind(readers):
             suppress_health_check=list(HealthCheck),
             phases=[Phase.generate, Phase.shrink],
         )(batch)
-        seed(SEED * 10**6 + i)(batch)()
+        try:
+            seed(SEED * 10**6 + i)(batch)()
+        except Exception as error:  # the others are worth knowing, too
+            failed.append(error)
     counts = ", ".join(f"{count:,} {outcome}" for outcome, count in readers.outcomes.most_common())
     print(f"\n{sum(readers.outcomes.values()):,} damaged files: {counts}; {peak_memory() - before:,} bytes more memory")
+    if failed:
+        raise ExceptionGroup(f"{len(failed)} batches of {BATCH}", failed)
