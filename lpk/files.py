@@ -68,16 +68,19 @@ def read_json(path: Path, description: Any = schema.table) -> Metadata:
 
 def _digest(text: str) -> str:
     """SHA-256 of a JSON object but for its member `digest`, however it is laid out: of the text in ASCII with the names
-    sorted, no blanks, and 1.0 as 1."""
-    content = json.loads(text, parse_float=_plain)
+    sorted, no blanks, 1.0 as 1, and -0 as -0.0."""
+    content = json.loads(
+        text, parse_float=_plain, parse_int=lambda whole: _plain(whole) if whole == "-0" else int(whole)
+    )
     content.pop("digest", None)
     plain = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(plain.encode()).hexdigest()
 
 
 def _plain(text: str) -> float:
+    """A whole number where it is one; zero keeps its sign."""
     value = float(text)
-    return int(value) if value.is_integer() else value
+    return int(value) if value.is_integer() and (value or text[0] != "-") else value
 
 
 @contextmanager

@@ -164,8 +164,9 @@ def _unpickled(path: Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever PyTorch raises
             if found := re.search(r"GLOBAL (\S+)", str(error)):
+                what = found[1][: schema.LONGEST]
                 raise files.FileDamaged(
-                    f"{path} holds a {found[1]}, and unpickling it could run code: save a state_dict() instead"
+                    f"{path} holds a {what}, and unpickling it could run code: save a state_dict() instead"
                 ) from error
             raise files.FileDamaged(f"{path} is damaged, or no PyTorch file of tensors") from error
 

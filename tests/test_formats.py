@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import struct
+from contextlib import nullcontext
 
 import pytest
 import safetensors.torch
@@ -78,6 +79,38 @@ def test_layers_that_changed_places_in_a_layout_are_found(kinds):
             Tickets.load(kind.path.parent)
         kind.path.write_bytes(kind.content)
         assert same(all_of(kind.path.parent), [(t.state_dict, t.masks) for t in tickets]), name
+
+
+WRITTEN = [
+    (1.0, "1", True),
+    (2, "2.0", True),
+    (0, "-0", False),
+    (0, "-0.0", False),
+    (0.0, "-0", False),
+    (-0.0, "0", False),
+    (-0.0, "-0", True),
+]
+
+
+@pytest.mark.parametrize(("written", "altered", "same"), WRITTEN)
+def test_a_digest_is_of_numbers_however_they_are_written(tmp_path, written, altered, same):
+    files.write_json(tmp_path / "a.json", {"x": written})
+    assert repr(files.read_json(tmp_path / "a.json")["x"]) == repr(written)
+    text = (tmp_path / "a.json").read_text()
+    (tmp_path / "a.json").write_text(text.replace(f'"x": {written}', f'"x": {altered}'))
+    with nullcontext() if same else pytest.raises(files.FileDamaged, match="it was altered"):
+        assert files.read_json(tmp_path / "a.json")["x"] == written
+
+
+def test_a_damaged_pickle_is_a_short_message(tmp_path):
+    torch.save({"w": torch.ones(3)}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "w.pt").read_bytes()
+    for name in (b"collections\n", b"torch._utils\n"):
+        content = content.replace(name, b"x" * 5000 + b"\n")
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(files.FileDamaged, match=r"w\.pt holds a x+, and unpickling it could run code") as error:
+        importers.load(tmp_path / "w.pt")
+    assert len(str(error.value)) < 1000
 
 
 def test_a_digest_that_is_missing_is_not_taken_for_format_1(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import io
 import json
+import math
 import os
 import struct
 import tempfile
@@ -196,7 +197,18 @@ def same(a: Any, b: Any) -> bool:
         return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple) and type(a) is type(b):
         return len(a) == len(b) and all(map(same, a, b))
+    if {type(a), type(b)} <= {int, float}:  # the digest of a JSON file does not tell 1.0 from 1, but -0.0 from 0
+        return a == b and math.copysign(1, a) == math.copysign(1, b)
     return type(a) is type(b) and a == b
+
+
+def says_it_is_old(content: bytes) -> bool:
+    """Whether it is a JSON file without a digest that calls itself one of format 1, where there was none."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.get("format") == 1 and "digest" not in found
 
 
 # --- mutations --------------------------------------------------------------------------------------------------------
@@ -382,7 +394,9 @@ class Readers:
             content = mutated(content, change, self.contents)
         if seal:
             content = sealed_anew(content)
-        right = kind.checked and not seal and not any(what in ZIP for what, *_ in changes)
+        right = (
+            kind.checked and not seal and not any(what in ZIP for what, *_ in changes) and not says_it_is_old(content)
+        )
         kind.path.write_bytes(content)
         try:
             self.outcomes[self.outcome(kind, right or content == kind.content)] += 1
