@@ -55,11 +55,11 @@ def read_json(path: Path, description: Any = schema.table) -> Metadata:
         schema.check(found, schema.table)
         if "format" in found and not (type(found["format"]) is int and found["format"] in FORMATS):
             raise ValueError(f"its format is {schema.shortened(found['format'])}; this version of lpk reads 1 and 2")
-        digest = found.pop("digest", None)
-        if digest is None and found.get("format", 1) != 1:
+        if "digest" in found:
+            if found.pop("digest") != _digest(content.decode()):
+                raise ValueError("it was altered: its content does not match its digest")
+        elif found.get("format", 1) != 1:
             raise ValueError("its digest is missing")
-        if digest is not None and digest != _digest(content.decode()):
-            raise ValueError("it was altered: its content does not match its digest")
         schema.check(found, description)
     except ValueError as error:
         raise FileDamaged(f"{path} is damaged: {error}") from error

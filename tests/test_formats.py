@@ -118,7 +118,7 @@ def test_a_digest_that_is_missing_is_not_taken_for_format_1(tmp_path):
     content = json.loads((tmp_path / "a.json").read_text())
     assert content["digest"] == hashlib.sha256(b'{"format":2,"x":1}').hexdigest()
     assert files.read_json(tmp_path / "a.json") == {"format": 2, "x": 1.0}
-    for changed in ({"x": 2}, {"format": 1}, {"digest": 3}, {"digest": None}):
+    for changed in ({"x": 2}, {"format": 1}, {"digest": 3}, {"digest": None}, {"format": 1, "digest": None}):
         (tmp_path / "a.json").write_text(json.dumps(content | changed))
         with pytest.raises(files.FileDamaged, match=r"a\.json is damaged: it"):
             files.read_json(tmp_path / "a.json")
