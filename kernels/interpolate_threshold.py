@@ -2,7 +2,7 @@
 
 A magnitude's key is its bit pattern, which orders as the magnitude does. For each coefficient:
 
-1. A fixed-seed sample brackets the threshold's key: low <= key <= high, with a certainty of 4 sigma.
+1. A fixed-seed sample brackets the threshold's key: low <= key <= high, but for bad luck (SIGMAS).
 2. A sweep over a and b counts the keys above the bracket, and those inside it in equal bins. One bin holds the
    threshold; it is the next bracket. If the sample misled and no bin does, the next bracket is all keys. As many sweeps
    are launched as this could take; once each bin is a single key, the remaining ones return at once.
@@ -29,6 +29,7 @@ from torch import Tensor
 from lpk.kernels.elements import BLOCK, OPTIONS, device_of, indices, is_bad, load, mix, report
 
 SAMPLE = 1 << 15
+SIGMAS = 4.5  # half the bracket, in standard deviations of a rank in the sample; kBracketSigmas in csrc/bracket.h
 SEED = 0
 SEGMENT = 1024  # bins that one program adds up
 GROUPS = 4096  # of blocks, in which the threshold's key is counted
@@ -284,7 +285,7 @@ def _sample_ranks(n: int, keep: int) -> tuple[int, int, int]:
     if count == n:
         return count, keep, keep
     expected = count * (keep / n)
-    margin = 4.0 * math.sqrt(expected * (1.0 - keep / n)) + 4.0
+    margin = SIGMAS * math.sqrt(expected * (1.0 - keep / n)) + 2.0
     return count, math.floor(expected - margin), math.ceil(expected + margin)
 
 

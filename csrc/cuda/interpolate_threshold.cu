@@ -8,14 +8,13 @@
 #include <cmath>
 
 #include "bracket.cuh"
+#include "bracket.h"
 #include "fallback.cuh"
 #include "stored.cuh"
 #include "sweep.cuh"
 
 namespace lpk::cuda {
 namespace {
-
-constexpr double kSigmas = 4.5;  // the bracket's ends lie so far from where the threshold is expected in the sample
 
 template <class D>
 void thresholds(float* values, int64_t* last, const Vectors& v, const float* alphas, int count, int64_t keep,
@@ -24,7 +23,7 @@ void thresholds(float* values, int64_t* last, const Vectors& v, const float* alp
   divide(w, memory, v.n, count);
   const int64_t size = std::min<int64_t>(kSample, v.n);
   const double share = double(keep) / double(v.n), expected = share * double(size);
-  const double width = kSigmas * std::sqrt(expected * (1.0 - share)) + 2.0;
+  const double width = kBracketSigmas * std::sqrt(expected * (1.0 - share)) + 2.0;
   const auto upper = int64_t(std::floor(expected - width)) + 1, lower = int64_t(std::ceil(expected + width)) + 1;
   const auto s = v.stream;
   const auto for_each = [&](int64_t blocks) { return dim3(unsigned(blocks), unsigned(count)); };  // coefficient
