@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 import lpk
 from bench.results import significant
-from lpk import files, models
+from lpk import models
+from lpk.tickets import files
 
 NAMES = ("lpk", "eager")
 

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from bench.results import Row, describe
-from lpk import files
+from lpk.tickets import files
 
 HERE = Path(__file__).parent
 OPERATIONS = {

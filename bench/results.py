@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 import lpk
-from lpk import files, ops
+from lpk import ops
+from lpk.tickets import files
 
 Row = dict[str, Any]
 QUESTION = ("operation", "device", "n", "dtype", "density", "coefficients", "distribution", "threads")

@@ -5,7 +5,7 @@ python -m bench.search [--seeds 0 1 2] [--results bench/results]
 For each seed, tickets of Fashion-MNIST are trained (once: they stay in the run directory). For a dense, a medium and
 the sparsest target, each in this process, with the same threads:
 
-reference   tests/reference_search.py: torch.topk, update_bn over the whole training set through a DataLoader
+reference   tests/pooling/reference_search.py: torch.topk, update_bn over the whole training set through a DataLoader
             (a TensorDataset in memory: the cheapest there is), validation in batches of 128
 lpk         lpk.pool as a user calls it
 exhaustive  lpk.pool(search="exhaustive"): what `lpk` must agree with, and the samples it saves
@@ -36,10 +36,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lpk
 from bench.results import machine, slug
-from lpk import files, presets
-from lpk.accuracy import correct_predictions
+from lpk import presets
+from lpk.pooling.accuracy import correct_predictions
 from lpk.run import Run
-from tests import reference_search
+from lpk.tickets import files
+from tests.pooling import reference_search
 
 PRESET = Path(__file__).with_name("search.toml")
 BATCH_SIZE = 128  # the reference's
@@ -178,7 +179,7 @@ def compare(run: Run, target: int, candidates: int | None, reference: dict[str, 
 
 def agreement(run: Run, tickets: lpk.Tickets, target: int, model: nn.Module, candidates: int | None) -> dict[str, Any]:
     """Plain eager PyTorch under the paper's rules and lpk's exhaustive search, both on all calibration samples."""
-    batch_size = lpk.evaluate.BATCH_SIZE
+    batch_size = lpk.pooling.evaluate.BATCH_SIZE
     validation, calibration = run.data.validation.tensors(), run.calibration().tensors()
     loaders = [
         DataLoader(TensorDataset(*validation), batch_size=batch_size),

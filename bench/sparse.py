@@ -35,13 +35,16 @@ from torch import Tensor, nn
 from bench import memory
 from bench.results import Row, describe, machine, significant, slug, three
 from bench.sparse_peers import DENSE, NAMES, Contestant, about, contestants, missing
-from lpk import data, files, models, ops
-from lpk.accuracy import correct_predictions
-from lpk.eager import Eager
-from lpk.flat import Layout
+from lpk import models, ops
+from lpk.data import sets as data
+from lpk.data.splits import MemorySplit
+from lpk.networks.flat import Layout
+from lpk.pooling.accuracy import correct_predictions
+from lpk.pooling.eager import Eager
+from lpk.pruning.recipe import Recipe
+from lpk.pruning.train import Trainer
 from lpk.run import Run
-from lpk.splits import MemorySplit
-from lpk.train import Recipe, Trainer
+from lpk.tickets import files
 
 SHAPE = (3, 32, 32)
 SAMPLES = 256  # what BatchNorm's statistics are from, and what the networks then run on

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import lpk
 from bench.deepsparse_peer import warm_seconds
-from lpk.eager import Folded
+from lpk.pooling.eager import Folded
 
 NAMES = {
     "lpk": "lpk",

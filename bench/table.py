@@ -18,7 +18,7 @@ from pathlib import Path
 from bench import search, sparse
 from bench.cases import LARGE, RESNET18
 from bench.results import Row, describe, three
-from lpk import files
+from lpk.tickets import files
 
 NAMES = {
     "lpk.triton": "lpk, its Triton kernels",

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lpk
 from lpk import presets
 from lpk.run import Run
-from tests import reference_search
+from tests.pooling import reference_search
 
 CONTESTANTS = ("lpk", "lpk racing", "lpk exhaustive", "reference")
 

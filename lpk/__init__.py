@@ -1,23 +1,51 @@
-"""Lottery Pools Kernels: the tickets of iterative magnitude pruning, pooled into stronger ones of the same sparsity."""
+"""Lottery Pools Kernels: the tickets of iterative magnitude pruning, pooled into stronger ones of the same sparsity.
 
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as _version
+The face of the package: its names come from the folders below, each imported when it is first used.
 
-try:
-    __version__ = _version("lpk")
-except PackageNotFoundError:  # built in place, not installed
-    __version__ = "0.1.0+inplace"
+    ops        the kernels, as functions of flat vectors
+    networks   what a network is: flat vectors, prunable weights, its graph
+    tickets    what remains of a round of pruning, in memory and on disk
+    pruning    Algorithm 1: train, prune, rewind
+    pooling    Algorithms 2 and 3: interpolate, evaluate, keep what is better
+    sparse     the inference engine for what is pruned
+    data, models, presets, reporting, run, experiments, cli   what the `lpk` command is made of
+"""
 
-from lpk import export, ops
-from lpk.imp import imp
-from lpk.pooled import Pooled, Step
-from lpk.search import COEFFICIENTS, pool
-from lpk.sparse import sparsify
-from lpk.tickets import Ticket, Tickets
-from lpk.train import Recipe, Trainer
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lpk.version import OWN as __version__
+
+if TYPE_CHECKING:
+    from lpk import export, ops
+    from lpk.pooling.methods import COEFFICIENTS
+    from lpk.pooling.search import pool
+    from lpk.pruning.imp import imp
+    from lpk.pruning.recipe import Recipe
+    from lpk.pruning.train import Trainer
+    from lpk.sparse import sparsify
+    from lpk.tickets.files import FileDamaged
+    from lpk.tickets.pooled import Pooled, Step
+    from lpk.tickets.tickets import Ticket, Tickets
+
+_MODULES = {
+    "COEFFICIENTS": "lpk.pooling.methods",
+    "FileDamaged": "lpk.tickets.files",
+    "Pooled": "lpk.tickets.pooled",
+    "Recipe": "lpk.pruning.recipe",
+    "Step": "lpk.tickets.pooled",
+    "Ticket": "lpk.tickets.ticket",
+    "Tickets": "lpk.tickets.tickets",
+    "Trainer": "lpk.pruning.train",
+    "imp": "lpk.pruning.imp",
+    "pool": "lpk.pooling.search",
+    "sparsify": "lpk.sparse",
+}
+_FOLDERS = ("data", "experiments", "export", "models", "ops", "presets", "sparse")
 
 __all__ = [
     "COEFFICIENTS",
+    "FileDamaged",
     "Pooled",
     "Recipe",
     "Step",
@@ -31,3 +59,18 @@ __all__ = [
     "pool",
     "sparsify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value = getattr(import_module(_MODULES[name]), name)
+    elif name in _FOLDERS:
+        value = import_module(f"lpk.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_FOLDERS})

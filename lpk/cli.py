@@ -13,14 +13,15 @@ import typer
 from rich.text import Text
 
 import lpk
-from lpk import experiments, export, files, ops, presets, report, sparse, terminal
-from lpk.data import DataNotFound
-from lpk.evaluate import CRITERIA
+from lpk import experiments, export, ops, presets, sparse, terminal
+from lpk.data.sets import DataNotFound
 from lpk.experiments import demo as one_run
 from lpk.experiments.forecast import forecast
+from lpk.pooling.methods import CRITERIA, METHODS, PRUNE, SEARCHES
+from lpk.reporting import report
 from lpk.run import PLOT, REPORT, RESULTS, Run, check_no_tickets, check_whole, network
-from lpk.search import METHODS, PRUNE, SEARCHES
-from lpk.tickets import Tickets
+from lpk.tickets import files
+from lpk.tickets.tickets import Tickets
 
 FORMATS = ("sparse", "onnx", "torch", "state-dict")
 

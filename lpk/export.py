@@ -14,10 +14,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from lpk import files
-from lpk.flat import plain_copy
+from lpk.networks.states import input_dtype
+from lpk.networks.wrappers import plain_copy
 from lpk.sparse.steps import Shape
-from lpk.states import input_dtype
+from lpk.tickets import files
 
 ONNX_LIMIT = 2**31 - 1  # bytes of one ONNX file
 

@@ -23,19 +23,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from lpk import files, flat, models, presets, schema
-from lpk.data import Data
-from lpk.data import load as load_data
-from lpk.directories import check_no_links, make_inside
-from lpk.flat import StateDict
-from lpk.imp import imp
-from lpk.pooled import Pooled, versions
+from lpk import models, presets, schema
+from lpk.data.sets import Data
+from lpk.data.sets import load as load_data
+from lpk.data.splits import Split
+from lpk.networks.flat import StateDict
+from lpk.networks.prunable import convolutions
 from lpk.presets import Preset
+from lpk.pruning.imp import imp
+from lpk.pruning.recipe import stream
+from lpk.pruning.train import Trainer
 from lpk.schema import null, string, whole
-from lpk.splits import Split
-from lpk.tickets import MANIFEST as TICKETS
-from lpk.tickets import Tickets, TicketStore
-from lpk.train import Trainer, stream
+from lpk.tickets import files
+from lpk.tickets.directories import check_no_links, make_inside
+from lpk.tickets.pooled import Pooled
+from lpk.tickets.store import MANIFEST as TICKETS
+from lpk.tickets.store import TicketStore
+from lpk.tickets.tickets import Tickets
+from lpk.tickets.versions import versions
 
 MANIFEST = "manifest.json"
 CONTENT = {
@@ -171,14 +176,14 @@ class Run:
             rounds=settings.rounds,
             fraction=settings.fraction,
             rewind=settings.rewind,
-            prunable=flat.convolutions(model) if settings.prunable == "convolutions" else None,
+            prunable=convolutions(model) if settings.prunable == "convolutions" else None,
             store=self.path / "tickets",
             seed=self.seed,
             progress=progress,
         )
 
     def tickets(self) -> Tickets:
-        """Raises FileNotFoundError saying which command makes them, lpk.files.FileDamaged."""
+        """Raises FileNotFoundError saying which command makes them, lpk.FileDamaged."""
         try:
             return Tickets.load(self.path / "tickets")
         except FileNotFoundError as error:
@@ -246,7 +251,7 @@ def network(path: Path, round_: int, method: str) -> tuple[StateDict, StateDict]
         path: the run directory.
         method: that of the pool; "ticket": the ticket itself.
 
-    Raises FileNotFoundError saying which command makes it, ValueError, or lpk.files.FileDamaged.
+    Raises FileNotFoundError saying which command makes it, ValueError, or lpk.FileDamaged.
     """
     path = files.absolute(path)
     _check_is_run(path)

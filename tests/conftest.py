@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, fx, nn
 
 import lpk
-from lpk.flat import Layout
-from lpk.tickets import Ticket, Tickets
+from lpk.networks.flat import Layout
+from lpk.tickets.ticket import Ticket
+from lpk.tickets.tickets import Tickets
 
 # Four tickets within seconds.
 TINY_PRESET = """

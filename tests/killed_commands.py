@@ -18,7 +18,7 @@ import sklearn.datasets  # noqa: F401
 import torch
 
 from lpk import cli
-from lpk.tickets import Tickets
+from lpk.tickets.tickets import Tickets
 
 
 def carry_out(argv: list[str]) -> int:

@@ -17,14 +17,15 @@ import pytest
 import safetensors.torch
 import torch
 
-from lpk import cli, data, models, presets, progress
-from lpk.pooled import Pooled
+from lpk import cli, models, presets, progress
+from lpk.data import sets as data
 from lpk.run import Run
 from lpk.sparse import load_sparse
-from lpk.tickets import Tickets
+from lpk.tickets.pooled import Pooled
+from lpk.tickets.tickets import Tickets
 from tests.command import error, here, in_a_process, lpk, start
 from tests.conftest import TINY_PRESET
-from tests.test_tickets import same
+from tests.tickets.test_tickets import same
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +268,11 @@ def test_an_interrupt_says_in_one_line_what_is_kept(run, preset, tmp_path, monke
 
     for place, arguments, message in (
         ("lpk.run.imp", ("imp", tmp_path / "run", "--preset", preset), "finished rounds and epochs are kept: the same"),
-        ("lpk.search.pool", ("pool", run), "what was there before is kept: the same command begins this search again"),
+        (
+            "lpk.pooling.search.pool",
+            ("pool", run),
+            "what was there before is kept: the same command begins this search again",
+        ),
         ("lpk.experiments.demo.correct_predictions", ("eval", run), "what was there before is kept"),
     ):
         monkeypatch.setattr(place, interrupted)

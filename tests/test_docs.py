@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bench.table
 import lpk
-from lpk import files, presets
+from lpk import presets
 from lpk.cli import app
-from lpk.tickets import Tickets
+from lpk.tickets import files
+from lpk.tickets.tickets import Tickets
 from tests.conftest import make_images, make_network
 
 ROOT = Path(__file__).parents[1]

@@ -13,9 +13,9 @@ from torch import nn
 import lpk
 from lpk import export, models
 from tests.conftest import make_network
-from tests.test_eager import with_random_statistics
-from tests.test_sparse import Dynamic
-from tests.test_sparse_network import pruned
+from tests.pooling.test_eager import with_random_statistics
+from tests.sparse.test_network import pruned
+from tests.sparse.test_sparsify import Dynamic
 
 
 @pytest.fixture(params=["small-resnet", "mlp"])

@@ -23,8 +23,9 @@ import pytest
 import safetensors
 import torch
 
-from lpk import files, models
-from lpk.tickets import Tickets
+from lpk import models
+from lpk.tickets import files
+from lpk.tickets.tickets import Tickets
 
 HERE = Path(__file__).parent
 ALL = os.environ.get("LPK_KILL_TESTS") == "1"

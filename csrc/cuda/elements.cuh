@@ -3,7 +3,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#ifndef LPK_EMULATED  // tests/emulation runs these kernels without a GPU
+#ifndef LPK_EMULATED  // tests/ops/emulation runs these kernels without a GPU
 #include <cuda_runtime.h>
 #endif
 

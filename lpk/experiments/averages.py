@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from lpk import page, plots
 from lpk.experiments.findings import Findings, Spread, Table, spread
 from lpk.experiments.study import Found, Measured, Part, Plan, rewinds
 from lpk.experiments.subject import Subject
 from lpk.presets import Preset
+from lpk.reporting import page, plots
 
 WORDS = {True: "with rewinding", False: "without rewinding"}
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from lpk.experiments import pools
 from lpk.experiments.study import Plan
+from lpk.pooling.methods import COEFFICIENTS
 from lpk.presets import Preset
-from lpk.search import COEFFICIENTS
 
 SEVEN = [0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95]
 THREE = [0.05, 0.5, 0.95]

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpk import files, search
-from lpk.accuracy import Gain, correct_predictions, paired_gain
-from lpk.evaluate import CRITERIA
-from lpk.pooled import Pooled
+from lpk.pooling import methods as possible
+from lpk.pooling import search
+from lpk.pooling.accuracy import Gain, correct_predictions, paired_gain
+from lpk.pooling.methods import CRITERIA
 from lpk.progress import Progress
 from lpk.run import RESULTS, Run
 from lpk.schema import flag, null, number, string, whole
-from lpk.tickets import Tickets
+from lpk.tickets import files
+from lpk.tickets.pooled import Pooled
+from lpk.tickets.tickets import Tickets
 
 METHODS = ("interpolation", "average", "swa", "ema")
 
@@ -44,7 +46,7 @@ CONTENT = {
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """A run's results.json. Raises FileNotFoundError, or lpk.files.FileDamaged."""
+    """A run's results.json. Raises FileNotFoundError, or lpk.FileDamaged."""
     results = files.read_json(path, CONTENT)
     pools = {method for row in [*results["rows"], results["mean"]] for method in row["pools"]}
     if not results["rows"] or pools - set(results["methods"]) or len(set(results["methods"])) < len(results["methods"]):
@@ -77,7 +79,7 @@ def make_pools(
 ) -> list[Pooled]:
     """Pools one target, or all of them, and stores the networks, by another criterion under a name of their own."""
     name = method if criterion == "accuracy" else f"{method}-{criterion}"
-    if method in search.METHODS and criterion in CRITERIA:  # pool() refuses others
+    if method in possible.METHODS and criterion in CRITERIA:  # pool() refuses others
         run.make_pooled_directory(name)
     batch_size = run.preset.pool.batch_size
     made = search.pool(

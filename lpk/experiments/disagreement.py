@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from lpk import page, plots
 from lpk.experiments.findings import Findings, Table, spread
 from lpk.experiments.study import Found, Measured, Part, Plan
 from lpk.experiments.subject import Subject
 from lpk.presets import Preset
+from lpk.reporting import page, plots
 
 
 def plan(preset: Preset, seeds: Sequence[int]) -> Plan:

@@ -13,9 +13,9 @@ from lpk.experiments import pools
 from lpk.experiments.findings import Findings, Table, spread
 from lpk.experiments.study import Found, Measured, Part, Plan
 from lpk.experiments.subject import Prediction, Subject
-from lpk.flat import Flat
+from lpk.networks.flat import Flat
+from lpk.pooling.search import nearest_first
 from lpk.presets import Preset
-from lpk.search import nearest_first
 
 NEIGHBOURS = 2
 POOL = {**pools.INTERPOLATION, "candidates": NEIGHBOURS}

@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import torch
 
-from lpk import data as datasets
-from lpk import flat, models
-from lpk.evaluate import Evaluator
+from lpk import models
+from lpk.data import sets as datasets
 from lpk.experiments.study import Plan, Study, groups
-from lpk.flat import Layout
-from lpk.train import Trainer
+from lpk.networks.flat import Layout
+from lpk.networks.prunable import convolutions
+from lpk.pooling.evaluate import Evaluator
+from lpk.pruning.train import Trainer
 
 STEP = 128  # samples of a training step that is timed, at most
 
@@ -86,7 +87,7 @@ def _seconds_per_sample(study: Study, data: datasets.Data) -> tuple[float, float
     model = model.to(device).to(memory_format=torch.channels_last)
     few = data.train.take(min(STEP, preset.train.batch_size, len(data.train)))
     trainer = Trainer(few, replace(preset.train, batch_size=len(few), warmup=1), augment=preset.data.augment)
-    prunable = flat.convolutions(model) if preset.imp.prunable == "convolutions" else None
+    prunable = convolutions(model) if preset.imp.prunable == "convolutions" else None
     evaluator = Evaluator(
         model,
         Layout.of_model(model, prunable),

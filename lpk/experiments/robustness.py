@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from lpk import corruptions
+from lpk.data import corruptions
 from lpk.experiments import pools
 from lpk.experiments.findings import Findings, Spread, Table, spread
 from lpk.experiments.study import Found, Measured, Part, Plan
 from lpk.experiments.subject import Subject
+from lpk.pooling.samples import Validation
 from lpk.presets import Preset
-from lpk.samples import Validation
 
 LABELS = ("ticket", "pool (interpolation)")
 

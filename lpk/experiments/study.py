@@ -17,16 +17,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lpk import files, schema
-from lpk.directories import check_no_links, make_inside
+from lpk import schema
 from lpk.experiments.findings import REPORT, RESULTS, Findings
 from lpk.experiments.subject import Subject
-from lpk.pooled import versions
 from lpk.presets import Preset
 from lpk.progress import Progress
 from lpk.run import CONTENT, MANIFEST, Run
 from lpk.schema import number
-from lpk.tickets import TicketStore
+from lpk.tickets import files
+from lpk.tickets.directories import check_no_links, make_inside
+from lpk.tickets.store import TicketStore
+from lpk.tickets.versions import versions
 
 FORMAT = 1
 PART = {"key": schema.table, "found": schema.table, "seconds": number}

@@ -8,16 +8,17 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from lpk import files
-from lpk.directories import make_inside
-from lpk.evaluate import Evaluator
-from lpk.flat import Flat
-from lpk.interpolations import Interpolations
-from lpk.pooled import Pooled
+from lpk.networks.flat import Flat
+from lpk.pooling.evaluate import Evaluator
+from lpk.pooling.interpolations import Interpolations
+from lpk.pooling.samples import Validation
+from lpk.pooling.search import pool
 from lpk.run import POOLS, Run
-from lpk.samples import Validation
-from lpk.search import pool
-from lpk.tickets import Ticket, Tickets
+from lpk.tickets import files
+from lpk.tickets.directories import make_inside
+from lpk.tickets.pooled import Pooled
+from lpk.tickets.ticket import Ticket
+from lpk.tickets.tickets import Tickets
 
 
 class Prediction(NamedTuple):

@@ -9,8 +9,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from lpk import files, schema
-from lpk.train import Recipe
+from lpk import schema
+from lpk.pruning.recipe import Recipe
+from lpk.tickets import files
 
 _Section = TypeVar("_Section")
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lpk.copies import copied
-from lpk.flat import is_pruned, plain_copy, unwrapped
-from lpk.pooled import Pooled
+from lpk.networks.copies import copied
+from lpk.networks.wrappers import is_pruned, plain_copy, unwrapped
 from lpk.sparse.compact import PRUNABLE, Remaining, load_sparse, save_sparse
 from lpk.sparse.module import SHAPES as SHAPES
 from lpk.sparse.module import Sparse, can_go, empty
 from lpk.sparse.plan import NotSupported
-from lpk.tickets import Ticket
+from lpk.tickets.pooled import Pooled
+from lpk.tickets.ticket import Ticket
 
 __all__ = ["NotSupported", "Sparse", "load_sparse", "save_sparse", "sparsify"]
 
@@ -46,7 +46,7 @@ def sparsify(
 
     Raises:
         TypeError: a model that is no torch.nn.Module in Python, or, with fallback="error", has no float32 parameters.
-        ValueError: an unknown fallback; a model that is sparse already, or a part of it; lpk.files.FileDamaged, a
+        ValueError: an unknown fallback; a model that is sparse already, or a part of it; lpk.FileDamaged, a
             ValueError: a file of another kind.
         FileNotFoundError: no such file.
         RuntimeError: a ticket of another network.

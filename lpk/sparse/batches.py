@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from lpk.plain import is_patched
+from lpk.networks.plain import is_patched
 from lpk.sparse.steps import Value
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lpk import _core
-from lpk.checks import has_gradient
-from lpk.memory import address
+from lpk.ops.checks import has_gradient
+from lpk.ops.memory import address
 
 IMAGES = 16  # in a block
 Pair = tuple[int, int]

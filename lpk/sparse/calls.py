@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from lpk.plain import is_plain
+from lpk.networks.plain import is_plain
 from lpk.sparse.steps import Shape
 
 

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpk import files, schema
-from lpk.cpu import DTYPES
-from lpk.flat import StateDict, tied
+from lpk import schema
+from lpk.networks.flat import StateDict
+from lpk.networks.states import tied
+from lpk.ops.cpu import DTYPES
 from lpk.schema import number, string, whole
+from lpk.tickets import files
 
 KIND = "sparse network"
 FORMATS = (1, 2)  # that can be read
@@ -136,7 +138,7 @@ def save_sparse(path: str | Path, state_dict: Mapping[str, Tensor], masks: Mappi
 def load_sparse(path: str | Path) -> tuple[StateDict, StateDict]:
     """Reads what `save_sparse` wrote: the state dict, in its order, and the masks; tied entries share their memory.
 
-    Raises FileNotFoundError, or lpk.files.FileDamaged where it is damaged or another kind of file.
+    Raises FileNotFoundError, or lpk.FileDamaged where it is damaged or another kind of file.
     """
     path = files.absolute(path)
     tensors, header = files.load_tensors(path)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lpk import _core
-from lpk.memory import address, resolved
+from lpk.ops.memory import address, resolved
 from lpk.sparse.blocks import Blocks, Pair, check_floats
 from lpk.sparse.packing import Convolution, Filters, SparseFilters, WinogradFilters, input_strides, reach
 

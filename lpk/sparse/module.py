@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from lpk import memory, tracing
-from lpk.checks import has_gradient
-from lpk.plain import is_patched
+from lpk.networks import tracing
+from lpk.networks.plain import is_patched
+from lpk.ops import memory
+from lpk.ops.checks import has_gradient
 from lpk.sparse.compact import Remaining, save_sparse
 from lpk.sparse.network import Network
 from lpk.sparse.plan import Fails, NotSupported

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lpk.flat import batchnorms, check_batch
-from lpk.mixing import mixes
+from lpk.networks.batchnorm import batchnorms, check_batch
+from lpk.networks.mixing import mixes
 from lpk.sparse import arena, kernels, packing
 from lpk.sparse.blocks import IMAGES, Blocks, stored_shape
 from lpk.sparse.calls import pair

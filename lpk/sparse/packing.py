@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lpk import _core
-from lpk.memory import address, resolved
+from lpk.ops.memory import address, resolved
 from lpk.sparse.blocks import Blocks, Pair, check_floats
 
 

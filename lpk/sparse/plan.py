@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lpk import tracing
-from lpk.plain import is_plain
+from lpk.networks import tracing
+from lpk.networks.plain import is_plain
 from lpk.sparse.batches import Assumptions, Batch
 from lpk.sparse.calls import Call, is_convolution, pair
 from lpk.sparse.steps import Affine, Convolve, Flatten, Foreign, Plan, Pool, Shape, Step, Value

@@ -1,0 +1,134 @@
+"""The operations on CUDA tensors: the compiled kernels, or Triton's where these were not compiled.
+
+Nothing here waits for the device. The first element that is NaN or infinite is noted in a status word on the device,
+one for each, which `raise_if_not_finite` reads.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from lpk import _core
+from lpk.ops.cpu import DTYPES
+from lpk.ops.memory import address
+
+NEVER = 2**63 - 1
+
+_status: dict[torch.device, Tensor] = {}
+
+Result = TypeVar("Result")
+
+
+def on_the_vectors_device(operation: Callable[..., Result]) -> Callable[..., Result]:
+    """Launches on the device of the first argument, whichever is current."""
+
+    @functools.wraps(operation)
+    def run(first: Tensor, *others: object) -> Result:
+        with torch.cuda.device(first.device):
+            return operation(first, *others)
+
+    return run
+
+
+@on_the_vectors_device
+def interpolate(out: Tensor, a: Tensor, b: Tensor, alpha: Tensor) -> None:
+    if _core.cuda_compiled:
+        _core.cuda_interpolate(address("out", out), address("a", a), address("b", b), *_vector(a), _scalar(alpha))
+    else:
+        _triton().interpolate(out, a, b, _on(a, alpha), first_bad(a.device))
+
+
+@on_the_vectors_device
+def interpolate_threshold(a: Tensor, b: Tensor | None, alphas: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    count = alphas.numel()
+    values = torch.full((count,), torch.inf, dtype=torch.float32, device=a.device)
+    last = torch.full((count,), -1, dtype=torch.int64, device=a.device)
+    if keep == 0 or count == 0:
+        return values, last
+    # Ones are no copy from the host.
+    alphas = _on(a, alphas) if b is not None else torch.ones(count, dtype=torch.float32, device=a.device)
+    if not _core.cuda_compiled:
+        return _triton().interpolate_threshold(a, b, alphas, keep, first_bad(a.device))
+    workspace = torch.empty(_core.cuda_workspace_bytes(a.numel(), count), dtype=torch.uint8, device=a.device)
+    results = address("values", values), address("last", last)
+    extra = address("alphas", alphas), count, keep, address("workspace", workspace)
+    _core.cuda_interpolate_threshold(*results, address("a", a), address("b", b), *_vector(a), *extra)
+    return values, last
+
+
+@on_the_vectors_device
+def interpolate_prune(out: Tensor, a: Tensor, b: Tensor | None, alpha: Tensor, value: Tensor, last: Tensor) -> None:
+    if _core.cuda_compiled:
+        numbers = _scalar(alpha), _scalar(value), _scalar(last)
+        _core.cuda_interpolate_prune(address("out", out), address("a", a), address("b", b), *_vector(a), *numbers)
+    else:
+        alpha = _on(a, alpha) if b is not None else torch.ones(1, dtype=torch.float32, device=a.device)
+        _triton().interpolate_prune(out, a, b, alpha, _on(a, value), _on(a, last), first_bad(a.device))
+
+
+@on_the_vectors_device
+def interpolate_prune_all(out: Tensor, a: Tensor, b: Tensor, alphas: Tensor, values: Tensor, last: Tensor) -> None:
+    alphas, values, last = (_on(a, numbers) for numbers in (alphas, values, last))
+    if _core.cuda_compiled:
+        numbers = address("alphas", alphas), address("values", values), address("last", last), alphas.numel()
+        _core.cuda_interpolate_prune_all(address("out", out), address("a", a), address("b", b), *_vector(a), *numbers)
+    else:
+        _triton().interpolate_prune_all(out, a, b, alphas, values, last, first_bad(a.device))
+
+
+@on_the_vectors_device
+def magnitude_mask(out: Tensor, x: Tensor, value: Tensor, last: Tensor) -> None:
+    if _core.cuda_compiled:
+        _core.cuda_magnitude_mask(address("out", out), address("x", x), *_vector(x), _scalar(value), _scalar(last))
+    else:
+        _triton().magnitude_mask(out, x, _on(x, value), _on(x, last), first_bad(x.device))
+
+
+def first_bad(device: torch.device) -> Tensor:
+    """The device's status word, int64 [1]: the index of the first bad element since it was last read."""
+    if device not in _status:
+        _status[device] = torch.full((1,), NEVER, dtype=torch.int64, device=device)
+    return _status[device]
+
+
+def raise_if_not_finite(device: torch.device | None = None) -> None:
+    """Waits for the device, and raises ValueError if an operation on it met a NaN or an infinity since the last call.
+
+    Args:
+        device: a CUDA device; None: every one that was used.
+    """
+    if device is not None and device.index is None:
+        device = torch.device(device.type, torch.cuda.current_device())
+    for used in [device] if device is not None else list(_status):
+        torch.cuda.synchronize(used)  # the streams beside the current one too
+        index = int(first_bad(used))
+        first_bad(used).fill_(NEVER)
+        if index != NEVER:
+            raise ValueError(f"the element [{index}] of a vector on {used} is nan or inf; every weight must be finite")
+
+
+def _vector(x: Tensor) -> tuple[int, int, int, int]:
+    """What the extension wants to know beside addresses: n, dtype, stream, status word."""
+    stream = torch.cuda.current_stream(x.device).cuda_stream
+    return x.numel(), DTYPES[x.dtype], stream, address("the status word", first_bad(x.device))
+
+
+def _scalar(number: Tensor) -> tuple[float, int]:
+    """A number by its value, or by its address where it lies on a device and must not be read here."""
+    return (0, address("a number", number)) if number.is_cuda else (number.item(), 0)
+
+
+def _on(x: Tensor, numbers: Tensor) -> Tensor:
+    return numbers.reshape(-1).to(x.device, non_blocking=True).contiguous()
+
+
+def _triton():  # type: ignore[no-untyped-def]
+    """Triton is imported where it is needed: lpk works where it is missing."""
+    from lpk import kernels
+
+    return kernels

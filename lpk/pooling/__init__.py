@@ -1,0 +1,15 @@
+"""Algorithms 2 and 3: the tickets of a run, interpolated into a stronger one of the same sparsity.
+
+search          offers the target one candidate after another: `lpk.pool`
+methods         what can be asked for: methods, searches, criteria, coefficients
+interpolations  a candidate: interpolated and pruned, by lpk.ops
+evaluate        how good it is: BatchNorm's statistics renewed, and validation samples counted
+samples         these samples, in batches that are prepared once
+backends        what computes the forward pass: PyTorch (eager) or the sparse engine (lpk.sparse)
+eager           PyTorch, with BatchNorm folded
+accuracy        correct predictions of any model, and what two differ by
+scores          scores that tell no network from another
+
+`search` takes two tickets' flat vectors and a coefficient to `interpolations`, writes the result into a model whose
+parameters are views of flat vectors, and asks `evaluate` for its score, which gives up as soon as it can't win.
+"""

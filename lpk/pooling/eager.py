@@ -1,0 +1,218 @@
+"""PyTorch as the backend of an evaluation, with BatchNorm folded into the layer before it.
+
+Once its statistics are known, BatchNorm scales and shifts each channel, which the layer before it can do.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lpk.networks.batchnorm import batchnorms, check_batch
+from lpk.networks.plain import is_plain
+from lpk.networks.states import input_dtype
+from lpk.networks.tracing import hooks, trace
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+
+
+class Eager:
+    """Computes what a model in evaluation mode computes, in PyTorch; the same interface as lpk.sparse.network.Network.
+
+    Args:
+        model: its values are read at every call, or after `changed` was called.
+        autocast: the dtype that PyTorch computes in where that is safe (torch.autocast); None: the model's own.
+    """
+
+    name = "torch"
+
+    def __init__(self, model: nn.Module, autocast: torch.dtype | None = None) -> None:
+        self.model = model
+        self.autocast = autocast
+        self.parameter = next(model.parameters())
+        self.dtype = input_dtype(model)
+        self.batchnorms = {module: path for path, module in batchnorms(model)}
+        self.folded: Folded | None = None
+        self._tried = not self.batchnorms
+        self._stale = True
+
+    def changed(self, *, weights: bool = True) -> None:
+        """To be called after the model's values changed."""
+        self._stale = True
+
+    def measure(self, inputs: Tensor) -> dict[_BatchNorm, int]:
+        """Writes the statistics of one batch into the BatchNorm layers: the mean and the unbiased variance of what each
+        of them reads, the others before it normalising by theirs. Nothing else trains.
+
+        Returns how often each layer was called. Where that is more than once, its statistics are the calls' mean.
+
+        Raises ValueError where a layer reads one value for each channel.
+        """
+        with _training(self.batchnorms, len(inputs)) as calls, torch.inference_mode():
+            self._forward(self.model, inputs)
+        self.changed()
+        return calls
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """The model's output for inputs [B, ...]."""
+        with torch.inference_mode():
+            if not self._tried:
+                self._tried = True
+                self.folded = self._fold(inputs)
+            if self.folded is None:
+                return self._forward(self.model, inputs)
+            if self._stale:
+                self.folded.update()
+                self._stale = False
+            return self._forward(self.folded.network, inputs)
+
+    def plainly(self, inputs: Tensor) -> Tensor:
+        """As a call, but unfolded, and so that what runs can be watched."""
+        return self._forward(self.model, inputs)
+
+    def _forward(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        inputs = inputs.to(self.parameter.device, self.dtype if inputs.is_floating_point() else inputs.dtype)
+        if inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(inputs.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            output: Tensor = network(inputs)
+        return output
+
+    def _fold(self, inputs: Tensor) -> Folded | None:
+        """The folded model; None where the model can't be traced, or not so that it computes the same."""
+        if any(not path for path, _ in hooks(self.model)):  # the graph has no hooks of the model itself
+            return None
+        try:
+            folded = Folded(self.model)
+        except Exception:  # whatever a stranger's forward raises when it is given a proxy
+            return None
+        if not len(folded):
+            return None
+        return folded if alike(self._forward(folded.network, inputs), self._forward(self.model, inputs)) else None
+
+
+def alike(a: object, b: object) -> bool:
+    """Whether two ways of computing the same gave the same tensor, up to rounding: that of all layers adds up."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return False
+    rounding = 1e-1 if b.dtype.itemsize == 2 else 1e-2
+    return a.shape == b.shape and bool((a - b).abs().max() <= rounding * b.abs().max())
+
+
+@contextmanager
+def _training(layers: dict[_BatchNorm, str], samples: int) -> Iterator[dict[_BatchNorm, int]]:
+    """BatchNorm layers that train and hold the mean of the statistics of all calls, which are counted; momentum and
+    counters are put back."""
+    saved = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
+    calls = dict.fromkeys(layers, 0)
+
+    def called(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        assert isinstance(layer, _BatchNorm)
+        x = next(iter((*args, *kwargs.values())))
+        check_batch(layers[layer] or type(layer).__name__, samples, x.numel() // max(1, layer.num_features))
+        calls[layer] += 1
+        layer.momentum = 1.0 / calls[layer]  # of the first call 1: nothing remains of what was there before
+
+    handles = [layer.register_forward_pre_hook(called, with_kwargs=True) for layer in layers]
+    for layer, (_, tracked) in zip(layers, saved, strict=True):
+        counter = None if tracked is None else tracked.clone()  # SyncBatchNorm asks for one
+        layer.momentum, layer.num_batches_tracked, layer.training = 1.0, counter, True
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer, (momentum, tracked) in zip(layers, saved, strict=True):
+            layer.momentum, layer.num_batches_tracked, layer.training = momentum, tracked, False
+
+
+class Pair(NamedTuple):
+    """A layer and the BatchNorm behind it, and the layer that does the work of both."""
+
+    layer: Layer
+    batchnorm: _BatchNorm
+    folded: Layer
+
+
+class Folded:
+    """A model in evaluation mode without the BatchNorm layers that directly follow a convolution or a linear layer.
+
+    It shares every other module with the model. `update` has to be called after the model's values changed.
+
+    Attributes:
+        network: maps what the model maps, up to rounding.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.network = trace(model, changing=True)
+        self._pairs = [_fold(self.network, *nodes) for nodes in _foldable(self.network)]
+        self.network.recompile()
+        self.update()
+
+    def __len__(self) -> int:
+        """How many BatchNorm layers were folded."""
+        return len(self._pairs)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        for layer, batchnorm, folded in self._pairs:
+            mean, variance = batchnorm.running_mean, batchnorm.running_var
+            assert mean is not None and variance is not None
+            scale = torch.rsqrt(variance + batchnorm.eps)
+            if batchnorm.weight is not None:
+                scale = scale * batchnorm.weight
+            offset = (mean if layer.bias is None else mean - layer.bias) * -scale
+            if batchnorm.bias is not None:
+                offset = offset + batchnorm.bias
+            weight = layer.weight
+            torch.mul(weight, scale.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1)), out=folded.weight)
+            assert folded.bias is not None
+            folded.bias.copy_(offset)
+
+
+def _foldable(network: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
+    """Calls of a layer and of the BatchNorm that alone reads its output; each called once, and without hooks."""
+    modules = dict(network.named_modules())
+    calls: dict[nn.Module, int] = {}
+    for node in network.graph.nodes:
+        if node.op == "call_module":
+            calls[modules[node.target]] = calls.get(modules[node.target], 0) + 1
+    found = []
+    for node in network.graph.nodes:
+        if node.op != "call_module" or not isinstance(modules[node.target], _BatchNorm):
+            continue
+        before = node.args[0] if node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+            continue
+        layer, batchnorm = modules[str(before.target)], modules[node.target]
+        if (
+            is_plain(layer, *LAYERS)
+            and is_plain(batchnorm, *BATCHNORMS)
+            and batchnorm.running_mean is not None
+            and calls[layer] == calls[batchnorm] == 1
+        ):
+            found.append((before, node))
+    return found
+
+
+def _fold(network: fx.GraphModule, before: fx.Node, node: fx.Node) -> Pair:
+    layer, batchnorm = network.get_submodule(str(before.target)), network.get_submodule(str(node.target))
+    assert isinstance(layer, LAYERS) and isinstance(batchnorm, _BatchNorm)
+    folded = copy.copy(layer)
+    folded._parameters = dict(layer._parameters)
+    folded.weight = nn.Parameter(torch.empty_like(layer.weight), requires_grad=False)
+    folded.bias = nn.Parameter(layer.weight.new_empty(len(layer.weight)), requires_grad=False)
+    name = f"_folded_{len(network.graph.nodes)}_{str(before.target).replace('.', '_')}"
+    network.add_submodule(name, folded)
+    before.target = name
+    node.replace_all_uses_with(before)
+    network.graph.erase_node(node)
+    return Pair(layer, batchnorm, folded)

@@ -1,0 +1,11 @@
+"""Algorithm 1: iterative magnitude pruning.
+
+imp          the algorithm: train, prune, rewind, for each round
+precautions  what is refused before training, and what it warns of
+masking      keeps pruned weights at zero, whatever the user's training does
+train        a trainer with the paper's recipe
+recipe       its hyperparameters, and the seeds
+
+`imp` gets a model and a function that trains it; each round's network becomes a ticket (lpk.tickets), whose mask keeps
+the largest of the weights that remain (lpk.ops).
+"""

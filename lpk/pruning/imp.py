@@ -1,0 +1,382 @@
+"""Iterative magnitude pruning with rewinding (Algorithm 1), keeping every ticket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from lpk import ops, schema
+from lpk.networks.flat import Layout, StateDict
+from lpk.networks.prunable import Prunable, prunable_names
+from lpk.networks.states import state_names
+from lpk.networks.wrappers import unwrapped
+from lpk.progress import Progress
+from lpk.pruning.masking import kept_pruned
+from lpk.pruning.precautions import Precautions, copied_state, emptied, load, trained
+from lpk.pruning.recipe import stream
+from lpk.schema import whole
+from lpk.tickets import files, nested
+from lpk.tickets.store import TicketStore
+from lpk.tickets.tensors import check_tensor
+from lpk.tickets.ticket import Ticket
+from lpk.tickets.tickets import Tickets
+
+Train = Callable[[nn.Module, int, int], object]
+
+REWIND = "rewind.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A `train` that can go on at any epoch: `lpk.Trainer`, or a user's own with these methods.
+
+    `state_dict` returns a dict of tensors, numbers, strings and None, nested as an optimizer's is. It is also called
+    before a round's first epoch, to see whether it can be stored; where it raises then, that is left for later.
+    """
+
+    def __call__(self, model: nn.Module, start: int, stop: int) -> object: ...
+    def start_round(self, round: int) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def imp(
+    model: nn.Module,
+    train: Train,
+    *,
+    epochs: int,
+    rounds: int = 19,
+    fraction: float = 0.2,
+    rewind: int | None = None,
+    prunable: Prunable = None,
+    store: str | Path | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+) -> Tickets:
+    """Trains, prunes and rewinds a network `rounds` times (Algorithm 1).
+
+    Args:
+        model: trained in place; it ends as the last ticket, also where a store held all of them already. `train`
+            gets it as it is, in torch.nn.DataParallel or torch.compile, too; the tickets have the network's own names.
+        train: train(model, start, stop) trains from epoch `start` to epoch `stop` with the learning rates of those
+            epochs and a new optimizer. Pruned weights stay exactly 0 meanwhile, through momentum and weight decay, with
+            any torch.optim optimizer. A `Resumable` one is called epoch by epoch.
+        epochs: of one round, counted from initialization.
+        rounds: T; T + 1 tickets result, round 0 being dense. The same call with more rounds goes on in the same store
+            and, given a seed, ends as if they had been asked for at once.
+        fraction: of the remaining weights, pruned globally by magnitude in each round.
+        rewind: the epoch whose weights (the whole state dict) every round restarts from; 0: initialization. None: 5% of
+            the epochs as in the paper, at least one where there are two.
+        prunable: a predicate (name, parameter) -> bool, names, or None: the weights of convolutions and linear layers,
+            frozen ones (requires_grad False) excepted and the linear layers whose outputs the network returns (where
+            torch.fx can't trace it, the last linear layer). Names are those of the state dict.
+        store: a directory; a relative one is of the working directory at the start. An interrupted run goes on there
+            from the last finished round (from the last finished epoch if `train` is Resumable) when called again with
+            the same arguments, `rounds` excepted: more are possible.
+        seed: where given, PyTorch's generators are seeded before each call of `train`, so that a resumed run equals an
+            uninterrupted one.
+        progress: whether to show it.
+
+    Returns:
+        The tickets, on the CPU.
+
+    Raises:
+        ValueError: numbers out of range, nothing prunable, a frozen weight that `prunable` chooses, by default a layer
+            whose weight is computed from other parameters, parameters that are or became NaN or infinite, a network
+            that its own state dict can't be loaded into, a tensor whose shape or dtype `train` changed, a store that
+            belongs to another network or other settings.
+        TypeError: a tensor that can't be interpolated, or one or a state of `train` that can't be stored, where there
+            is a store.
+        RuntimeError: the store is in use by another process.
+
+    Warns where `train` left the parameters as they were (it trained a copy), and where pruning takes the last weight of
+    a layer or none at all.
+    """
+    if rewind is None:
+        rewind = min(max(1, round(0.05 * epochs)), max(epochs - 1, 0))
+    _check(epochs=epochs, rounds=rounds, fraction=fraction, rewind=rewind)
+    network = unwrapped(model)
+    layout = Layout.of_model(network, _trainable(network, prunable))
+    settings = {"epochs": epochs, "rounds": rounds, "fraction": fraction, "rewind": rewind, "seed": seed}
+    with contextlib.ExitStack() as stack:
+        run = _Run(model, train, layout, settings)
+        if store is not None:
+            directory = files.absolute(store)
+            stack.enter_context(files.locked(directory))
+            run.open(directory)
+        bar = stack.enter_context(Progress("imp", epochs + rounds * (epochs - rewind), show=progress))
+        tickets = run.finished()
+        for round_ in range(len(tickets)):
+            bar.advance(epochs - (rewind if round_ else 0))
+        mask = tickets[-1].mask if tickets else torch.ones(layout.n, dtype=torch.bool, device="cpu")
+        for round_ in range(len(tickets), rounds + 1):
+            if round_ > 0:
+                mask, before = next_mask(tickets[-1], fraction), mask
+                run.warn_of(round_, mask, before)
+            tickets.append(run.round(round_, mask, tickets[0] if tickets else None, bar))
+        load(network, tickets[-1].state_dict)
+        run.close()
+    return Tickets(tickets)
+
+
+def next_mask(ticket: Ticket, fraction: float) -> Tensor:
+    """The mask after pruning `fraction` of a ticket's remaining weights, those of lowest magnitude: bool [n].
+
+    Pruned weights never return, even where a remaining weight is exactly 0 too.
+    """
+    remaining = ticket.flat.weights[ticket.mask]
+    keep = ticket.keep - round(fraction * ticket.keep)
+    mask = ticket.mask.clone()
+    mask[ticket.mask] = ops.magnitude_mask(remaining, keep)
+    return mask
+
+
+class _Run:
+    """The state of one run: the network, the weights it rewinds to, and the store they are kept in."""
+
+    def __init__(self, model: nn.Module, train: Train, layout: Layout, settings: dict[str, Any]) -> None:
+        self.given = model  # what the user's function trains
+        self.model = unwrapped(model)
+        self.train = train
+        self.layout = layout
+        self.settings = settings
+        self.precautions = Precautions(self.model, layout)
+        self.warned: set[str] = set()
+        self.trained = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        self.rewind_state: StateDict | None = None
+        self.store: TicketStore | None = None
+
+    # --- the store ----------------------------------------------------------------------------------------------------
+
+    def open(self, directory: Path) -> None:
+        """Takes up what an earlier call left in the directory, after checking that it was the same run."""
+        for name, tensor in self.model.state_dict().items():
+            check_tensor(tensor, repr(name))
+        try:
+            self.store = TicketStore.open(directory)
+        except FileNotFoundError:
+            if taken := [name for name in (REWIND, CHECKPOINT) if os.path.lexists(directory / name)]:
+                raise ValueError(
+                    f"{directory / taken[0]} is of no run here, and would be replaced: use another directory"
+                ) from None
+            self.store = TicketStore(directory, self.layout)
+            self.store.commit(self.settings)
+        self._check_same_network(self.store)
+        stored = self.store.metadata
+        for name, value in self.settings.items():
+            if stored.get(name) != value and not (name == "rounds" and stored.get(name, value) < value):
+                raise ValueError(
+                    f"{directory} holds a run with {name}={stored.get(name)}, not {value}; use another directory"
+                )
+        if stored != self.settings:
+            self.store.commit(self.settings)
+        if (directory / REWIND).exists():
+            self.rewind_state, _ = self._load(directory / REWIND, {"epoch": whole})
+        elif self.store.listed:
+            raise files.FileDamaged(f"{directory / REWIND} is missing: the run cannot go on")
+
+    def _check_same_network(self, store: TicketStore) -> None:
+        if store.layout == self.layout:
+            return
+        changed = sorted(set(store.layout.prunable) ^ set(self.layout.prunable))
+        if changed and not store.layout.difference(self.model.state_dict()):
+            pruned = "pruned" if changed[0] in store.layout.prunable else "not pruned"
+            raise ValueError(
+                f"{store.directory} holds a run with another `prunable`: {changed[0]!r} is {pruned} there; "
+                "use another directory"
+            )
+        raise ValueError(f"{store.directory} holds tickets of another network")
+
+    def finished(self) -> list[Ticket]:
+        return [self.store.read(i) for i in range(len(self.store.listed))] if self.store else []
+
+    def close(self) -> None:
+        if self.store:
+            (self.store.directory / CHECKPOINT).unlink(missing_ok=True)
+
+    def _save(self, name: str, metadata: Mapping[str, Any], train: Resumable | None = None) -> None:
+        """Stores the network and, where it is given, what `train` has to know to go on."""
+        if self.store is None:
+            return
+        state = {k: v for k, v in self.model.state_dict().items() if k not in self.layout.aliases}
+        tensors = {f"model.{k}": v for k, v in state.items()}
+        if train is not None:
+            own: StateDict = {}
+            metadata = {**metadata, "train": nested.taken_apart(train.state_dict(), own, "train.state_dict()")}
+            tensors |= {f"train.{k}": v for k, v in own.items()}
+        files.save_tensors(self.store.directory / name, tensors, metadata)
+
+    def _check_storable(self, train: Resumable) -> None:
+        """Raises TypeError where what `train` has to know can't be stored; after an epoch it would be too late."""
+        if self.store is None or self.settings["epochs"] == 1:
+            return
+        try:
+            state = train.state_dict()
+        except Exception:  # it may have none before its first epoch
+            return
+        nested.taken_apart(state, {}, "train.state_dict()")
+
+    def _load(self, path: Path, description: Any) -> tuple[StateDict, dict[str, Any]]:
+        tensors, metadata = files.load_tensors(path, description)
+        state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        if problem := self.layout.difference(state):
+            raise files.FileDamaged(f"{path} does not fit the network: {problem}")
+        state |= {alias: state[name] for alias, name in self.layout.aliases.items()}
+        own = {k.removeprefix("train."): v for k, v in tensors.items() if k.startswith("train.")}
+        try:
+            metadata["train"] = nested.put_together(metadata.get("train"), own)
+        except ValueError as error:
+            raise files.FileDamaged(f"{path} is damaged: in the state of train, {error}") from error
+        return state, metadata
+
+    # --- warnings -----------------------------------------------------------------------------------------------------
+
+    def warn_of(self, round_: int, mask: Tensor, before: Tensor) -> None:
+        """Warns of a mask that is not what the user may expect after the one before."""
+        if (text := emptied(self.layout, mask, before)) is not None:
+            self._warn(f"round {round_}: {text}")
+        if torch.equal(mask, before):
+            self._warn(
+                f"round {round_} prunes nothing: {self.settings['fraction']} of {int(mask.sum())} weights is less than "
+                "half a weight; a larger `fraction` or fewer `rounds` are possible",
+                once="nothing pruned",
+            )
+
+    def _warn(self, text: str, *, once: str | None = None) -> None:
+        """Warns who called lpk.imp, to be called by what that calls; of what is called `once` one time in a run."""
+        if once not in self.warned:
+            warnings.warn(text, stacklevel=4)
+        if once is not None:
+            self.warned.add(once)
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def round(self, round_: int, mask: Tensor, first: Ticket | None, bar: Progress) -> Ticket:
+        """Trains round `round_` to its end and stores the ticket; `first` is that of round 0."""
+        start = self._start(round_, bar)
+        rewound = f", rewound to epoch {self.settings['rewind']}" if round_ > 0 else ""
+        bar.note(f"round {round_}: {int(mask.sum()) / self.layout.n:.1%} of the weights, {self._layers()}{rewound}")
+        with kept_pruned(self.model, self.layout, mask, self.precautions.check_shapes) as mask_all:
+            before = {parameter: parameter.detach().clone() for parameter in self.model.parameters()}
+            for begin, end in self._legs(start):
+                self._train(round_, begin, end)
+                bar.advance(end - begin)
+            moved = mask_all()
+        if moved:
+            self._warn(
+                "train moved pruned weights after its last optimizer step, without torch.optim, or in parameters that "
+                "it put in the place of the network's; they were set to 0"
+            )
+        if not trained(self.model, before):
+            earlier = "those it started from" if round_ else "those before it"
+            self._warn(
+                f"train changed no parameter: the weights of round {round_} are {earlier}. It has to train the network "
+                "that it is given, in place; where it trains a copy, or in another process, let it load the result: "
+                "model.load_state_dict(...)",
+                once="not trained",
+            )
+        try:
+            ticket = Ticket.of(round_, self.layout, self.model.state_dict(), mask)
+            self.precautions.check_values(ticket.flat, first.flat if first else None)
+        except ValueError as error:
+            raise ValueError(f"training of round {round_} diverged: {error}") from error
+        if self.store:
+            self.store.append(ticket)
+            self.store.commit(self.settings)
+        return ticket
+
+    def _start(self, round_: int, bar: Progress) -> int:
+        """Makes the network and `train` ready for a round; returns the epoch that it starts from."""
+        rewind = self.settings["rewind"]
+        start = 0 if round_ == 0 else rewind
+        for parameter, is_trained in self.trained:  # whatever an earlier round froze
+            parameter.requires_grad_(is_trained)
+        if isinstance(self.train, Resumable):
+            self.train.start_round(round_)
+            self._check_storable(self.train)
+        resumed = self._resume(round_)
+        if resumed is not None:
+            bar.advance(resumed - start)
+            return resumed
+        if round_ > 0:
+            assert self.rewind_state is not None
+            load(self.model, self.rewind_state)
+        elif rewind == 0:
+            self._remember_rewind()
+        return start
+
+    def _train(self, round_: int, begin: int, end: int) -> None:
+        """Trains from epoch `begin` to epoch `end`, and stores what is needed to go on from there."""
+        if self.settings["seed"] is not None:
+            torch.manual_seed(stream(self.settings["seed"], "train", round_, begin))
+        self.train(self.given, begin, end)
+        self.precautions.check_entries()
+        if round_ == 0 and end == self.settings["rewind"]:
+            self._remember_rewind()
+        if isinstance(self.train, Resumable) and end < self.settings["epochs"]:
+            self._save(CHECKPOINT, {"round": round_, "epoch": end}, self.train)
+
+    def _layers(self) -> str:
+        """How many tensors are pruned, and which matrices are not: "3 layers (spared: fc.weight)"."""
+        layers, spared = len(self.layout.weights), self.precautions.parameters.intersection(self.layout.spared)
+        count = f"{layers} layer{'s' * (layers != 1)}"
+        return f"{count} (spared: {', '.join(n for n in self.layout.spared if n in spared)})" if spared else count
+
+    def _legs(self, start: int) -> Iterator[tuple[int, int]]:
+        """The calls of `train` from `start` on: epoch by epoch where it can resume, else up to the rewind epoch."""
+        rewind, epochs = self.settings["rewind"], self.settings["epochs"]
+        if isinstance(self.train, Resumable):
+            yield from ((epoch, epoch + 1) for epoch in range(start, epochs))
+            return
+        if start < rewind:
+            yield start, rewind
+        yield max(start, rewind), epochs
+
+    def _remember_rewind(self) -> None:
+        self.rewind_state = copied_state(self.model)
+        self._save(REWIND, {"epoch": self.settings["rewind"]})
+
+    def _resume(self, round_: int) -> int | None:
+        """Takes up the checkpoint of this round; returns the epoch to go on with."""
+        if self.store is None or not isinstance(self.train, Resumable):
+            return None
+        path = self.store.directory / CHECKPOINT
+        if not path.exists():
+            return None
+        state, metadata = self._load(path, {"round": whole, "epoch": whole, "train": schema.anything})
+        if metadata["round"] != round_:
+            return None
+        load(self.model, state)
+        self.train.load_state_dict(metadata["train"])
+        return int(metadata["epoch"])
+
+
+def _check(*, epochs: int, rounds: int, fraction: float, rewind: int) -> None:
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}; at least 1 is needed")
+    if rounds < 0:
+        raise ValueError(f"rounds is {rounds}; 0 or more is possible")
+    if not 0.0 < fraction < 1.0:
+        raise ValueError(f"fraction is {fraction}; between 0 and 1 is possible")
+    if not 0 <= rewind < epochs:
+        raise ValueError(f"rewind is {rewind}; an epoch from 0 to {epochs - 1} is possible")
+
+
+def _trainable(model: nn.Module, prunable: Prunable) -> list[str]:
+    """The names of the prunable parameters. Frozen ones are left out by default, and refused where they are chosen."""
+    names = prunable_names(model, prunable)
+    frozen = [name for parameter, name in state_names(model).items() if name in names and not parameter.requires_grad]
+    if frozen and prunable is not None:
+        raise ValueError(
+            f"{frozen[0]!r} is to be pruned, but it is frozen (requires_grad is False), so that no round would train "
+            "it: leave it out of `prunable`, or call requires_grad_(True)"
+        )
+    return [name for name in names if name not in frozen]

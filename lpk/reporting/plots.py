@@ -1,0 +1,172 @@
+"""Plots as SVG, drawn in the light colours of the page, which exchanges them where it is dark."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lpk.reporting.page import LIGHT
+
+if TYPE_CHECKING:  # matplotlib is imported where it draws: that takes longer than most commands of lpk
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("ticket", "series0", "series1", "series2", "series3", "series4")
+MARKERS = "oosD^v"
+
+
+@dataclass(frozen=True)
+class Band:
+    """How far off a line's values may be: from `low` to `high`, NaN where there is none."""
+
+    label: str
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One value for each density, in percent, NaN where there is none."""
+
+    label: str
+    y: Sequence[float]
+    band: Band | None = None
+
+
+class Drawing:
+    """What `drawing` yields: the figure, and once it was left, the image."""
+
+    figure: Figure
+    image: bytes
+
+
+@contextmanager
+def drawing(width: float, height: float) -> Iterator[Drawing]:
+    """An empty figure of this size in inches; what is drawn on it becomes `image`, an SVG."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    with style.context(["default", {"svg.hashsalt": "lpk", "font.size": 9}]):  # not the user's matplotlibrc
+        drawn, image = Drawing(), io.BytesIO()
+        drawn.figure = Figure(figsize=(width, height), layout="constrained", facecolor=LIGHT["page"])
+        yield drawn
+        drawn.figure.savefig(image, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        drawn.image = image.getvalue()
+
+
+def density_plot(densities: Sequence[float], lines: Sequence[Line]) -> bytes:
+    """Test accuracy against density: the first line, the tickets', dashed, the second one thick.
+
+    These two and their bands decide the scale. A line far below is cut off at the lower edge, and the plot says so: it
+    would flatten the rest.
+    """
+    with drawing(5, 3.6) as drawn:
+        axes = drawn.figure.subplots()
+        axes.set_title("test accuracy", loc="left", fontsize=9, color=LIGHT["soft"])
+        x = [100 * density for density in densities]
+        _draw_lines(axes, x, lines)
+        _density_scale(axes, x)
+        value_scale(axes, "%")
+        columns = 3 if max(len(line.label) for line in lines) < 24 else 2
+        drawn.figure.legend(loc="outside upper left", ncols=columns, frameon=False, labelcolor=LIGHT["ink"])
+    return drawn.image
+
+
+def _draw_lines(axes: Axes, x: list[float], lines: Sequence[Line]) -> None:
+    essential = [value for line in lines[:2] for value in _values(line) if math.isfinite(value)]
+    edge = min(essential) - max(max(essential) - min(essential), 1)
+    cut = []
+    for i, line in enumerate(lines):
+        color = LIGHT[COLOURS[i % len(COLOURS)]]
+        size, width, above = (5.5, 2.4, 5) if i == 1 else (4, 1.2 if i else 1.4, 3 if i else 4)
+        marker = MARKERS[i % len(MARKERS)] + ("-" if i else "--")
+        axes.plot(x, line.y, marker, color=color, lw=width, ms=size, zorder=above, label=line.label)
+        if line.band:
+            low, high = line.band.low, line.band.high
+            axes.fill_between(x, low, high, color=color, alpha=0.18, lw=0, label=line.band.label)
+            axes.vlines(x, low, high, color=color, alpha=0.3, lw=1.5)  # a point that has no neighbour has no area
+        if below := {place: value for place, value in zip(x, line.y, strict=True) if value < edge}:
+            axes.plot(list(below), [edge] * len(below), "v", color=color, ms=7, clip_on=False)
+            cut.append(f"{line.label} falls to {min(below.values()):.1f}%")
+    axes.set_xlabel("density (weights remaining, logarithmic)", color=LIGHT["soft"])
+    if cut:
+        axes.set_ylim(bottom=edge)
+        axes.set_xlabel(f"{axes.get_xlabel()}\n▾ off the scale: {', '.join(cut)}")
+
+
+def _values(line: Line) -> Sequence[float]:
+    return [*line.y, *line.band.low, *line.band.high] if line.band else line.y
+
+
+def _density_scale(axes: Axes, densities: list[float]) -> None:
+    """Logarithmic, dense on the left."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    margin = max(max(densities) / min(densities), 1.5) ** 0.03
+    low, high = min(densities) / margin, max(densities) * margin
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 3, 5, 7) if high / low < 20 else (1, 2, 5)
+    ticks = [step * 10.0**n for n in decades for step in steps if low <= step * 10.0**n <= high]
+    axes.set_xscale("log")
+    axes.set_xlim(high, low)
+    axes.xaxis.set_major_locator(FixedLocator(ticks if len(ticks) > 2 else densities))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}%")
+
+
+def value_scale(axes: Axes, unit: str) -> None:
+    """Few ticks, a rule at each, no frame."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}{unit}")
+    axes.grid(axis="y", color=LIGHT["rule"], lw=0.8)
+    axes.set(axisbelow=True, facecolor="none")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(LIGHT["soft"])
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(color=LIGHT["soft"], labelcolor=LIGHT["ink"])
+
+
+def heat_map(
+    axes: Axes,
+    values: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    *,
+    unit: str,
+    diverging: bool,
+) -> None:
+    """Cells [row][column] of one colour each, NaN left blank, with numbers where there is room.
+
+    diverging: the colours change at 0; otherwise they run from the smallest to the largest value.
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize
+
+    finite = [value for row in values for value in row if math.isfinite(value)] or [0.0]
+    most = max(*map(abs, finite), 1e-9)
+    scale = Normalize(-most, most) if diverging else Normalize(min(finite), max(finite))
+    colours = colormaps["RdBu" if diverging else "viridis"]
+    mesh = axes.pcolormesh(values, cmap=colours, norm=scale)
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            if len(labels) <= 12 and math.isfinite(value):
+                red, green, blue, _ = colours(scale(value))
+                ink = "black" if 0.3 * red + 0.6 * green + 0.1 * blue > 0.5 else "white"
+                text = f"{round(value, 1) + 0.0:.1f}"  # never -0.0
+                axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=ink, fontsize=6)
+    step = math.ceil(len(labels) / 10)
+    places = [i + 0.5 for i in range(0, len(labels), step)]
+    axes.set_xticks(places, labels[::step], rotation=90, fontsize=7)
+    axes.set_yticks(places, labels[::step], fontsize=7)
+    axes.set(aspect="equal", facecolor="none")
+    axes.invert_yaxis()
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelcolor=LIGHT["ink"])
+    bar = axes.figure.colorbar(mesh, ax=axes, shrink=0.7, format=lambda value, _: f"{value:.3g}{unit}")
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=7, length=0, labelcolor=LIGHT["ink"])

@@ -1,0 +1,218 @@
+"""What a finished run shows its user: a table for the terminal, a sentence, a plot, and all of it as a page.
+
+Everything is a function of `results`, the content of a run's results.json. Accuracies in it are fractions;
+shown are percent, and gains in percentage points.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from lpk.reporting import page, plots
+from lpk.tickets import files
+
+Results = Mapping[str, Any]
+
+NAMES = {
+    "interpolation": "pool (interpolation)",
+    "interpolation-loss": "pool (interpolation, by loss)",
+    "average": "pool (average)",
+    "average-loss": "pool (average, by loss)",
+    "swa": "SWA",
+    "ema": "EMA",
+}
+
+MISSING = {"accuracy": math.nan, "gain": dict.fromkeys(("gain", "low", "high"), math.nan)}
+
+
+def table(results: Results) -> Table:
+    """One line for each ticket: density, test accuracy, and each method's with its gain; then the means.
+
+    The first method's gain comes with its 95% interval. The best of a line is bold.
+    """
+    shown = Table(box=box.SIMPLE, show_edge=False, show_footer=True, pad_edge=False, padding=0)
+    shown.caption = "test accuracy in %, gain over the ticket in points (the first with its 95% interval)"
+    shown.caption_justify = "left"
+    shown.footer_style = ""  # bold is for the best
+    *lines, mean = ([_terminal_cell(*cell) for cell in line] for line in _lines(results))
+    shown.add_column("density", Text("mean"), justify="right", no_wrap=True)
+    for i, (head, foot) in enumerate(zip(_heads(results), mean, strict=True)):
+        # of the numbers only the first method's may fold, between words, where the terminal is narrow
+        shown.add_column(Text(head), foot, justify="right", no_wrap=i != 1, min_width=11 if i == 1 else None)
+    for row, line in zip(results["rows"], lines, strict=True):
+        shown.add_row(Text(page.percent(row["density"])), *line)
+    return shown
+
+
+def _terminal_cell(accuracy: str, gain: str, best: bool) -> Text:
+    return Text.assemble((accuracy, "bold" if best else ""), f" {gain}" if gain else "")
+
+
+def _heads(results: Results) -> list[str]:
+    return ["ticket", *(_name(method) for method in results["methods"])]
+
+
+def _lines(results: Results) -> Iterator[list[tuple[str, str, bool]]]:
+    """For each row, then the means: (accuracy, gain, is it the line's best) of the ticket and each method."""
+    for line in [*results["rows"], results["mean"]]:
+        best = max([line["ticket"], *(pool["accuracy"] for pool in line["pools"].values())])
+        cells = [(page.percent(line["ticket"]), "", line["ticket"] == best)]
+        for i, method in enumerate(results["methods"]):
+            if pool := line["pools"].get(method):
+                interval = f" ({page.interval(pool['gain'], '..')})" if i == 0 else ""
+                gain = page.points(pool["gain"]["gain"]) + interval
+                cells.append((page.percent(pool["accuracy"]), gain, pool["accuracy"] == best))
+            else:
+                cells.append(("-", "", False))
+        yield cells
+
+
+def summary(results: Results) -> str:
+    """One or two sentences on the first method: mean gain, on how many targets it is better, best gain."""
+    method = _first(results)
+    rows = [row for row in results["rows"] if method in row["pools"]]
+    gains = [row["pools"][method]["gain"] for row in rows]
+    if not gains:
+        return "No ticket was pooled."
+    subject = f"The {_name(method)}" if _name(method).startswith("pool") else _name(method)
+    best = max(rows, key=lambda row: row["pools"][method]["gain"]["gain"])
+    where = f"at density {page.percent(best['density'])}%"
+    if len(gains) == 1:
+        return f"{subject} {_effect(gains[0], where)}."
+    better, clearly = (sum(gain[key] > 0 for gain in gains) for key in ("gain", "low"))
+    count = {0: "none", len(gains): "all"}.get(better, better)
+    counted = f"is better on {count} of the {len(gains)} targets"
+    counted += f" (on {clearly} the interval lies above 0)" if better else ""
+    counted += f"; its best result is {page.points(best['pools'][method]['gain']['gain'])} points {where}."
+    if method not in results["mean"]["pools"]:
+        return f"{subject} {counted}"
+    return f"{subject} {_effect(results['mean']['pools'][method]['gain'], 'on average')}. It {counted}"
+
+
+def _effect(gain: Mapping[str, float], where: str) -> str:
+    """What may be said about a gain with this interval."""
+    points, interval = page.points(gain["gain"]), f"(95% interval {page.interval(gain, ' to ')})"
+    if gain["low"] <= 0 <= gain["high"]:
+        return f"makes no clear difference: {points} points of test accuracy {where} {interval}"
+    verb = "raises" if gain["low"] > 0 else "lowers"
+    return f"{verb} test accuracy by {points.lstrip('+-')} points {where} {interval}"
+
+
+def accuracy_plot(results: Results) -> bytes:
+    """Test accuracy against density, as an SVG: tickets and methods, the first one's 95% interval as a band."""
+    rows = results["rows"]
+    tickets = [100 * row["ticket"] for row in rows]
+    lines = [plots.Line("ticket", tickets)]
+    for i, method in enumerate(results["methods"]):
+        pools = [row["pools"].get(method, MISSING) for row in rows]
+        low, high = (
+            [ticket + 100 * pool["gain"][end] for ticket, pool in zip(tickets, pools, strict=True)]
+            for end in ("low", "high")
+        )
+        band = plots.Band("95% interval", low, high) if i == 0 else None
+        lines.append(plots.Line(_name(method), [100 * pool["accuracy"] for pool in pools], band))
+    return plots.density_plot([row["density"] for row in rows], lines)
+
+
+def write(results: Results, path: str | Path) -> None:
+    """Writes the report: one HTML file that needs no other, no network and no script."""
+    sections = (_accuracy_section, _steps_section, _cost_section, _manifest_section)
+    content = page.document(
+        results["title"],
+        page.element("p", page.typeset(summary(results))),
+        page.drawing(accuracy_plot(results), "Test accuracy against density"),
+        *itertools.chain(*(section(results) for section in sections)),
+    )
+    files.write_bytes(Path(path).expanduser(), content)
+
+
+def _accuracy_section(results: Results) -> Iterator[page.Markup]:
+    starts = [*([row["round"], f"{page.percent(row['density'])}%"] for row in results["rows"]), ["mean", ""]]
+    lines = [
+        [*start, *(_accuracy_cell(*cell) for cell in line)] for start, line in zip(starts, _lines(results), strict=True)
+    ]
+    yield page.element("h2", "Test accuracy")
+    yield page.table(["round", "density", *_heads(results)], lines)
+    note = "In percent; the best of a line is bold. Small: the gain over the ticket in points, for the first "
+    yield page.element("p", note + "method with its paired 95% interval over the test samples.", class_="note")
+    if layers := results.get("layers"):  # results of older versions have none
+        spared = ", ".join(layers["spared"]) or "none"
+        note = (
+            f"Density is that of the {len(layers['pruned'])} tensors that are pruned; matrices that are not: {spared}."
+        )
+        yield page.element("p", note, class_="note")
+
+
+def _accuracy_cell(accuracy: str, gain: str, best: bool) -> page.Markup:
+    small = page.element("small", page.typeset(gain)) if gain else ""
+    return page.element("span", page.element("b" if best else "span", page.typeset(accuracy)), small)
+
+
+def _steps_section(results: Results) -> Iterator[page.Markup]:
+    """What became of each candidate that the first method offered to each target."""
+    density = {row["round"]: f"{page.percent(row['density'])}%" for row in results["rows"]}
+    if not results["methods"]:
+        return
+    yield page.element("h2", f"Steps: {_name(_first(results))}")
+    note = "A box is a candidate, nearest round first; filled: accepted. Open a target to read its steps; "
+    yield page.element("p", note + "a dash there means not scored in full.", class_="note")
+    for row in results["rows"]:
+        if pool := row["pools"].get(_first(results)):
+            outcomes = ["accepted" if step["accepted"] else "rejected" for step in pool["steps"]]
+            head = page.element(
+                "summary",
+                page.element("span", f"round {row['round']}, {density[row['round']]}", class_="target"),
+                page.element("span", *(page.element("i", class_=outcome) for outcome in outcomes), class_="boxes"),
+                page.element("small", f"{outcomes.count('accepted')} of {len(outcomes)} accepted"),
+            )
+            before = page.percent(pool["baseline_validation_accuracy"])
+            after = page.percent(pool["validation_accuracy"])
+            text = f"{row['keep']:,} weights remain. Validation accuracy: {before}% before, {after}% after."
+            lines = [
+                [
+                    step["candidate"],
+                    density.get(step["candidate"], "–"),
+                    "–" if step["coefficient"] is None else f"{step['coefficient']:.3g}",
+                    "–" if step["accuracy"] is None else f"{page.percent(step['accuracy'])}%",
+                    outcome,
+                ]
+                for step, outcome in zip(pool["steps"], outcomes, strict=True)
+            ]
+            heads = ["candidate (round)", "density", "coefficient", "validation accuracy", "outcome"]
+            yield page.element("details", head, page.element("p", text), page.table(heads, lines))
+
+
+def _cost_section(results: Results) -> Iterator[page.Markup]:
+    lines = []
+    for method in results["methods"]:
+        pools = [row["pools"][method] for row in results["rows"] if method in row["pools"]]
+        candidates = sum(len(pool["steps"]) for pool in pools)
+        samples = sum(pool["forward_samples"] for pool in pools)
+        seconds = sum(pool["seconds"] for pool in pools)
+        lines.append([_name(method), len(pools), f"{candidates:,}", f"{samples:,}", f"{seconds:,.1f}"])
+    yield page.element("h2", "Cost")
+    yield page.table(["", "targets", "candidates", "forward samples", "seconds"], lines)
+    stages = ", ".join(f"{stage} {seconds:,.1f} s" for stage, seconds in results["seconds"].items())
+    note = f"Forward samples: how many went through a network, calibration included. The whole run: {stages}."
+    yield page.element("p", note, class_="note")
+
+
+def _manifest_section(results: Results) -> Iterator[page.Markup]:
+    yield page.element("h2", "How to repeat it")
+    yield page.definitions(results["manifest"])
+
+
+def _first(results: Results) -> str:
+    return next(iter(results["methods"]), "")
+
+
+def _name(method: str) -> str:
+    return NAMES.get(method, method)

@@ -1,0 +1,192 @@
+"""The logic of the CUDA kernels, run on a CPU: see tests/ops/emulation/cuda.h. What only a GPU can show (speed, races,
+graph capture) is tested where there is one."""
+
+import ctypes
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import reference
+
+ROOT = Path(__file__).parents[2]
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+ALPHAS = (0.05, 0.5, 0.7)
+NEVER = 2**63 - 1
+
+
+def cuda_headers() -> Path | None:
+    """Of a CUDA toolkit, or those that PyTorch's wheel brings."""
+    nvcc = shutil.which("nvcc") or ""
+    places = [Path(nvcc).resolve().parents[1] / "include" if nvcc else None, Path("/usr/local/cuda/include")]
+    places += sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/include"))
+    return next((p for p in places if p and (p / "cuda_fp16.h").exists() and (p / "cuda_runtime_api.h").exists()), None)
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory):
+    headers, compiler = cuda_headers(), shutil.which("g++")
+    if headers is None or compiler is None:
+        pytest.skip("needs g++ and the CUDA headers")
+    library = tmp_path_factory.mktemp("emulation") / "kernels.so"
+    flags = ["-std=c++20", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-w"]
+    include = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests' / 'emulation'}", f"-I{headers}"]
+    source = ROOT / "tests" / "ops" / "emulation" / "kernels.cpp"
+    subprocess.run([compiler, *flags, *include, str(source), "-o", str(library)], check=True)
+    loaded = ctypes.CDLL(str(library))
+    loaded.sample_position.restype = ctypes.c_int64
+    return loaded
+
+
+def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(0 if tensor is None else tensor.data_ptr())
+
+
+def common(a, b, bad):
+    return pointer(a), pointer(b), ctypes.c_int64(a.numel()), DTYPES[a.dtype], pointer(bad)
+
+
+def search(emulated, values, last, a, b, bad, alphas, keep):
+    """Calls the kernels; returns how many entries the sweep stored, -1 if some threshold was not among them."""
+    stored = ctypes.c_int64()
+    emulated.interpolate_threshold(
+        pointer(values), pointer(last), *common(a, b, bad), pointer(alphas), len(alphas), ctypes.c_int64(keep),
+        ctypes.byref(stored),
+    )  # fmt: skip
+    return stored.value
+
+
+def thresholds(emulated, a, b, alphas, keep, by_bracket=False):
+    """With the threads in either order, which must not matter; by_bracket: in brackets that are as narrow as meant."""
+    alphas = torch.tensor(alphas, dtype=torch.float32)
+    bad, results = torch.tensor([NEVER]), []
+    width = 9 * (keep * (1 - keep / a.numel())) ** 0.5 + 8  # where the sample is the whole vector
+    for backwards in (True, False):
+        values, last = torch.zeros(len(alphas)), torch.zeros(len(alphas), dtype=torch.int64)
+        emulated.run_backwards(backwards)
+        stored = search(emulated, values, last, a, b, bad, alphas, keep)
+        assert not by_bracket or 0 < stored <= len(alphas) * width
+        results.append((values, last))
+    assert bad.item() == NEVER
+    assert all(map(torch.equal, *results))
+    return results[0]
+
+
+def vector(kind: str, n: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, generator=generator)
+    made = {
+        "normal": lambda: x,
+        "equal": lambda: torch.full((n,), -0.5),
+        "zeros": lambda: torch.zeros(n) * x.sign(),
+        "mostly-zero": lambda: x * (torch.rand(n, generator=generator) < 0.02),
+        "two": lambda: torch.where(x > 0.5, 1.5, -0.25),
+        "ties": lambda: x.mul(4).round(),
+        "sorted": lambda: x.sort().values,
+        "denormal": lambda: (x * 2000).to(torch.int32).abs().view(torch.float32) * x.sign(),
+        "wide": lambda: torch.ldexp(x, torch.randint(-14, 12, (n,), generator=generator)),
+    }[kind]()
+    return made.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "kind", ["normal", "equal", "zeros", "mostly-zero", "two", "ties", "sorted", "denormal", "wide"]
+)
+def test_thresholds(emulated, kind, dtype):
+    n = 20_011
+    a, b = vector(kind, n, 0, dtype), vector(kind, n, 1, dtype)
+    for keep in (1, n // 50, n // 5, n - 1, n):
+        found = kind == "normal" and dtype == torch.float32 and n // 50 <= keep <= n // 5
+        values, last = thresholds(emulated, a, b, ALPHAS, keep, by_bracket=found)
+        expected_values, expected_last = reference.interpolate_threshold(a, b, ALPHAS, keep)
+        assert torch.equal(values, expected_values) and torch.equal(last, expected_last), keep
+
+
+@pytest.mark.parametrize("n", [1, 2, 31, 257, 2047, 2049, 8193])
+def test_sizes(emulated, n):
+    a, b = vector("normal", n, 2, torch.float32), vector("normal", n, 3, torch.float32)
+    for keep in {1, (n + 1) // 2, n}:
+        values, last = thresholds(emulated, a, b, ALPHAS, keep)
+        expected = reference.interpolate_threshold(a, b, ALPHAS, keep)
+        assert torch.equal(values, expected[0]) and torch.equal(last, expected[1])
+
+
+def test_more_coefficients_than_one_sweep_takes(emulated):
+    a, b = vector("normal", 5000, 2, torch.float32), vector("ties", 5000, 3, torch.float32)
+    alphas = torch.linspace(0, 1, 19).tolist()
+    values, last = thresholds(emulated, a, b, alphas, 700)
+    expected = reference.interpolate_threshold(a, b, alphas, 700)
+    assert torch.equal(values, expected[0]) and torch.equal(last, expected[1])
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-3, 1e3])
+def test_a_sample_that_misleads(emulated, factor):
+    """Larger than the sample, with all sampled entries far from the others: the bracket misses."""
+    n = 300_007
+    x = vector("normal", n, 4, torch.float32)
+    where = torch.tensor([emulated.sample_position(*map(ctypes.c_int64, (n, 1 << 17, i))) for i in range(1 << 17)])
+    assert where.unique().numel() == 1 << 17 and int(where.max()) < n
+    x[where] *= factor
+    for keep in (n // 10, n // 2):
+        values, last = thresholds(emulated, x, None, [1.0], keep)
+        expected = reference.magnitude_threshold(x, keep)
+        assert (values.item(), last.item()) == (float(expected[0]), int(expected[1]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_elementwise_kernels(emulated, dtype):
+    n, keep, alpha = 4099, 700, 0.3
+    a, b = vector("ties", n, 5, dtype), vector("ties", n, 6, dtype)
+    bad, out = torch.tensor([NEVER]), torch.empty_like(a)
+    emulated.interpolate(pointer(out), *common(a, b, bad), ctypes.c_float(alpha))
+    assert torch.equal(reference.bits(out), reference.bits(reference.interpolate(a, b, alpha)))
+    value, last = thresholds(emulated, a, b, [alpha], keep)
+    coefficient = torch.tensor(alpha)
+    emulated.interpolate_prune(pointer(out), *common(a, b, bad), pointer(coefficient), pointer(value), pointer(last))
+    assert torch.equal(reference.bits(out), reference.bits(reference.interpolate_prune(a, b, alpha, keep)))
+    values, lasts = thresholds(emulated, a, b, ALPHAS, keep)
+    rows, alphas = a.new_empty(len(ALPHAS), n), torch.tensor(ALPHAS)
+    numbers = pointer(alphas), pointer(values), pointer(lasts), len(ALPHAS)
+    emulated.interpolate_prune_all(pointer(rows), *common(a, b, bad), *numbers)
+    for row, each in zip(rows, ALPHAS, strict=True):
+        assert torch.equal(reference.bits(row), reference.bits(reference.interpolate_prune(a, b, each, keep)))
+    value, last = thresholds(emulated, a, None, [1.0], keep)
+    mask = torch.empty(n, dtype=torch.bool)
+    emulated.magnitude_mask(
+        pointer(mask), pointer(a), ctypes.c_int64(n), DTYPES[dtype], pointer(bad),
+        ctypes.c_float(value.item()), ctypes.c_int64(last.item()),
+    )  # fmt: skip
+    assert torch.equal(mask, reference.magnitude_mask(a, keep)) and bad.item() == NEVER
+
+
+def test_first_bad_element_is_reported(emulated):
+    a, b = vector("normal", 5000, 7, torch.float32), vector("normal", 5000, 8, torch.float32)
+    b[4000], a[3456] = float("nan"), float("inf")
+    bad, out, alphas = torch.tensor([NEVER]), torch.empty_like(a), torch.tensor([1.0, 0.0])
+    emulated.interpolate(pointer(out), *common(a, b, bad), ctypes.c_float(0.5))
+    assert bad.item() == 3456
+    bad.fill_(NEVER)
+    values, last = torch.zeros(2), torch.zeros(2, dtype=torch.int64)
+    search(emulated, values, last, a, b, bad, alphas, 100)
+    assert bad.item() == 3456
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bad_weights_lead_nowhere(emulated, dtype):
+    """The counts are wrong then: the search must neither leave the vectors nor go on for ever."""
+    n, nan, inf = 5000, float("nan"), float("inf")
+    one = vector("normal", n, 9, dtype)
+    one[3456] = inf
+    half = torch.zeros(n, dtype=dtype)
+    half[: n // 2] = nan
+    sparse = vector("normal", n, 10, dtype) * (torch.arange(n) % 3 == 0)
+    sparse[1:600:3] = nan
+    for x, keep in ((one, 1), (half, 4000), (half, 1), (sparse, n - 100), (torch.full((n,), nan).to(dtype), n // 2)):
+        bad, values, last = torch.tensor([NEVER]), torch.zeros(1), torch.zeros(1, dtype=torch.int64)
+        search(emulated, values, last, x, None, bad, torch.ones(1), keep)
+        assert bad.item() == int((~x.isfinite()).nonzero()[0]) and 0 <= last.item() < n
+        assert x is not one or (values.item(), last.item()) == (inf, 3456)

@@ -1,0 +1,503 @@
+import copy
+import itertools
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import lpk
+from lpk.data import splits
+from lpk.pruning.imp import CHECKPOINT, next_mask
+from lpk.pruning.recipe import Recipe
+from lpk.pruning.train import Trainer
+from lpk.tickets import files
+from tests.conftest import make_images, make_network, sgd
+from tests.tickets.test_tickets import same
+
+OPTIONS = {"epochs": 3, "rounds": 3, "rewind": 1, "seed": 5, "progress": False}
+
+
+@pytest.fixture
+def images():
+    return make_images(96, seed=1)
+
+
+def make_trainer(**recipe) -> Trainer:
+    images, labels = make_images(96, seed=1)
+    stored = ((images - images.min()) / (images.max() - images.min()) * 255).to(torch.uint8)
+    split = splits.MemorySplit(stored, labels, mean=(0.5,), std=(0.2,), augmentation="none")
+    return Trainer(split, Recipe(**{"epochs": 3, "batch_size": 32, "lr": 0.05, "milestones": (2,), **recipe}), seed=3)
+
+
+def test_each_round_keeps_what_the_paper_says(images):
+    tickets = lpk.imp(make_network(), sgd(*images), fraction=0.3, **OPTIONS)
+    keep = 54 + 432
+    for t, ticket in enumerate(tickets):
+        assert ticket.round == t and ticket.keep == keep
+        keep -= round(0.3 * keep)
+    for denser, sparser in itertools.pairwise(tickets):
+        assert not (sparser.mask & ~denser.mask).any(), "a pruned weight came back"
+        assert not sparser.flat.weights[~sparser.mask].any()
+        assert torch.equal(sparser.mask, next_mask(denser, 0.3))
+
+
+def test_pruning_is_global_by_magnitude(images):
+    first, second = lpk.imp(make_network(), sgd(*images), **{**OPTIONS, "rounds": 1})
+    magnitudes = first.flat.weights.abs()
+    assert magnitudes[second.mask].min() >= magnitudes[~second.mask].max()
+
+
+def test_remaining_zeros_do_not_bring_back_pruned_weights(images):
+    ticket = lpk.imp(make_network(), sgd(*images), **{**OPTIONS, "rounds": 1})[1]
+    ticket.flat.weights.zero_()
+    mask = next_mask(ticket, 0.5)
+    assert not (mask & ~ticket.mask).any() and int(mask.sum()) == ticket.keep - round(0.5 * ticket.keep)
+
+
+def test_every_round_starts_from_the_rewound_state_dict(images):
+    seen, snapshot = [], {}
+
+    def train(model, start, stop):
+        seen.append((start, stop, {n: t.clone() for n, t in model.state_dict().items()}))
+        sgd(*images)(model, start, stop)
+        if stop == 1:
+            snapshot.update({n: t.clone() for n, t in model.state_dict().items()})
+
+    tickets = lpk.imp(make_network(), train, **OPTIONS)
+    assert [(start, stop) for start, stop, _ in seen] == [(0, 1), (1, 3), (1, 3), (1, 3), (1, 3)]
+    for t in (1, 2, 3):
+        masks = tickets[t].masks
+        for name, tensor in seen[t + 1][2].items():
+            expected = snapshot[name] * masks[name] if name in masks else snapshot[name]
+            assert torch.equal(tensor, expected), f"round {t} did not rewind {name}"
+
+
+def test_rewind_to_initialization(images):
+    starts = []
+
+    def train(model, start, stop):
+        starts.append((start, stop, model.state_dict()["8.bias"].clone()))
+        sgd(*images)(model, start, stop)
+
+    network = make_network()
+    initial = network.state_dict()["8.bias"].clone()
+    lpk.imp(network, train, **{**OPTIONS, "rewind": 0})
+    assert all((start, stop) == (0, 3) and torch.equal(bias, initial) for start, stop, bias in starts)
+
+
+@pytest.mark.filterwarnings("ignore:train changed no parameter")
+def test_default_rewind_is_a_twentieth_of_the_epochs():
+    calls = []
+    lpk.imp(make_network(), lambda m, a, b: calls.append((a, b)), epochs=182, rounds=1, progress=False)
+    assert calls == [(0, 9), (9, 182), (9, 182)]
+    for epochs, rewind in ((1, 0), (2, 1), (3, 1)):
+        calls.clear()
+        lpk.imp(make_network(), lambda m, a, b: calls.append((a, b)), epochs=epochs, rounds=1, progress=False)
+        assert calls[-1] == (rewind, epochs)
+    with pytest.raises(ValueError, match="epochs is 0"):
+        lpk.imp(make_network(), lambda m, a, b: None, epochs=0)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "kept"])
+def test_pruned_weights_stay_zero_at_every_step(images, kind):
+    """Through momentum and weight decay, and for an optimizer that is kept from round to round with its state."""
+    made = {
+        "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
+        "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
+        "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+        "kept": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
+    }[kind]
+    network, optimizers, fewest = make_network(), [], []
+
+    def train(model, start, stop):
+        if not (kind == "kept" and optimizers):
+            optimizers.append(made(model.parameters()))
+        for x, y in zip(images[0].split(32), images[1].split(32), strict=True):
+            optimizers[-1].zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizers[-1].step()
+            fewest.append(int((model[3].weight != 0).sum() + (model[0].weight != 0).sum()))
+
+    tickets = lpk.imp(network, train, **{**OPTIONS, "rewind": 0})
+    for t in range(4):
+        assert fewest[3 * t : 3 * t + 3] == [tickets[t].keep] * 3
+
+
+@pytest.mark.filterwarnings("ignore:train changed no parameter")
+def test_gradients_of_pruned_weights_are_masked_before_they_are_clipped(images):
+    norms = []
+
+    def train(model, start, stop):
+        nn.functional.cross_entropy(model(images[0]), images[1]).backward()
+        pruned = model[3].weight == 0
+        norms.append(float(model[3].weight.grad[pruned].abs().sum()))
+        model.zero_grad()
+
+    lpk.imp(make_network(), train, **OPTIONS)
+    assert norms and not any(norms)
+
+
+def test_a_loop_without_torch_optim_is_warned_and_mended(images):
+    def train(model, start, stop):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.01
+
+    with pytest.warns(UserWarning, match="pruned weights"):
+        tickets = lpk.imp(make_network(), train, **OPTIONS)
+    assert not tickets[3].flat.weights[~tickets[3].mask].any()
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(nn.DataParallel(m), backend="eager")])
+def test_a_wrapped_network_is_trained_as_it_is_and_keeps_its_own_names(images, tmp_path, wrap):
+    plain = lpk.imp(make_network(), sgd(*images), **OPTIONS)
+    wrapped, given = wrap(make_network()), []
+
+    def train(model, start, stop):
+        given.append(model)
+        sgd(*images)(model, start, stop)
+
+    tickets = lpk.imp(wrapped, train, store=tmp_path, **OPTIONS)
+    assert same(tickets, plain) and tickets.layout == plain.layout
+    assert all(model is wrapped for model in given)
+    assert same(lpk.imp(make_network(9), train, store=tmp_path, **OPTIONS), plain), "the store is another network's"
+
+    def pool(model):
+        return lpk.pool(tickets, 2, model=model, validation=images, calibration=images, progress=False)
+
+    pooled = pool(wrapped)
+    assert torch.equal(pooled.flat.weights, pool(make_network()).flat.weights)
+    x = images[0][:5]
+    expected = lpk.sparsify(make_network(), pooled)(x)
+    assert torch.equal(lpk.sparsify(wrapped, pooled)(x), expected)
+    states = [ticket.state_dict for ticket in tickets]
+    assert same(lpk.Tickets.from_state_dicts(states, model=wrapped), plain)
+    pooled.to_prune(wrapped)
+    assert torch.equal(lpk.sparsify(wrapped)(x), expected)
+
+
+def test_frozen_weights_are_left_alone(images):
+    network = make_network()
+    network[0].weight.requires_grad_(False)
+    before = network[0].weight.clone()
+    tickets = lpk.imp(network, sgd(*images), **OPTIONS)
+    assert tickets.layout.prunable == ("3.weight",) and torch.equal(network[0].weight, before)
+    for prunable in (["0.weight", "3.weight"], lambda name, parameter: parameter.dim() == 4):
+        with pytest.raises(ValueError, match=r"'0\.weight' is to be pruned, but it is frozen"):
+            lpk.imp(network, sgd(*images), prunable=prunable, **OPTIONS)
+    with pytest.raises(ValueError, match="nothing is prunable"):
+        lpk.imp(network.requires_grad_(False), sgd(*images), **OPTIONS)
+
+
+def test_a_train_may_freeze_what_it_trained(images):
+    def freezes(model, start, stop):
+        model[0].requires_grad_(start == 0)
+        sgd(*images)(model, start, stop)
+
+    def unfreezes_first(model, start, stop):
+        model.requires_grad_(True)
+        freezes(model, start, stop)
+
+    def only_freezes(model, start, stop):
+        if start > 0:
+            model[0].requires_grad_(False)
+        sgd(*images)(model, start, stop)
+
+    expected, *made = (lpk.imp(make_network(), train, **OPTIONS) for train in (unfreezes_first, freezes, only_freezes))
+    assert same(made[0], expected) and same(made[1], expected)
+    assert not expected[3].state_dict["0.weight"][~expected[3].masks["0.weight"]].any()
+
+
+def test_a_train_that_makes_something_else_of_the_network_is_named(images):
+    def replaces(model, start, stop):
+        model[0] = copy.deepcopy(model[0])
+        sgd(*images)(model, start, stop)
+
+    def parametrizes(model, start, stop):
+        nn.utils.parametrizations.weight_norm(model[0])
+
+    with pytest.warns(UserWarning, match="put in the place of the network's"):
+        tickets = lpk.imp(make_network(), replaces, **OPTIONS)
+    assert not tickets[3].flat.weights[~tickets[3].mask].any()
+    with pytest.raises(ValueError, match=r"train left the network without '0\.weight'"):
+        lpk.imp(make_network(), parametrizes, **OPTIONS)
+
+
+def test_no_hook_stays_behind(images):
+    network = make_network()
+    lpk.imp(network, sgd(*images), **OPTIONS)
+    sgd(*images)(network, 0, 1)
+    assert network[3].weight.all(), "training after lpk.imp is still masked"
+
+
+# --- interruption -----------------------------------------------------------------------------------------------------
+
+
+class Stop(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("calls", [1, 3, 4])
+def test_users_training_goes_on_from_the_last_finished_round(images, tmp_path, calls):
+    whole = lpk.imp(make_network(), sgd(*images), **OPTIONS)
+    made = 0
+
+    def train(model, start, stop):
+        nonlocal made
+        made += 1
+        if made == calls:
+            raise Stop
+        sgd(*images)(model, start, stop)
+
+    with pytest.raises(Stop):
+        lpk.imp(make_network(), train, store=tmp_path, **OPTIONS)
+    assert same(lpk.imp(make_network(), train, store=tmp_path, **OPTIONS), whole)
+    assert same(lpk.Tickets.load(tmp_path), whole)
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 2, 4, 6])
+def test_trainer_goes_on_from_the_last_finished_epoch(tmp_path, epochs):
+    whole = lpk.imp(make_network(), make_trainer(), **OPTIONS)
+    trained = []
+
+    class Interrupted(Trainer):
+        def __call__(self, model, start, stop):
+            if len(trained) == epochs:
+                raise Stop
+            trained.append(start)
+            super().__call__(model, start, stop)
+
+    trainer = make_trainer()
+    with pytest.raises(Stop):
+        lpk.imp(make_network(), Interrupted(trainer.train, trainer.recipe, seed=3), store=tmp_path, **OPTIONS)
+    resumed = make_trainer()
+    counted = []
+    original = Trainer.__call__
+
+    class Counted(Trainer):
+        def __call__(self, model, start, stop):
+            counted.append(start)
+            original(self, model, start, stop)
+
+    tickets = lpk.imp(make_network(9), Counted(resumed.train, resumed.recipe, seed=3), store=tmp_path, **OPTIONS) \
+        if epochs else lpk.imp(make_network(), make_trainer(), store=tmp_path, **OPTIONS)  # fmt: skip
+    assert same(tickets, whole)
+    if epochs:
+        assert len(trained) + len(counted) == 3 + 3 * 2, "an epoch was trained twice"
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+class WithOptimizer:
+    """A Resumable whose state is its optimizer's: dicts in dicts, lists and tuples, numbers as keys."""
+
+    def __init__(self, images, epochs=None):
+        self.images, self.left = images, epochs
+
+    def start_round(self, round):
+        self.state = None
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state = state
+
+    def __call__(self, model, start, stop):
+        if self.left == 0:
+            raise Stop
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01, amsgrad=True)
+        if self.state is not None:
+            optimizer.load_state_dict(self.state)
+        nn.functional.cross_entropy(model(self.images[0]), self.images[1]).backward()
+        optimizer.step()
+        model.zero_grad()
+        self.state = optimizer.state_dict()
+        self.left = None if self.left is None else self.left - 1
+
+
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_the_state_of_an_optimizer_is_stored(images, tmp_path, epochs):
+    whole = lpk.imp(make_network(), WithOptimizer(images), **OPTIONS)
+    with pytest.raises(Stop):
+        lpk.imp(make_network(), WithOptimizer(images, epochs), store=tmp_path, **OPTIONS)
+    resumed = WithOptimizer(images, 3 + 3 * 2 - epochs)
+    assert same(lpk.imp(make_network(9), resumed, store=tmp_path, **OPTIONS), whole)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (make_network, "a function"),
+        (torch.ones(2, dtype=torch.complex128), r"a tensor of torch\.complex128, which can't be stored"),
+        (torch.eye(2).to_sparse(), r"a tensor of torch\.float32 and the layout torch\.sparse_coo"),
+    ],
+)
+def test_a_state_that_cannot_be_stored_is_named_before_training(images, tmp_path, value, message):
+    class Bad(WithOptimizer):
+        def state_dict(self):
+            return {"schedule": [{"at": value}]}
+
+    bad = Bad(images, epochs=0)
+    with pytest.raises(TypeError, match=rf"train\.state_dict\(\)\['schedule'\]\[0\]\['at'\] is {message}"):
+        lpk.imp(make_network(), bad, store=tmp_path, **OPTIONS)
+    with pytest.raises(Stop):
+        lpk.imp(make_network(), bad, **OPTIONS)
+
+
+def test_a_train_that_has_no_state_before_its_first_epoch(images, tmp_path):
+    class Late(WithOptimizer):
+        def start_round(self, round):
+            super().start_round(round)
+            self.ready = False
+
+        def state_dict(self):
+            if not self.ready:
+                raise AttributeError("ready")
+            return super().state_dict()
+
+        def __call__(self, model, start, stop):
+            super().__call__(model, start, stop)
+            self.ready = True
+
+    whole = lpk.imp(make_network(), WithOptimizer(images), **OPTIONS)
+    assert same(lpk.imp(make_network(), Late(images), store=tmp_path, **OPTIONS), whole)
+
+
+def test_a_network_that_cannot_be_stored_is_named_before_training(tmp_path):
+    def train(model, start, stop):
+        raise Stop
+
+    network = make_network()
+    network.register_buffer("phases", torch.ones(2, dtype=torch.complex128))
+    with pytest.raises(TypeError, match=r"'phases' is a tensor of torch\.complex128, which can't be stored"):
+        lpk.imp(network, train, store=tmp_path, **OPTIONS)
+    assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+    with pytest.raises(Stop):
+        lpk.imp(network, train, **OPTIONS)
+
+
+def test_finished_run_is_not_trained_again(images, tmp_path):
+    first = lpk.imp(make_network(), sgd(*images), store=tmp_path, **OPTIONS)
+
+    def refuse(model, start, stop):
+        raise AssertionError("trained again")
+
+    network = make_network(9)
+    assert same(lpk.imp(network, refuse, store=tmp_path, **OPTIONS), first)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, first[-1].state_dict[name]), f"{name} is not the last ticket's"
+
+
+def test_store_of_another_run_is_refused_and_kept(images, tmp_path):
+    first = lpk.imp(make_network(), sgd(*images), store=tmp_path, **OPTIONS)
+    with pytest.raises(ValueError, match=r"fraction=0\.2, not 0\.5"):
+        lpk.imp(make_network(), sgd(*images), store=tmp_path, fraction=0.5, **OPTIONS)
+    with pytest.raises(ValueError, match="another network"):
+        lpk.imp(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), sgd(*images), store=tmp_path, **OPTIONS)
+    with pytest.raises(ValueError, match=r"another `prunable`: '3\.weight' is pruned there"):
+        lpk.imp(make_network(), sgd(*images), store=tmp_path, prunable=["0.weight"], **OPTIONS)
+    with pytest.raises(ValueError, match=r"another `prunable`: '8\.weight' is not pruned there"):
+        lpk.imp(make_network(), sgd(*images), store=tmp_path, prunable=lambda n, p: p.dim() > 1, **OPTIONS)
+    assert same(lpk.Tickets.load(tmp_path), first)
+
+
+@pytest.mark.parametrize("kind", ["function", "trainer"])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_more_rounds_are_as_if_asked_for_at_once(images, tmp_path, kind, interrupted):
+    def make(calls=None):
+        """What trains; with `calls`, an interruption comes after so many of them."""
+        left = itertools.count() if calls is None else iter(range(calls))
+
+        def check():
+            if next(left, None) is None:
+                raise Stop
+
+        class Counted(Trainer):
+            def __call__(self, model, start, stop):
+                check()
+                super().__call__(model, start, stop)
+
+        def train(model, start, stop):
+            check()
+            sgd(*images)(model, start, stop)
+
+        trainer = make_trainer()
+        return train if kind == "function" else Counted(trainer.train, trainer.recipe, seed=3)
+
+    whole = lpk.imp(make_network(), make(), **OPTIONS)
+    assert same(lpk.imp(make_network(), make(), **{**OPTIONS, "rounds": 0, "store": tmp_path}), whole[:1])
+    fewer = {**OPTIONS, "rounds": 2, "store": tmp_path}
+    if interrupted:
+        with pytest.raises(Stop):
+            lpk.imp(make_network(1), make(calls=1 if kind == "function" else 3), **fewer)
+    else:
+        assert same(lpk.imp(make_network(1), make(), **fewer), whole[:3])
+    assert same(lpk.imp(make_network(2), make(), store=tmp_path, **OPTIONS), whole)
+    with pytest.raises(ValueError, match="rounds=3, not 2"):
+        lpk.imp(make_network(), make(), **fewer)
+
+
+@pytest.mark.filterwarnings("ignore:train changed no parameter")
+def test_store_in_use_is_refused(images, tmp_path):
+    inside, release = threading.Event(), threading.Event()
+
+    def train(model, start, stop):
+        inside.set()
+        release.wait(10)
+
+    worker = threading.Thread(target=lpk.imp, args=(make_network(), train), kwargs={"store": tmp_path, **OPTIONS})
+    worker.start()
+    inside.wait(10)
+    with pytest.raises(RuntimeError, match="in use by another process"):
+        lpk.imp(make_network(), train, store=tmp_path, **OPTIONS)
+    release.set()
+    worker.join()
+
+
+def test_a_file_in_the_place_of_the_store_is_named(images, tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(NotADirectoryError, match="run is a file; a directory is needed"):
+        lpk.imp(make_network(), sgd(*images), store=tmp_path / "run", **OPTIONS)
+
+
+def test_damaged_checkpoint_is_named(tmp_path):
+    trainer = make_trainer()
+
+    class Interrupted(Trainer):
+        def __call__(self, model, start, stop):
+            if start == 2:
+                raise Stop
+            super().__call__(model, start, stop)
+
+    with pytest.raises(Stop):
+        lpk.imp(make_network(), Interrupted(trainer.train, trainer.recipe), store=tmp_path, **OPTIONS)
+    content = bytearray((tmp_path / CHECKPOINT).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / CHECKPOINT).write_bytes(content)
+    with pytest.raises(files.FileDamaged, match=CHECKPOINT):
+        lpk.imp(make_network(), trainer, store=tmp_path, **OPTIONS)
+
+
+def test_diverged_training_is_named(images):
+    def train(model, start, stop):
+        model[3].weight.data[0, 0, 0, 0] = float("nan")
+
+    with pytest.raises(ValueError, match=r"training of round 0 diverged: 3\.weight\[0, 0, 0, 0\] is nan"):
+        lpk.imp(make_network(), train, **OPTIONS)
+    with pytest.raises(RuntimeError, match="the loss is"):
+        lpk.imp(make_network(), make_trainer(lr=1e30), **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"epochs": 0, "rewind": 0}, "epochs is 0"),
+        ({"rounds": -1}, "rounds is -1"),
+        ({"fraction": 1.0}, r"fraction is 1\.0"),
+        ({"rewind": 3}, "rewind is 3; an epoch from 0 to 2"),
+    ],
+)
+def test_bad_arguments_are_named(images, bad, message):
+    with pytest.raises(ValueError, match=message):
+        lpk.imp(make_network(), sgd(*images), **{**OPTIONS, **bad})
