@@ -32,7 +32,7 @@ $(VENV)/.packages: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt 'setuptools>=77' pybind11 'cmake>=3.24' ninja
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pip install --no-build-isolation -c constraints.txt -e '.[test,lint,docs,export]'
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pip install --no-build-isolation -c constraints.txt -e '.[cli,export,test,lint,docs]'
 	touch $@
 
 # The extension, whenever its sources changed.

@@ -4,6 +4,12 @@ Imports triton, so it is imported only where a kernel runs. Vectors are one-dime
 device; scalars lie on it too. Nothing is read on the host, nothing waits, and everything can be captured in a CUDA
 graph, after a call with the same dtype, n, alignment and number of coefficients: the first one compiles. Arguments are
 not checked here: lpk.ops does that.
+
+interpolate            equation 1
+interpolate_threshold  the threshold of one or of several interpolations
+interpolate_prune      what survives it
+magnitude_mask         the same for one vector, as a mask
+elements               what all of them do to one element
 """
 
 from lpk.kernels.interpolate import interpolate

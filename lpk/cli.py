@@ -1,27 +1,26 @@
-"""The `lpk` command: the demo, its steps one by one on a run directory, and the paper's experiments."""
+"""The `lpk` command: the demo, its steps one by one on a run directory, and the paper's experiments.
+
+A command imports what it needs when it runs: PyTorch takes seconds, and --help needs none of it.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich.text import Text
 
-import lpk
-from lpk import experiments, export, ops, presets, sparse, terminal
-from lpk.data.sets import DataNotFound
-from lpk.experiments import demo as one_run
-from lpk.experiments.forecast import forecast
+from lpk import presets, terminal, version
 from lpk.pooling.methods import CRITERIA, METHODS, PRUNE, SEARCHES
-from lpk.reporting import report
-from lpk.run import PLOT, REPORT, RESULTS, Run, check_no_tickets, check_whole, network
-from lpk.tickets import files
-from lpk.tickets.tickets import Tickets
+
+if TYPE_CHECKING:
+    from lpk.run import Run
+    from lpk.tickets.tickets import Tickets
 
 FORMATS = ("sparse", "onnx", "torch", "state-dict")
 
@@ -70,20 +69,26 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 def show_version(wanted: bool) -> None:
     if wanted:
-        _say(f"lpk {lpk.__version__}, torch {torch.__version__}")
-        for backend, state in ops.backends().items():
-            _say(f"  {backend}: {state}")
+        _say(f"lpk {version.OWN}, torch {installed_version('torch')}")
         raise typer.Exit
 
 
 @app.callback()
 def common(
     version: Annotated[
-        bool,
-        typer.Option("--version", callback=show_version, is_eager=True, help="The version, and what is compiled in."),
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="The versions of lpk and PyTorch.")
     ] = False,
 ) -> None:
     pass
+
+
+@app.command()
+def backends() -> None:
+    """Says which kernels are compiled in, and which of them run here."""
+    from lpk import ops
+
+    for backend, state in ops.backends().items():
+        _say(f"{backend}: {state}")
 
 
 @app.command()
@@ -97,6 +102,9 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Trains tickets on Fashion-MNIST, pools them, compares, and writes a report: the whole method in a few minutes."""
+    from lpk.data import DataNotFound
+    from lpk.run import Run
+
     _use(threads)
     try:
         with Run.create(run, presets.load(preset), seed=seed, root=data, device=device) as created:
@@ -110,6 +118,8 @@ def demo(
 
 
 def _demo(run: Run, quiet: bool) -> None:
+    from lpk.experiments import demo as one_run
+
     samples = run.manifest["samples"]
     _say(
         run.data.name,
@@ -131,6 +141,8 @@ def imp(
     quiet: Quiet = False,
 ) -> None:
     """Trains, prunes and rewinds (Algorithm 1); goes on from the last finished epoch, also with more rounds."""
+    from lpk.run import Run
+
     _use(threads)
     with Run.create(run, presets.load(preset), seed=seed, root=data, device=device) as created:
         tickets = created.imp(progress=not quiet)
@@ -162,6 +174,10 @@ def import_(
     device: Device = None,
 ) -> None:
     """Makes tickets of networks that others pruned; docs/import.md says which files are read."""
+    from lpk.run import Run, check_no_tickets, check_whole
+    from lpk.tickets import files
+    from lpk.tickets.tickets import Tickets
+
     if preset is None:
         if model is not None:
             raise ValueError("--model needs --preset, which names the data set")
@@ -195,6 +211,9 @@ def pool(
     quiet: Quiet = False,
 ) -> None:
     """Pools the run's tickets (Algorithms 2 and 3, or the SWA and EMA baselines)."""
+    from lpk.experiments import demo as one_run
+    from lpk.run import Run
+
     _use(threads)
     with Run.open(run, seed=seed, root=data, device=device) as opened:
         options: dict[str, Any] = {
@@ -221,6 +240,9 @@ def export_network(
     data: DataPath = None,
 ) -> None:
     """Writes one network to a file for other programs: small, or as ONNX, a program of torch.export or a state dict."""
+    from lpk import export, sparse
+    from lpk.run import Run, network
+
     _check_choice("method", method, (*METHODS, "ticket"))
     _check_choice("format", format, FORMATS)
     state, masks = network(run, target, method)
@@ -248,6 +270,9 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Test accuracies of the run's tickets and pooled networks."""
+    from lpk.experiments import demo as one_run
+    from lpk.run import Run
+
     _use(threads)
     with Run.open(run, seed=seed, root=data, device=device) as opened:
         results = one_run.evaluate(opened, progress=not quiet)
@@ -257,6 +282,10 @@ def evaluate(
 @app.command(name="report")
 def write_report(run: RunPath, seed: RunSeed = None) -> None:
     """Writes report.html from the run's results.json."""
+    from lpk.experiments import demo as one_run
+    from lpk.run import PLOT, REPORT, RESULTS, check_whole
+    from lpk.tickets import files
+
     check_whole(run)
     results = one_run.read_results(_existing(run / RESULTS))
     if seed is not None and seed != results["manifest"]["seed"]:
@@ -285,6 +314,10 @@ def run_experiment(
     quiet: Quiet = False,
 ) -> None:
     """Carries out an experiment of the paper; started again, goes on from the last finished part."""
+    from lpk import experiments
+    from lpk.experiments.forecast import forecast
+    from lpk.run import REPORT, RESULTS
+
     if show_list or name is None:
         for each, experiment in experiments.EXPERIMENTS.items():
             _say(each, f" ({experiment.shows}): {experiment.description}")
@@ -309,12 +342,16 @@ def _say_tickets(tickets: Tickets, run: Path) -> None:
 
 
 def _show(run: Run, results: dict[str, Any]) -> None:
+    from lpk.run import REPORT
+
     _write_report(results, run.path)
     _say_results(results)
     _say(f"Open {run.path / REPORT}; the networks are in {run.path / 'pooled'}.")
 
 
 def _say_results(results: dict[str, Any]) -> None:
+    from lpk.reporting import report
+
     console.print(report.table(results))
     _say(report.summary(results))
 
@@ -325,11 +362,17 @@ def _say(text: str, *more: str) -> None:
 
 
 def _write_report(results: dict[str, Any], path: Path) -> None:
+    from lpk.reporting import report
+    from lpk.run import PLOT, REPORT
+    from lpk.tickets import files
+
     report.write(results, path / REPORT)
     files.write_bytes(path / PLOT, report.accuracy_plot(results))
 
 
 def _existing(path: Path) -> Path:
+    from lpk.tickets import files
+
     if not files.exists(path):
         raise FileNotFoundError(f"{path} does not exist: run `lpk eval {path.parent}` first")
     return path
@@ -342,6 +385,8 @@ def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
 
 def _use(threads: int | None) -> None:
     if threads is not None:
+        import torch
+
         torch.set_num_threads(threads)
 
 
@@ -361,11 +406,8 @@ def main() -> None:
     except UsageError as error:
         _complain(f"{error.format_message()} (`lpk {f'{name} ' if name else ''}--help` says what there is)")
         sys.exit(2)
-    except DataNotFound as error:
-        _complain(str(error), keep="\n")
-        sys.exit(1)
-    except (ValueError, OSError, RuntimeError) as error:
-        _complain(terminal.reason(error))
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        _complain(terminal.reason(error), keep="\n" if getattr(error, "many_lines", False) else "")
         sys.exit(1)
     except KeyboardInterrupt:
         kept = KEPT.get(name or "", "what was there before is kept: the same command begins again")
@@ -377,7 +419,3 @@ def main() -> None:
 def _complain(text: str, keep: str = "") -> None:
     line = Text.assemble(("lpk:", "bold red"), f" {terminal.plain(text, keep)}")
     terminal.console(stderr=True).print(line, soft_wrap=True)
-
-
-if __name__ == "__main__":
-    main()

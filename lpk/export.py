@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from lpk import extras
 from lpk.networks.states import input_dtype
 from lpk.networks.wrappers import plain_copy
 from lpk.sparse.steps import Shape
@@ -31,15 +32,11 @@ def onnx(model: nn.Module, path: str | Path, shape: Shape) -> None:
     Args:
         shape: of one sample, such as (channels, height, width).
 
-    Raises RuntimeError where onnx or onnxscript is missing, ValueError where the network can't be exported.
+    Raises ImportError where onnx or onnxscript is missing, ValueError where the network can't be exported.
     """
-    try:
-        import onnx as onnx_package
-        import onnxscript  # noqa: F401 (torch.onnx needs it)
-    except ImportError as error:
-        raise RuntimeError(
-            f"an ONNX file needs the packages onnx and onnxscript, lpk's extra `export`: {error}"
-        ) from error
+    extras.need("an ONNX file", "onnx", "onnxscript")
+    import onnx as onnx_package
+
     model, inputs, dynamic = _prepared(model, shape)
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     if size > ONNX_LIMIT:

@@ -7,12 +7,15 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-import torchvision
 from torch import nn
+
+from lpk import extras, schema
+
+extras.need("lpk.models", "torchvision")
+
+import torchvision
 from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
 from torchvision.models.vgg import cfgs, make_layers
-
-from lpk import schema
 
 Shape = tuple[int, int, int]  # (C, H, W) of one input
 
@@ -23,7 +26,8 @@ def build(name: str, *, classes: int, shape: Shape, **options: Any) -> nn.Module
 
     classes: width of its output; shape: (C, H, W) of one input; options: those of `option_types(name)`.
     The module maps float32 [B, C, H, W] to [B, classes].
-    ValueError: an unknown name or option, an option or a size below 1, images too small for the network, timm missing.
+    ValueError: an unknown name or option, an option or a size below 1, images too small for the network.
+    ImportError: timm is missing.
     """
     known = option_types(name)
     unknown = sorted(options.keys() - known.keys())
@@ -63,12 +67,9 @@ def _torchvision(name: str, classes: int, shape: Shape) -> nn.Module:
 
 
 def _timm(name: str, classes: int, shape: Shape) -> nn.Module:
-    try:
-        import timm  # an optional dependency
-    except ImportError as error:
-        raise ValueError(
-            f"model is {schema.shortened(f'timm/{name}')}, but timm cannot be imported ({error}): pip install timm"
-        ) from error
+    extras.need(f"the model {schema.shortened(f'timm/{name}')}", "timm")
+    import timm
+
     if not timm.is_model(name):
         raise ValueError(f"timm has no model {schema.shortened(name)}; timm.list_models() names them")
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=shape[0])

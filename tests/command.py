@@ -13,7 +13,7 @@ from lpk import cli
 
 
 def start(*arguments: object) -> subprocess.Popen:
-    command = [sys.executable, "-m", "lpk.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "lpk", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

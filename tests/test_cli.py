@@ -311,11 +311,12 @@ def test_paths_are_expanded(run, preset, tmp_path, monkeypatch):
 
 def test_help_and_version():
     status, text, _ = in_a_process("--version")
-    assert status == 0 and "cpu" in text
+    assert status == 0 and text.startswith("lpk ") and ", torch " in text
+    assert "cpu: " in lpk("backends")
     _, text, _ = here("--help")
-    for command in ("demo", "imp", "import", "pool", "export", "eval", "report", "run"):
+    for command in ("demo", "imp", "import", "pool", "export", "eval", "report", "run", "backends"):
         status, about, _ = here(command, "--help")
-        assert command in text and status == 0 and ("RUN" in about or "NAME" in about)
+        assert command in text and status == 0 and ("RUN" in about or "NAME" in about or command == "backends")
 
 
 def test_demo_falls_back_to_digits(tmp_path, monkeypatch):

@@ -160,7 +160,7 @@ def test_timms_networks_by_name() -> None:
 
 def test_timm_missing_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ValueError, match=r"model is 'timm/resnet10t', but timm cannot be imported .*pip install timm"):
+    with pytest.raises(ImportError, match=r"the model 'timm/resnet10t' needs timm: pip install 'lpk\[timm\]'"):
         models.build("timm/resnet10t", classes=7, shape=(1, 32, 32))
 
 

@@ -5,6 +5,10 @@ splits       samples in memory or in a folder, their augmentation, and the seeds
 corruptions  corrupted test samples: CIFAR's published files, and what is made for other data
 """
 
+from lpk import extras
+
+extras.need("lpk.data", "torchvision", "PIL")
+
 from lpk.data.sets import NAMES as NAMES
 from lpk.data.sets import Data as Data
 from lpk.data.sets import DataNotFound as DataNotFound

@@ -25,6 +25,7 @@ import torchvision
 from torch import Tensor
 from torchvision import transforms
 
+from lpk import extras
 from lpk.data.splits import FolderSplit, MemorySplit, Split, check_count, generator
 
 NAMES = ("fashion-mnist", "cifar10", "cifar100", "imagenet", "digits")
@@ -48,6 +49,8 @@ _DOWNLOAD_ERRORS = (OSError, EOFError, RuntimeError, http.client.HTTPException, 
 
 class DataNotFound(FileNotFoundError):
     """A data set is in none of the places it may be in; the message lists them, one line each."""
+
+    many_lines = True
 
 
 @dataclass(frozen=True)
@@ -251,10 +254,9 @@ def _open_image(path: str) -> Any:
 
 
 def _read_digits() -> tuple[MemorySplit, MemorySplit]:
-    try:
-        from sklearn.datasets import load_digits  # here: it brings a second OpenMP runtime
-    except ImportError as error:
-        raise DataNotFound(f"digits comes with scikit-learn, which cannot be imported: {error}") from error
+    extras.need("the data set digits", "sklearn")
+    from sklearn.datasets import load_digits  # here: it brings a second OpenMP runtime
+
     bunch = load_digits()
     order = torch.randperm(len(bunch.target), generator=generator(0), device="cpu")
     images = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)[:, None]  # from 0..16 to 0..255

@@ -1,6 +1,17 @@
 """The paper's figures and tables, one experiment a module, each carried out on a study's tickets.
 
 An experiment is a function (preset, seeds) -> Plan: what has to be measured, and how that is shown.
+
+averages, interpolation, comparison, candidates, coefficients, prune, ensemble, disagreement, dense, robustness
+           one experiment each; EXPERIMENTS lists them
+pools      what those have in common that make pools
+study      tickets of several seeds, shared by all experiments of a preset, and their measurements, kept part by part
+subject    one seed's run: what a measurement asks for
+findings   what came of an experiment: its table, results.json, CSV and page
+forecast   what is still missing, and how long it takes
+demo       `lpk demo`, `lpk pool` and `lpk eval`: one run, compared with its pools
+
+`study` carries out a plan on each seed's `subject`, and writes `findings`.
 """
 
 from __future__ import annotations

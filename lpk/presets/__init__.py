@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from lpk import schema
 from lpk.pruning.recipe import Recipe
-from lpk.tickets import files
+from lpk.tickets import reading
 
 _Section = TypeVar("_Section")
 
@@ -87,7 +87,7 @@ def load(name_or_path: str | Path) -> Preset:
     path = Path(name_or_path).expanduser()
     if not path.is_file():
         raise ValueError(f"preset is {name!r}; it must be a .toml file's path or one of {', '.join(names())}")
-    return _parse(path.stem, name, files.read_bytes(path))
+    return _parse(path.stem, name, reading.read_bytes(path))
 
 
 def from_dict(content: Mapping[str, Any], file: str) -> Preset:
