@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lpk
 from bench.results import machine, slug
 from lpk import presets
+from lpk.pooling import samples
 from lpk.pooling.accuracy import correct_predictions
 from lpk.run import Run
 from lpk.tickets import files
@@ -179,7 +180,7 @@ def compare(run: Run, target: int, candidates: int | None, reference: dict[str, 
 
 def agreement(run: Run, tickets: lpk.Tickets, target: int, model: nn.Module, candidates: int | None) -> dict[str, Any]:
     """Plain eager PyTorch under the paper's rules and lpk's exhaustive search, both on all calibration samples."""
-    batch_size = lpk.pooling.evaluate.BATCH_SIZE
+    batch_size = samples.BATCH_SIZE
     validation, calibration = run.data.validation.tensors(), run.calibration().tensors()
     loaders = [
         DataLoader(TensorDataset(*validation), batch_size=batch_size),

@@ -1,9 +1,12 @@
 """Algorithms 2 and 3: the tickets of a run, interpolated into a stronger one of the same sparsity.
 
 search          offers the target one candidate after another: `lpk.pool`
-methods         what can be asked for: methods, searches, criteria, coefficients
+methods         what can be asked for: methods, searches, criteria, statistics, coefficients
 interpolations  a candidate: interpolated and pruned, by lpk.ops
-evaluate        how good it is: BatchNorm's statistics renewed, and validation samples counted
+evaluate        how good it is: calibrated, then scored on validation samples
+calibration     BatchNorm's statistics, renewed until they have settled
+criteria        what counts: errors or loss, and each sample's margin
+race            which validation samples are asked first, and when a network is out of a race
 samples         these samples, in batches that are prepared once
 backends        what computes the forward pass: PyTorch (eager) or the sparse engine (lpk.sparse)
 eager           PyTorch, with BatchNorm folded

@@ -1,4 +1,4 @@
-"""What a pool can be asked for: methods, searches, criteria and the paper's coefficients. Needs no PyTorch."""
+"""What a pool can be asked for: methods, searches, criteria, statistics, coefficients. Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -34,3 +34,4 @@ SEARCHES = ("bounded", "exhaustive", "racing")
 PRUNE = ("during", "after")
 BACKENDS = ("auto", "torch", "sparse")
 CRITERIA = ("accuracy", "loss")
+STATISTICS = ("recalibrate", "interpolate", "leave")

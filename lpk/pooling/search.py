@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from lpk import ops
 from lpk.networks.flat import Flat
-from lpk.pooling.evaluate import TOLERANCE, Evaluator, Score
+from lpk.pooling.calibration import TOLERANCE
+from lpk.pooling.criteria import Score
+from lpk.pooling.evaluate import Evaluator
 from lpk.pooling.interpolations import Interpolations
 from lpk.pooling.methods import BACKENDS, COEFFICIENTS, METHODS, PRUNE, SEARCHES, Method
 from lpk.pooling.samples import Inputs, Samples
