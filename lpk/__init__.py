@@ -19,7 +19,7 @@ from lpk.version import OWN as __version__
 if TYPE_CHECKING:
     from lpk import export, ops
     from lpk.pooling.methods import COEFFICIENTS
-    from lpk.pooling.search import pool
+    from lpk.pooling.pool import pool
     from lpk.pruning.imp import imp
     from lpk.pruning.recipe import Recipe
     from lpk.pruning.train import Trainer
@@ -38,7 +38,7 @@ _MODULES = {
     "Tickets": "lpk.tickets.tickets",
     "Trainer": "lpk.pruning.train",
     "imp": "lpk.pruning.imp",
-    "pool": "lpk.pooling.search",
+    "pool": "lpk.pooling.pool",
     "sparsify": "lpk.sparse",
 }
 _FOLDERS = ("data", "experiments", "export", "models", "ops", "presets", "sparse")

@@ -269,7 +269,7 @@ def test_an_interrupt_says_in_one_line_what_is_kept(run, preset, tmp_path, monke
     for place, arguments, message in (
         ("lpk.run.imp", ("imp", tmp_path / "run", "--preset", preset), "finished rounds and epochs are kept: the same"),
         (
-            "lpk.pooling.search.pool",
+            "lpk.experiments.demo.pool",
             ("pool", run),
             "what was there before is kept: the same command begins this search again",
         ),

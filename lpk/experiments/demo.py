@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lpk.pooling import methods as possible
-from lpk.pooling import search
 from lpk.pooling.accuracy import Gain, correct_predictions, paired_gain
 from lpk.pooling.methods import CRITERIA
+from lpk.pooling.pool import pool
 from lpk.progress import Progress
 from lpk.run import RESULTS, Run
 from lpk.schema import flag, null, number, string, whole
@@ -82,7 +82,7 @@ def make_pools(
     if method in possible.METHODS and criterion in CRITERIA:  # pool() refuses others
         run.make_pooled_directory(name)
     batch_size = run.preset.pool.batch_size
-    made = search.pool(
+    made = pool(
         tickets,
         target,
         model=run.model(),

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from lpk.networks.flat import Flat
 from lpk.pooling.evaluate import Evaluator
 from lpk.pooling.interpolations import Interpolations
+from lpk.pooling.pool import pool
 from lpk.pooling.samples import Validation
-from lpk.pooling.search import pool
 from lpk.run import POOLS, Run
 from lpk.tickets import files
 from lpk.tickets.directories import make_inside

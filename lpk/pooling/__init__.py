@@ -1,6 +1,7 @@
 """Algorithms 2 and 3: the tickets of a run, interpolated into a stronger one of the same sparsity.
 
-search          offers the target one candidate after another: `lpk.pool`
+pool            `lpk.pool`: what it may be asked for, target by target
+search          offers a target one candidate after another
 methods         what can be asked for: methods, searches, criteria, statistics, coefficients
 interpolations  a candidate: interpolated and pruned, by lpk.ops
 evaluate        how good it is: calibrated, then scored on validation samples

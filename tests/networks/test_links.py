@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, prune
 import lpk
 from lpk.networks.flat import Layout
 from lpk.networks.flat_model import FlatModel
-from lpk.pooling.search import pool
+from lpk.pooling.pool import pool
 from tests.conftest import make_network, random_tickets
 
 CPU = torch.device("cpu")

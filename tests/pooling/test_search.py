@@ -1,11 +1,8 @@
 import copy
-import itertools
 import math
 import zlib
 
-import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,20 +13,14 @@ from torch.utils.data import DataLoader, TensorDataset
 import lpk
 from lpk import ops
 from lpk.networks.flat import Flat
-from lpk.pooling import interpolations, methods, search
-from lpk.pooling.evaluate import Score
-from lpk.pooling.search import nearest_first, pool
+from lpk.pooling import interpolations, methods
+from lpk.pooling.criteria import Score
+from lpk.pooling.pool import pool
+from lpk.pooling.search import Plan, Search, nearest_first
 from lpk.progress import Progress
-from lpk.tickets import files
 from tests.conftest import make_images, make_network, random_tickets
 from tests.pooling import reference_search
-
-CHOICES = {"coefficients": (0.1, 0.3, 0.5, 0.7, 0.9), "progress": False, "batch_size": 20}
-
-
-def same_network(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict.values(), b.state_dict.values(), strict=True))
-
+from tests.pooling.pools import CHOICES, same_network
 
 # --- against the paper's procedure in plain PyTorch -------------------------------------------------------------------
 
@@ -112,8 +103,8 @@ def test_bounded_is_exact_on_every_table_of_accuracies(seed, values, rounds, k):
     for kind in ("exhaustive", "bounded"):
         evaluator = TableEvaluator(tickets, seed, values, total=11)
         coefficients, bar = lpk.COEFFICIENTS[:k], Progress("", 1, show=False)
-        plan = search._Plan(tickets, evaluator, "interpolation", coefficients, "during", rounds - 1, kind, 0.05, bar)
-        made.append(search._Pool(tickets[seed % rounds], plan).run())
+        plan = Plan(tickets, evaluator, "interpolation", coefficients, "during", rounds - 1, kind, 0.05, bar)
+        made.append(Search(tickets[seed % rounds], plan).run())
     exhaustive, bounded = made
     assert torch.equal(exhaustive.flat.weights, bounded.flat.weights)
     assert torch.equal(exhaustive.flat.rest, bounded.flat.rest)
@@ -241,39 +232,6 @@ def test_evaluate_is_maximized(tickets, network):
     assert same_network(pooled, pool(tickets, 1, candidates=1, search="exhaustive", **options))
 
 
-def told(recwarn):
-    return [str(w.message) for w in recwarn if "all the same" in str(w.message)]
-
-
-def test_scores_that_tell_no_network_from_another_are_doubted_once(tickets, network, validation, recwarn):
-    options = {"model": network, "statistics": "interpolate", **CHOICES}
-    pool(tickets, evaluate=lambda model: 0.5, **options)
-    one = "evaluate returned 0.5 for every network that was offered to target 0, 1, 2, 3, 4: it did not choose; "
-    assert told(recwarn)[0].startswith(one) and len(told(recwarn)) == 1
-    recwarn.clear()
-    scores = itertools.count()
-    pool(tickets, 1, evaluate=lambda model: 0.5 if 5 < (n := next(scores)) <= 10 else n, **options)
-    assert "evaluate returned 0.5 for all coefficients in 1 of 4 steps" in told(recwarn)[0]
-    recwarn.clear()
-    pool(tickets, 1, evaluate=lambda model: float(next(scores)), **options)
-    assert not told(recwarn)
-
-
-@pytest.mark.parametrize("kind", ["exhaustive", "bounded"])
-def test_samples_that_tell_no_network_from_another_are_doubted(tickets, network, validation, kind, recwarn):
-    options = {"model": network, "statistics": "interpolate", "search": kind, **CHOICES}
-    # Also where the target is as good as any: worse candidates are dropped unscored.
-    good = [copy.deepcopy(tickets[2].state_dict) for _ in range(3)]
-    good[0]["8.bias"] += torch.tensor([9.0, 0.0, 0.0])
-    pool(good, 1, validation=validation, **options)
-    assert not told(recwarn)
-    pool([tickets[2].state_dict] * 3, 1, validation=validation, **options)
-    assert told(recwarn)[0].startswith("validation scores every network that was offered to target 1 alike")
-    recwarn.clear()
-    pool(tickets, 1, validation=validation, **options)
-    assert not told(recwarn)
-
-
 def test_evaluate_that_returns_no_number(tickets, network):
     options = {"model": network, "statistics": "interpolate", "progress": False}
     for returned in (None, torch.zeros(2)):
@@ -306,15 +264,6 @@ def test_statistics_that_evaluate_renewed_are_kept(tickets, network, calibration
     assert torch.equal(pooled.state_dict["1.running_mean"], expected[1].running_mean)
 
 
-@pytest.mark.parametrize("target", ["3", 1.0])
-def test_target_is_a_round(tickets, network, validation, target):
-    with pytest.raises(TypeError, match="the number of a round is needed"):
-        pool(tickets, target, model=network, validation=validation, **CHOICES)
-    for number in (np.int64(1), torch.tensor(1)):
-        options = {"statistics": "interpolate", "candidates": 0, "progress": False}
-        assert pool(tickets, number, model=network, validation=validation, **options).round == 1
-
-
 def test_leave_keeps_the_targets_statistics(tickets, network, validation):
     pooled = pool(tickets, 2, model=network, validation=validation, statistics="leave", **CHOICES)
     assert any(s.accepted for s in pooled.steps)
@@ -325,13 +274,6 @@ def test_leave_keeps_the_targets_statistics(tickets, network, validation):
 def test_integer_entries_stay_the_targets(tickets, network, validation, calibration):
     pooled = pool(tickets, 1, model=network, validation=validation, calibration=calibration, **CHOICES)
     assert torch.equal(pooled.state_dict["1.num_batches_tracked"], tickets[1].state_dict["1.num_batches_tracked"])
-
-
-def test_the_users_model_is_not_changed(tickets, network, validation, calibration):
-    before = copy.deepcopy(network.state_dict())
-    network.train()
-    pool(tickets, 3, model=network, validation=validation, calibration=calibration, **CHOICES)
-    assert network.training and all(torch.equal(before[n], t) for n, t in network.state_dict().items())
 
 
 def test_result_does_not_depend_on_the_number_of_threads(tickets, network, validation, calibration):
@@ -356,60 +298,3 @@ def test_packing_sparse_networks_changes_nothing(tickets, network, validation, c
         packed.clear()
     assert counts == [0, {1: 0, 4: 2}[target], 4], "tickets 2 to 4 have at most 0.7 of their weights"
     assert all(same_network(other, made[0]) and other.steps == made[0].steps for other in made)
-
-
-def test_tickets_from_a_directory_and_from_state_dicts(tickets, network, validation, calibration, tmp_path):
-    options = {"model": network, "validation": validation, "calibration": calibration, **CHOICES}
-    expected = pool(tickets, 3, **options)
-    tickets.save(tmp_path / "tickets")
-    assert same_network(pool(tmp_path, 3, **options), expected)
-    assert same_network(pool([t.state_dict for t in tickets], 3, **options), expected)
-
-
-def test_pooled_survives_its_file(tickets, network, validation, calibration, tmp_path):
-    pooled = pool(tickets, 3, model=network, validation=validation, calibration=calibration, **CHOICES)
-    pooled.save(tmp_path / "a.safetensors")
-    read = lpk.Pooled.load(tmp_path / "a.safetensors")
-    assert same_network(read, pooled) and torch.equal(read.mask, pooled.mask)
-    for name in ("round", "accuracy", "baseline_accuracy", "steps", "forward_samples", "seconds", "settings"):
-        assert getattr(read, name) == getattr(pooled, name), name
-
-
-@pytest.mark.parametrize("damage", ["truncate", "flip", "not ours"])
-def test_damaged_pooled_file_is_named(tickets, network, validation, calibration, tmp_path, damage):
-    path = tmp_path / "a.safetensors"
-    pool(tickets, 3, model=network, validation=validation, calibration=calibration, **CHOICES).save(path)
-    content = bytearray(path.read_bytes())
-    if damage == "not ours":
-        safetensors.torch.save_file({"x": torch.zeros(3)}, path)
-    elif damage == "flip":
-        content[-3] ^= 1
-        path.write_bytes(content)
-    else:
-        path.write_bytes(content[:-50])
-    with pytest.raises(files.FileDamaged, match=r"a\.safetensors"):
-        lpk.Pooled.load(path)
-
-
-def test_bad_arguments_are_named(tickets, network, validation, calibration):
-    options = {"model": network, "validation": validation, "calibration": calibration, "progress": False}
-    for bad, message in (
-        ({"target": 5}, "target is round 5; there are tickets of rounds 0 to 4"),
-        ({"target": -1}, "target is round -1"),
-        ({"coefficients": (0.5, 1.5)}, "coefficients holds 1.5"),
-        ({"coefficients": (math.nan,)}, "coefficients holds nan"),
-        ({"coefficients": ()}, "coefficients is empty"),
-        ({"method": "soup"}, "method is 'soup'; one of interpolation, average, swa, ema"),
-        ({"search": "quick"}, "search is 'quick'"),
-        ({"prune": "never"}, "prune is 'never'"),
-        ({"backend": "tpu"}, "backend is 'tpu'"),
-        ({"candidates": -1}, "candidates is -1"),
-        ({"error": 0.0}, "error is 0.0"),
-        ({"tolerance": -1.0}, "tolerance is -1.0"),
-        ({"search": "racing", "evaluate": lambda model: 0.0, "validation": None}, "search is 'racing', which counts"),
-        ({"search": "racing", "criterion": "loss"}, "with criterion='loss' it is not possible"),
-        ({"criterion": "error"}, "criterion is 'error'; one of accuracy, loss"),
-        ({"model": nn.Linear(3, 3)}, "another network than the model: '0.weight' is missing"),
-    ):
-        with pytest.raises(ValueError, match=message.replace("(", r"\(")):
-            pool(tickets, **{"target": 0, **options, **bad})

@@ -18,7 +18,6 @@ import lpk
 from lpk import presets, run
 from lpk.experiments import demo
 from lpk.experiments.study import Plan, Study
-from lpk.pooling import search
 from lpk.run import Run
 from lpk.tickets import directories, files
 from lpk.tickets.pooled import Pooled
@@ -263,7 +262,7 @@ def test_a_run_that_is_removed_while_it_pools_is_not_made_again(
         shutil.rmtree(path / removed)
         return pooled
 
-    monkeypatch.setattr(search, "pool", pool)
+    monkeypatch.setattr(demo, "pool", pool)
     with (
         pytest.raises(OSError, match=r"cannot write .*round-02.*(gone|removed)"),
         Run.create(path, preset, seed=4) as created,

@@ -1,0 +1,168 @@
+"""lpk.pool: what it may be asked for, and a search for each target that it is asked for."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lpk.pooling.calibration import TOLERANCE
+from lpk.pooling.evaluate import Evaluator
+from lpk.pooling.methods import BACKENDS, COEFFICIENTS, METHODS, PRUNE, SEARCHES, Method
+from lpk.pooling.samples import Inputs, Samples
+from lpk.pooling.scores import alike, undone
+from lpk.pooling.search import Plan, Search
+from lpk.progress import Progress
+from lpk.tickets.pooled import Pooled
+from lpk.tickets.ticket import Ticket
+from lpk.tickets.tickets import Tickets
+
+
+def pool(
+    tickets: Tickets | str | Path | Sequence[Ticket | dict[str, Tensor]],
+    target: int | None = None,
+    *,
+    model: nn.Module,
+    validation: Samples | None = None,
+    calibration: Inputs | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    criterion: str = "accuracy",
+    coefficients: Sequence[float] = COEFFICIENTS,
+    method: str = "interpolation",
+    prune: str = "during",
+    candidates: int | None = None,
+    search: str = "bounded",
+    statistics: str = "recalibrate",
+    tolerance: float = TOLERANCE,
+    backend: str = "auto",
+    error: float = 0.05,
+    batch_size: int | None = None,
+    autocast: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Pooled | list[Pooled]:
+    """Makes a ticket stronger with the other tickets of its run, at the same sparsity (Algorithm 2).
+
+    Args:
+        tickets: of one network, ordered by round; a directory of them; or a list, dense to sparse, of tickets or of
+            plain state dicts, whose rounds are counted in the list.
+        target: the round of the ticket to improve; None: every ticket, one after the other.
+        model: the network the tickets belong to; its weights are not used and it is not changed.
+        validation: held-out samples that pick: (inputs, integer labels) or a DataLoader of such batches.
+        calibration: training samples that renew BatchNorm's statistics for every interpolated network, same forms;
+            labels are not looked at, and inputs alone will do.
+        evaluate: model -> float, higher is better, in place of the criterion on `validation`.
+        criterion: what picks: "accuracy", as in the paper, or "loss", the mean cross-entropy, which tells more of each
+            sample: pools were better with it (docs/performance.md).
+        coefficients: the α to try, in [0, 1]; α weighs the best network so far. The first of equally good ones wins.
+        method: "interpolation" (Algorithm 2), "average" (Algorithm 3), or the paper's baselines "swa" and "ema", which
+            gives the network so far the weight 0.95; "ema-newcomer" gives it to the candidate.
+        prune: "during": every interpolation is pruned to the target's density; "after": only the final one.
+        candidates: how many of the nearest tickets are offered; None: all.
+        search: "exhaustive" scores each coefficient on all samples; "bounded" drops one as soon as it cannot win any
+            more, and returns the same accepted steps, counts and network; "racing" drops one also when it is unlikely
+            to win, and may differ in a step with probability `error`.
+        statistics: BatchNorm's running statistics: "recalibrate", "interpolate" or "leave".
+        tolerance: calibration stops when the statistics' standard error, relative to a channel's standard deviation,
+            is at most this; 0: all calibration samples are used, as torch.optim.swa_utils.update_bn does.
+        backend: what evaluates a candidate: "torch", "sparse" (lpk's engine for CPUs, see lpk.sparsify), or "auto" for
+            the engine where it can run the whole network.
+        error: the probability of a differing step that a racing search may have; no other search uses it.
+        batch_size: of calibration and validation, no larger than there are samples; None: the size that each loader
+            has itself, and 128 at most. Of calibration more is better than few: a batch's statistics are computed
+            from its samples alone, so that a loader of less than 8 at a time, which memory may ask for, gets a warning.
+        autocast: torch.bfloat16 or torch.float16 to compute in that dtype where torch.autocast does; None: float32.
+        device: where candidates are evaluated; None: where the model is.
+        progress: whether to show it.
+
+    Returns:
+        The pooled network, or a list of one for each round where target is None.
+
+    Raises:
+        ValueError: a target that isn't there, a coefficient outside [0, 1], tickets of another network than `model`,
+            no samples, an unknown option; each names what it was and what is possible.
+    """
+    tickets = _read(tickets)
+    coefficients = tuple(float(c) for c in coefficients)
+    _check_options(
+        method=(method, METHODS), prune=(prune, PRUNE), search=(search, SEARCHES), backend=(backend, BACKENDS)
+    )
+    _check_numbers(coefficients, candidates, error)
+    if search == "racing" and (evaluate is not None or criterion != "accuracy"):
+        given = "`evaluate`" if evaluate is not None else f"criterion={criterion!r}"
+        raise ValueError(f"search is 'racing', which counts errors; with {given} it is not possible")
+    target = _round(target, len(tickets))
+    evaluator = Evaluator(
+        model,
+        tickets.layout,
+        validation=validation,
+        calibration=calibration,
+        evaluate=evaluate,
+        criterion=criterion,
+        statistics=statistics,
+        tolerance=tolerance,
+        batch_size=batch_size,
+        backend=backend,
+        autocast=autocast,
+        device=None if device is None else torch.device(device),
+    )
+    targets = range(len(tickets)) if target is None else [target]
+    offered = len(tickets) - 1 if candidates is None else min(candidates, len(tickets) - 1)
+    with Progress(method, len(targets) * offered, show=progress) as bar:
+        plan = Plan(tickets, evaluator, method, coefficients, prune, offered, search, error, bar)
+        pools, values = [], {}
+        for t in targets:
+            one = Search(tickets[t], plan)
+            pools.append(one.run())
+            values[t] = one.values
+    for doubt in (undone(evaluator.changed), alike(values, by_evaluate=evaluate is not None)):
+        if doubt is not None:
+            warnings.warn(doubt, stacklevel=2)
+    return pools if target is None else pools[0]
+
+
+def _read(tickets: Tickets | str | Path | Sequence[Ticket | dict[str, Tensor]]) -> Tickets:
+    """The tickets in any of the forms that `pool` takes."""
+    if isinstance(tickets, str | Path):
+        return Tickets.load(tickets)
+    if isinstance(tickets, Tickets):
+        return tickets
+    own = [ticket for ticket in tickets if isinstance(ticket, Ticket)]
+    states = [state for state in tickets if not isinstance(state, Ticket)]
+    if own and states:
+        raise ValueError("tickets and state dicts are mixed; a list of either is possible")
+    return Tickets.counted(own) if own else Tickets.from_state_dicts(states)
+
+
+def _round(target: int | None, count: int) -> int | None:
+    """The round of one of `count` tickets; None for all."""
+    try:
+        target = None if target is None else operator.index(target)
+    except TypeError as problem:
+        kind = type(target).__name__
+        raise TypeError(f"target is a {kind}; the number of a round is needed, or None for all") from problem
+    if target is not None and not 0 <= target < count:
+        raise ValueError(f"target is round {target}; there are tickets of rounds 0 to {count - 1}")
+    return target
+
+
+def _check_options(**options: tuple[str, Sequence[str] | dict[str, Method]]) -> None:
+    for name, (value, possible) in options.items():
+        if value not in possible:
+            raise ValueError(f"{name} is {value!r}; one of {', '.join(possible)} is possible")
+
+
+def _check_numbers(coefficients: tuple[float, ...], candidates: int | None, error: float) -> None:
+    if not coefficients:
+        raise ValueError("coefficients is empty; at least one is needed")
+    for c in coefficients:
+        if not 0.0 <= c <= 1.0:
+            raise ValueError(f"coefficients holds {c}; a coefficient lies in [0, 1]")
+    if candidates is not None and candidates < 0:
+        raise ValueError(f"candidates is {candidates}; 0 or more, or None for all, is possible")
+    if not 0.0 < error < 1.0:
+        raise ValueError(f"error is {error}; a probability between 0 and 1 is needed")
