@@ -75,7 +75,7 @@ def test_an_import_that_points_up_is_found(tmp_path, monkeypatch):
     for line in (
         "from lpk import pool",
         "import lpk.cli",
-        "from lpk.pooling.search import pool",
+        "from lpk.pooling.pool import pool",
         "from lpk import run",
     ):
         path = tmp_path / "flat.py"
