@@ -17,7 +17,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from lpk import kernels
 from tests import reference
-from tests.ops.test_ops import DISTRIBUTIONS, Problem, every_dtype, problem, same
+from tests.ops.problems import DISTRIBUTIONS, Problem, every_dtype, problem, same
 
 selection = importlib.import_module("lpk.kernels.interpolate_threshold")  # the package has a function of that name
 SAMPLE = 1024
