@@ -4,7 +4,7 @@
 namespace lpk {
 
 // Half a bracket's width, in standard deviations of the threshold's rank in the sample: one of 150,000 misses, which
-// costs time and nothing else. kernels/interpolate_threshold.py has the same number.
+// costs time and nothing else. kernels/threshold_bracket.py has the same number.
 constexpr double kBracketSigmas = 4.5;
 
 }  // namespace lpk

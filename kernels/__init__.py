@@ -6,8 +6,12 @@ graph, after a call with the same dtype, n, alignment and number of coefficients
 not checked here: lpk.ops does that.
 
 interpolate            equation 1
-interpolate_threshold  the threshold of one or of several interpolations
-interpolate_prune      what survives it
+interpolate_threshold  the threshold of one or of several interpolations, in the steps
+threshold_bracket      the brackets that a sample gives,
+threshold_histogram    the sweeps that narrow each to a single key, and
+threshold_last         where the last survivor of that magnitude stands
+threshold              what these steps share
+interpolate_prune      what survives the threshold
 magnitude_mask         the same for one vector, as a mask
 elements               what all of them do to one element
 """

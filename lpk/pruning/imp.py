@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lpk import ops, schema
+from lpk import ops
 from lpk.networks.flat import Layout, StateDict
 from lpk.networks.prunable import Prunable, prunable_names
 from lpk.networks.states import state_names
@@ -21,31 +20,12 @@ from lpk.progress import Progress
 from lpk.pruning.masking import kept_pruned
 from lpk.pruning.precautions import Precautions, copied_state, emptied, load, trained
 from lpk.pruning.recipe import stream
-from lpk.schema import whole
-from lpk.tickets import files, nested
-from lpk.tickets.store import TicketStore
-from lpk.tickets.tensors import check_tensor
+from lpk.pruning.resuming import Resumable, RunStore
+from lpk.tickets import files
 from lpk.tickets.ticket import Ticket
 from lpk.tickets.tickets import Tickets
 
 Train = Callable[[nn.Module, int, int], object]
-
-REWIND = "rewind.safetensors"
-CHECKPOINT = "checkpoint.safetensors"
-
-
-@runtime_checkable
-class Resumable(Protocol):
-    """A `train` that can go on at any epoch: `lpk.Trainer`, or a user's own with these methods.
-
-    `state_dict` returns a dict of tensors, numbers, strings and None, nested as an optimizer's is. It is also called
-    before a round's first epoch, to see whether it can be stored; where it raises then, that is left for later.
-    """
-
-    def __call__(self, model: nn.Module, start: int, stop: int) -> object: ...
-    def start_round(self, round: int) -> None: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def imp(
@@ -152,90 +132,21 @@ class _Run:
         self.warned: set[str] = set()
         self.trained = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         self.rewind_state: StateDict | None = None
-        self.store: TicketStore | None = None
+        self.store: RunStore | None = None
 
     # --- the store ----------------------------------------------------------------------------------------------------
 
     def open(self, directory: Path) -> None:
         """Takes up what an earlier call left in the directory, after checking that it was the same run."""
-        for name, tensor in self.model.state_dict().items():
-            check_tensor(tensor, repr(name))
-        try:
-            self.store = TicketStore.open(directory)
-        except FileNotFoundError:
-            if taken := [name for name in (REWIND, CHECKPOINT) if os.path.lexists(directory / name)]:
-                raise ValueError(
-                    f"{directory / taken[0]} is of no run here, and would be replaced: use another directory"
-                ) from None
-            self.store = TicketStore(directory, self.layout)
-            self.store.commit(self.settings)
-        self._check_same_network(self.store)
-        stored = self.store.metadata
-        for name, value in self.settings.items():
-            if stored.get(name) != value and not (name == "rounds" and stored.get(name, value) < value):
-                raise ValueError(
-                    f"{directory} holds a run with {name}={stored.get(name)}, not {value}; use another directory"
-                )
-        if stored != self.settings:
-            self.store.commit(self.settings)
-        if (directory / REWIND).exists():
-            self.rewind_state, _ = self._load(directory / REWIND, {"epoch": whole})
-        elif self.store.listed:
-            raise files.FileDamaged(f"{directory / REWIND} is missing: the run cannot go on")
-
-    def _check_same_network(self, store: TicketStore) -> None:
-        if store.layout == self.layout:
-            return
-        changed = sorted(set(store.layout.prunable) ^ set(self.layout.prunable))
-        if changed and not store.layout.difference(self.model.state_dict()):
-            pruned = "pruned" if changed[0] in store.layout.prunable else "not pruned"
-            raise ValueError(
-                f"{store.directory} holds a run with another `prunable`: {changed[0]!r} is {pruned} there; "
-                "use another directory"
-            )
-        raise ValueError(f"{store.directory} holds tickets of another network")
+        self.store = RunStore(directory, self.model, self.layout, self.settings)
+        self.rewind_state = self.store.read_rewind()
 
     def finished(self) -> list[Ticket]:
-        return [self.store.read(i) for i in range(len(self.store.listed))] if self.store else []
+        return self.store.finished() if self.store is not None else []
 
     def close(self) -> None:
-        if self.store:
-            (self.store.directory / CHECKPOINT).unlink(missing_ok=True)
-
-    def _save(self, name: str, metadata: Mapping[str, Any], train: Resumable | None = None) -> None:
-        """Stores the network and, where it is given, what `train` has to know to go on."""
-        if self.store is None:
-            return
-        state = {k: v for k, v in self.model.state_dict().items() if k not in self.layout.aliases}
-        tensors = {f"model.{k}": v for k, v in state.items()}
-        if train is not None:
-            own: StateDict = {}
-            metadata = {**metadata, "train": nested.taken_apart(train.state_dict(), own, "train.state_dict()")}
-            tensors |= {f"train.{k}": v for k, v in own.items()}
-        files.save_tensors(self.store.directory / name, tensors, metadata)
-
-    def _check_storable(self, train: Resumable) -> None:
-        """Raises TypeError where what `train` has to know can't be stored; after an epoch it would be too late."""
-        if self.store is None or self.settings["epochs"] == 1:
-            return
-        try:
-            state = train.state_dict()
-        except Exception:  # it may have none before its first epoch
-            return
-        nested.taken_apart(state, {}, "train.state_dict()")
-
-    def _load(self, path: Path, description: Any) -> tuple[StateDict, dict[str, Any]]:
-        tensors, metadata = files.load_tensors(path, description)
-        state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        if problem := self.layout.difference(state):
-            raise files.FileDamaged(f"{path} does not fit the network: {problem}")
-        state |= {alias: state[name] for alias, name in self.layout.aliases.items()}
-        own = {k.removeprefix("train."): v for k, v in tensors.items() if k.startswith("train.")}
-        try:
-            metadata["train"] = nested.put_together(metadata.get("train"), own)
-        except ValueError as error:
-            raise files.FileDamaged(f"{path} is damaged: in the state of train, {error}") from error
-        return state, metadata
+        if self.store is not None:
+            self.store.close()
 
     # --- warnings -----------------------------------------------------------------------------------------------------
 
@@ -288,9 +199,8 @@ class _Run:
             self.precautions.check_values(ticket.flat, first.flat if first else None)
         except ValueError as error:
             raise ValueError(f"training of round {round_} diverged: {error}") from error
-        if self.store:
+        if self.store is not None:
             self.store.append(ticket)
-            self.store.commit(self.settings)
         return ticket
 
     def _start(self, round_: int, bar: Progress) -> int:
@@ -301,11 +211,11 @@ class _Run:
             parameter.requires_grad_(is_trained)
         if isinstance(self.train, Resumable):
             self.train.start_round(round_)
-            self._check_storable(self.train)
-        resumed = self._resume(round_)
-        if resumed is not None:
-            bar.advance(resumed - start)
-            return resumed
+            if self.store is not None:
+                self.store.check_storable(self.train)
+                if (resumed := self.store.resume(round_, self.train)) is not None:
+                    bar.advance(resumed - start)
+                    return resumed
         if round_ > 0:
             assert self.rewind_state is not None
             load(self.model, self.rewind_state)
@@ -321,8 +231,8 @@ class _Run:
         self.precautions.check_entries()
         if round_ == 0 and end == self.settings["rewind"]:
             self._remember_rewind()
-        if isinstance(self.train, Resumable) and end < self.settings["epochs"]:
-            self._save(CHECKPOINT, {"round": round_, "epoch": end}, self.train)
+        if self.store is not None and isinstance(self.train, Resumable) and end < self.settings["epochs"]:
+            self.store.save_epoch(round_, end, self.train)
 
     def _layers(self) -> str:
         """How many tensors are pruned, and which matrices are not: "3 layers (spared: fc.weight)"."""
@@ -342,21 +252,8 @@ class _Run:
 
     def _remember_rewind(self) -> None:
         self.rewind_state = copied_state(self.model)
-        self._save(REWIND, {"epoch": self.settings["rewind"]})
-
-    def _resume(self, round_: int) -> int | None:
-        """Takes up the checkpoint of this round; returns the epoch to go on with."""
-        if self.store is None or not isinstance(self.train, Resumable):
-            return None
-        path = self.store.directory / CHECKPOINT
-        if not path.exists():
-            return None
-        state, metadata = self._load(path, {"round": whole, "epoch": whole, "train": schema.anything})
-        if metadata["round"] != round_:
-            return None
-        load(self.model, state)
-        self.train.load_state_dict(metadata["train"])
-        return int(metadata["epoch"])
+        if self.store is not None:
+            self.store.save_rewind()
 
 
 def _check(*, epochs: int, rounds: int, fraction: float, rewind: int) -> None:

@@ -4,7 +4,6 @@ The interpreter rounds twice where the hardware rounds once: its fma is a produc
 bfloat16 does not round to nearest. Both are replaced by what the hardware does, as tests/reference.py defines it.
 """
 
-import importlib
 import os
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
@@ -16,10 +15,10 @@ import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from lpk import kernels
+from lpk.kernels import threshold, threshold_bracket, threshold_last
 from tests import reference
-from tests.ops.test_ops import DISTRIBUTIONS, Problem, every_dtype, problem, same
+from tests.ops.problems import DISTRIBUTIONS, Problem, every_dtype, problem, same
 
-selection = importlib.import_module("lpk.kernels.interpolate_threshold")  # the package has a function of that name
 SAMPLE = 1024
 rounded_by_interpreter = InterpreterBuilder.cast_impl
 
@@ -49,9 +48,9 @@ def as_for_long_vectors(monkeypatch):
     """A small sample leaves more to the sweeps, and bisecting it is most of the interpreter's work. Programs take many
     blocks, as do groups.
     """
-    monkeypatch.setattr(selection, "SAMPLE", SAMPLE)
-    monkeypatch.setattr(selection, "MOST_PROGRAMS", 3)
-    monkeypatch.setattr(selection, "GROUPS", 4)
+    monkeypatch.setattr(threshold_bracket, "SAMPLE", SAMPLE)
+    monkeypatch.setattr(threshold, "MOST_PROGRAMS", 3)
+    monkeypatch.setattr(threshold_last, "GROUPS", 4)
 
 
 def status(n):
@@ -117,7 +116,7 @@ def test_many_times_the_sample(distribution, dtype):
 def test_the_sample_as_it_is(monkeypatch):
     monkeypatch.undo()  # the small sample; and the rounding, which x = a has no use for
     n = 80021
-    assert n > 2 * selection.SAMPLE
+    assert n > 2 * threshold_bracket.SAMPLE
     x = problem("normal", torch.float32, n).a
     value, last = kernels.interpolate_threshold(x, None, torch.ones(1), n // 5, status(n))
     assert (value.item(), last.item()) == reference.magnitude_threshold(x, n // 5)
@@ -127,14 +126,14 @@ def test_the_sample_as_it_is(monkeypatch):
 @pytest.mark.parametrize("ranks", [(SAMPLE, 1, 10), (SAMPLE, 900, 910)])
 def test_a_sample_that_misleads(ranks, dtype, monkeypatch):
     """The bracket misses the threshold, on either side: all keys are the next one."""
-    monkeypatch.setattr(selection, "_sample_ranks", lambda n, keep: ranks)
+    monkeypatch.setattr(threshold_bracket, "sample_ranks", lambda n, keep: ranks)
     p = problem("normal", dtype, 4097)
     check(p, [4097 // 5], [4])
 
 
 @every_dtype
 def test_a_bracket_of_one_key_that_misses(dtype, monkeypatch):
-    monkeypatch.setattr(selection, "_sample_ranks", lambda n, keep: (SAMPLE, 1, 1))
+    monkeypatch.setattr(threshold_bracket, "sample_ranks", lambda n, keep: (SAMPLE, 1, 1))
     p = problem("two_values", dtype, 4097)
     magnitudes = p.interpolated[0].abs()
     largest = int((magnitudes == magnitudes.max()).sum())

@@ -16,9 +16,9 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from lpk.kernels import threshold, threshold_bracket, threshold_histogram, threshold_last  # noqa: E402
 from lpk.kernels.elements import BLOCK, OPTIONS  # noqa: E402
 
-selection = importlib.import_module("lpk.kernels.interpolate_threshold")  # the package has a function of that name
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = {"fp32": 31, "fp16": 15, "bf16": 15}  # bits of a key
 
@@ -46,13 +46,13 @@ def test_importing_lpk_does_not_import_triton():
 def kernels():
     """Every kernel, by its module and name, with its constants and whether it interpolates; for each dtype."""
     for dtype, key_bits in DTYPES.items():
-        bin_bits = selection._bin_bits(2**26, key_bits)
-        segments = {"SEGMENTS": (1 << bin_bits) // selection.SEGMENT, "SEGMENT": selection.SEGMENT}
+        bin_bits = threshold_histogram.bin_bits(2**26, key_bits)
+        segments = {"SEGMENTS": (1 << bin_bits) // threshold_histogram.SEGMENT, "SEGMENT": threshold_histogram.SEGMENT}
         bits = {"KEY_BITS": key_bits, "BIN_BITS": bin_bits}
-        counters, groups = {"COUNTERS": selection.COUNTERS}, {"GROUPS": selection.GROUPS}
-        block, counted = {"BLOCK": BLOCK}, {"BLOCK": selection.COUNT_BLOCK}
+        counters, groups = {"COUNTERS": threshold_histogram.COUNTERS}, {"GROUPS": threshold_last.GROUPS}
+        block, counted = {"BLOCK": BLOCK}, {"BLOCK": threshold.COUNT_BLOCK}
         counting = {"BIN_COUNT": 1 << bin_bits} | counters | counted
-        sample = {"SAMPLE": selection.SAMPLE}
+        sample = {"SAMPLE": threshold_bracket.SAMPLE}
         pair, alone = {"HAS_B": True}, {"HAS_B": False}
         described = [
             ("interpolate", "interpolate", block, True),
@@ -60,15 +60,15 @@ def kernels():
             ("interpolate_prune", "interpolate_prune", block | alone, False),
             ("interpolate_prune", "interpolate_prune_all", block, True),
             ("magnitude_mask", "magnitude_mask", block, False),
-            ("interpolate_threshold", "sample", {**sample, "SEED": selection.SEED, "BLOCK": 256} | pair, True),
-            ("interpolate_threshold", "bracket", sample | bits | {"HEAVY": selection.HEAVY}, False),
-            ("interpolate_threshold", "clear", segments | counters, False),
-            ("interpolate_threshold", "count", counting | pair, True),
-            ("interpolate_threshold", "count", counting | alone, False),
-            ("interpolate_threshold", "add_segments", segments, False),
-            ("interpolate_threshold", "narrow", bits | counters | segments, False),
-            ("interpolate_threshold", "count_equal", counted | groups | pair, True),
-            ("interpolate_threshold", "find", block | groups | pair, True),
+            ("threshold_bracket", "sample", {**sample, "SEED": threshold_bracket.SEED, "BLOCK": 256} | pair, True),
+            ("threshold_bracket", "bracket", sample | bits | {"HEAVY": threshold_bracket.HEAVY}, False),
+            ("threshold_histogram", "clear", segments | counters, False),
+            ("threshold_histogram", "count", counting | pair, True),
+            ("threshold_histogram", "count", counting | alone, False),
+            ("threshold_histogram", "add_segments", segments, False),
+            ("threshold_histogram", "narrow", bits | counters | segments, False),
+            ("threshold_last", "count_equal", counted | groups | pair, True),
+            ("threshold_last", "find", block | groups | pair, True),
         ]
         for module, name, constants, interpolates in described:
             label = f"{name}{'' if constants.get('HAS_B', True) else '-without-b'}-{dtype}"
@@ -91,8 +91,8 @@ def compiled(module, name, dtype, constants, architecture):
         for place, parameter in enumerate(kernel.params)
         if (types[parameter.name][0] == "*" or parameter.name == "n") and not parameter.do_not_specialize_on_alignment
     }
-    options = {"count": selection.COUNT_OPTIONS, "count_equal": selection.COUNT_OPTIONS, "clear": {}}
-    options |= {"add_segments": {}, "narrow": {}, "bracket": {"num_warps": selection.BRACKET_WARPS}}
+    options = {"count": threshold.COUNT_OPTIONS, "count_equal": threshold.COUNT_OPTIONS, "clear": {}}
+    options |= {"add_segments": {}, "narrow": {}, "bracket": {"num_warps": threshold_bracket.BRACKET_WARPS}}
     source = ASTSource(kernel, types, constants, aligned)
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options.get(name, OPTIONS))
 

@@ -13,7 +13,7 @@ import torch
 
 from lpk import _core, ops
 from tests import reference
-from tests.ops.test_ops import configured
+from tests.ops.configurations import configured
 from tests.reference import bits
 
 N = 2**31 + 1_234_567

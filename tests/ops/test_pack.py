@@ -12,17 +12,9 @@ import torch
 from lpk import ops
 from lpk.ops import cpu
 from tests import reference
-from tests.ops.test_ops import (
-    CHUNK,
-    DISTRIBUTIONS,
-    INSTRUCTION_SETS,
-    Problem,
-    configured,
-    every_dtype,
-    fails,
-    same,
-    small_problems,
-)
+from tests.ops.configurations import INSTRUCTION_SETS, configured
+from tests.ops.messages import fails
+from tests.ops.problems import CHUNK, DISTRIBUTIONS, Problem, every_dtype, same, small_problems
 from tests.reference import bits
 
 DENSITIES = [0, 0.02, 0.25, 1]

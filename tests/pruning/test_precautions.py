@@ -10,7 +10,7 @@ from torch import nn
 from torch.ao import quantization
 
 import lpk
-from tests.pruning.test_masking import OPTIMIZERS, OPTIONS, X, mlp, trains
+from tests.pruning.perceptron import OPTIMIZERS, OPTIONS, X, mlp, trains
 from tests.tickets.test_tickets import same
 
 sgd = trains(OPTIMIZERS["sgd"])

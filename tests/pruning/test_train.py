@@ -3,7 +3,7 @@ import torch
 
 from lpk.pruning.recipe import Recipe, stream
 from tests.conftest import make_network
-from tests.pruning.test_imp import make_trainer
+from tests.pruning.training import make_trainer
 
 
 def test_schedule_is_the_papers():

@@ -12,7 +12,7 @@ import torch
 
 from lpk import presets, schema
 from lpk.experiments import demo
-from lpk.pruning.imp import CHECKPOINT, REWIND, _Run
+from lpk.pruning.resuming import CHECKPOINT, REWIND, read_checkpoint
 from lpk.run import _read_manifest
 from lpk.sparse import load_sparse
 from lpk.sparse.compact import FORMAT, KIND
@@ -23,7 +23,6 @@ from lpk.tickets.store import MANIFEST, TicketStore
 from lpk.tickets.tickets import Tickets
 from tests.tickets.test_fuzz import (
     FORMAT1,
-    Network,
     all_of,
     loaded,
     make_kinds,
@@ -173,7 +172,7 @@ def test_files_of_format_1_load():
     state, metadata = loaded(OLD / "tickets" / CHECKPOINT, made.layout)
     assert same(state, state_of_round(9)) and (metadata["round"], metadata["epoch"]) == (2, 2)
     assert metadata["train"]["best"] == float("inf") and metadata["train"]["optimizer"][0][1:] == (0.5, None)
-    state, metadata = _Run(Network(), lambda *_: None, made.layout, {})._load(OLD / "tickets" / REWIND, {})
+    state, metadata = read_checkpoint(OLD / "tickets" / REWIND, made.layout, {})
     assert same(state, state_of_round(9)) and metadata["epoch"] == 1
     manifest = _read_manifest(OLD)
     assert presets.from_dict(manifest["preset"], "manifest.json").imp.rounds == 1

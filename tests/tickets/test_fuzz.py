@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from lpk import presets
 from lpk.experiments import demo, findings
 from lpk.networks.flat import Layout
-from lpk.pruning.imp import _Run
+from lpk.pruning.resuming import read_checkpoint
 from lpk.reporting import report
 from lpk.run import CONTENT, MANIFEST
 from lpk.sparse import load_sparse, save_sparse
@@ -185,7 +185,7 @@ def read_pooled(path: Path) -> Any:
 
 def loaded(path: Path, layout: Layout) -> Any:
     whole = {"round": files.schema.whole, "epoch": files.schema.whole, "train": files.schema.anything}
-    return _Run(Network(), lambda *_: None, layout, {})._load(path, whole)
+    return read_checkpoint(path, layout, whole)
 
 
 def read_manifest(path: Path) -> Any:

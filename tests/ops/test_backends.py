@@ -1,0 +1,33 @@
+"""What runs in a process: backends, configurations, one OpenMP runtime."""
+
+import subprocess
+import sys
+
+import pytest
+
+from lpk import _core, ops
+
+
+def test_backends_say_what_runs():
+    assert "cpu" in ops.backends()
+
+
+def test_unknown_configurations_are_errors():
+    with pytest.raises(ValueError, match="nonsense"):
+        _core.set_instruction_set("nonsense")
+    with pytest.raises(ValueError, match="nonsense"):
+        _core.set_selection("nonsense")
+
+
+def test_one_openmp_runtime():
+    """A second OpenMP runtime in the process slows every parallel region of both."""
+    program = (
+        "import lpk, lpk.ops, re, torch\n"
+        "lpk.ops.magnitude_mask(torch.randn(1 << 20), 1000)\n"
+        "maps = open('/proc/self/maps').read()\n"
+        r"print(*sorted(set(re.findall(r'/\S*/(?:libgomp|libiomp|libomp)\S*', maps))))"
+    )
+    if not sys.platform.startswith("linux"):
+        pytest.skip("reads /proc/self/maps")
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert len(run.stdout.split()) == 1, run.stdout

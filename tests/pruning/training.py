@@ -1,0 +1,17 @@
+"""What lpk.imp trains in its tests: small images, and a trainer of them."""
+
+import torch
+
+from lpk.data import splits
+from lpk.pruning.recipe import Recipe
+from lpk.pruning.train import Trainer
+from tests.conftest import make_images
+
+OPTIONS = {"epochs": 3, "rounds": 3, "rewind": 1, "seed": 5, "progress": False}
+
+
+def make_trainer(**recipe) -> Trainer:
+    images, labels = make_images(96, seed=1)
+    stored = ((images - images.min()) / (images.max() - images.min()) * 255).to(torch.uint8)
+    split = splits.MemorySplit(stored, labels, mean=(0.5,), std=(0.2,), augmentation="none")
+    return Trainer(split, Recipe(**{"epochs": 3, "batch_size": 32, "lr": 0.05, "milestones": (2,), **recipe}), seed=3)
