@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from lpk.networks.copies import copied
 from lpk.networks.wrappers import is_pruned, plain_copy, unwrapped
 from lpk.sparse.compact import PRUNABLE, Remaining, load_sparse, save_sparse
+from lpk.sparse.errors import NotSupported
 from lpk.sparse.module import SHAPES as SHAPES
 from lpk.sparse.module import Sparse, can_go, empty
-from lpk.sparse.plan import NotSupported
 from lpk.tickets.pooled import Pooled
 from lpk.tickets.ticket import Ticket
 

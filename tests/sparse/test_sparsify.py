@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import lpk
 from lpk import models, sparse
-from lpk.sparse.network import RECENT
+from lpk.sparse.runs import RECENT
 from lpk.tickets import files
 from tests.conftest import make_network
 from tests.sparse.test_network import Zoo, pruned
