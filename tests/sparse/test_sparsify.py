@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import lpk
 from lpk import models, sparse
+from lpk.sparse.module import SHAPES
 from lpk.sparse.runs import RECENT
 from lpk.tickets import files
 from tests.conftest import make_network
@@ -100,14 +101,14 @@ def test_memory_does_not_grow_with_the_shapes_of_inputs():
     gc.collect()
     gc.disable()
     try:
-        for i in range(2 * sparse.SHAPES):
+        for i in range(2 * SHAPES):
             inputs = torch.randn(3, 3, 16 + i, 32 - i)
             with torch.no_grad():
                 torch.testing.assert_close(made(inputs), network(inputs), rtol=1e-4, atol=1e-4)
             held.append(uncollected_memory())
     finally:
         gc.enable()
-    assert held[-1] < 1.2 * held[sparse.SHAPES - 1]
+    assert held[-1] < 1.2 * held[SHAPES - 1]
 
 
 def test_memory_does_not_grow_with_the_sizes_of_batches():
