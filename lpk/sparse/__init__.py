@@ -38,9 +38,9 @@ call packs its inputs into blocks, runs the operations on all threads, and unpac
 
 A layer kind is added along that way. One to read is Pool: its step in `steps`; the modules and functions that are one
 in `calls`; who adds the step for such a call, `plan` (_known); whether it can work on patches, in `patches`; which of
-its channels are zero or read, in `dead`; the operation for its step, in `runs` (_operation); that operation in `kernels`,
-with its checks in `checks`; its loops in csrc/cpu/engine (pool.cpp), bound in csrc/binding_engine.cpp and typed in
-lpk/_core.pyi. What has no step runs in PyTorch.
+its channels are zero or read, in `dead`; the operation for its step, in `runs` (_operation); that operation itself, in
+`kernels`, with its checks in `checks`; its loops in csrc/cpu/engine (pool.cpp), bound in csrc/binding_engine.cpp and
+typed in lpk/_core.pyi. What has no step runs in PyTorch.
 """
 
 from lpk.sparse.compact import load_sparse, save_sparse
