@@ -72,7 +72,7 @@ def held(fast: lpk.sparse.Sparse) -> int:
     for remaining in fast._remaining.values():
         parts += vars(remaining).values()
     for network in fast._networks.values():
-        for filters in network.filters.values() if network else []:
+        for filters in network.weights.packed.values() if network else []:
             parts += vars(filters).values()
     return sum(part.untyped_storage().nbytes() for part in parts if isinstance(part, Tensor))
 

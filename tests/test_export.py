@@ -14,8 +14,7 @@ import lpk
 from lpk import export, models
 from tests.conftest import make_network
 from tests.pooling.test_eager import with_random_statistics
-from tests.sparse.test_network import pruned
-from tests.sparse.test_sparsify import Dynamic
+from tests.sparse.networks import Dynamic, pruned
 
 
 @pytest.fixture(params=["small-resnet", "mlp"])

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from lpk.networks import mixing
 from lpk.pooling.eager import Eager, alike
+from lpk.sparse.errors import NotSupported
 from lpk.sparse.network import Network
-from lpk.sparse.plan import NotSupported
 
 Backend = Eager | Network
 

@@ -19,8 +19,8 @@ from lpk.networks.plain import is_patched
 from lpk.ops import memory
 from lpk.ops.checks import has_gradient
 from lpk.sparse.compact import Remaining, save_sparse
+from lpk.sparse.errors import Fails, NotSupported
 from lpk.sparse.network import Network
-from lpk.sparse.plan import Fails, NotSupported
 from lpk.sparse.steps import Plan, Shape
 
 SHAPES = 8  # of inputs, for which a Sparse stays packed: those it was called with last

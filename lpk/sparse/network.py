@@ -1,41 +1,30 @@
-"""A network on the engine: its plan, filters packed from the model's weights, and memory for activations."""
+"""A network on the engine, for samples of one shape: the plan that holds for a batch, and where it runs."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lpk.networks.batchnorm import batchnorms, check_batch
+from lpk.networks.batchnorm import batchnorms
 from lpk.networks.mixing import mixes
-from lpk.sparse import arena, kernels, packing
-from lpk.sparse.blocks import IMAGES, Blocks, stored_shape
-from lpk.sparse.calls import pair
-from lpk.sparse.dead import live_windows, without_dead
-from lpk.sparse.fold import affine, fold
-from lpk.sparse.kernels import Operation
-from lpk.sparse.packing import Filters
+from lpk.sparse.blocks import IMAGES
+from lpk.sparse.errors import NotSupported
+from lpk.sparse.filters import Weights
+from lpk.sparse.measure import measure
 from lpk.sparse.patches import cut, lanes_of
-from lpk.sparse.plan import BATCHES, NotSupported, trace
-from lpk.sparse.steps import Affine, Convolve, Flatten, Foreign, Plan, Pool, Relayout, Shape, Step, Value
-
-POOLS: dict[str, Callable[..., Operation]] = {
-    "max": kernels.prepare_max_pool,
-    "average": kernels.prepare_average_pool,
-    "global average": kernels.prepare_global_average_pool,
-}
+from lpk.sparse.plan import BATCHES, trace
+from lpk.sparse.runs import Layout
+from lpk.sparse.steps import Convolve, Foreign, Plan, Shape
 
 # Images go through the network in groups whose activations fit into this many bytes of cache, one block of images for
 # each thread at least.
 CACHE = 16 << 20
 
-RECENT = 8  # shapes of activations whose memory a layout keeps
 SIZES = 1000  # of batches, for which a network remembers that its plan holds
 
 
@@ -70,14 +59,13 @@ class Network:
         self.model = model
         self.shape = shape
         self.dead = dead
-        self.read = read
         self.planned = planned
         self.plan: Plan = trace(model, shape, changing=dead)
         planned(self.plan)
         self._batches: tuple[int, ...] = BATCHES
         self._sizes: set[int] = set()  # of batches that the plan holds for
-        self._layouts: dict[int, _Layout] = {}  # by the lanes of an image
-        self.filters: _Packed = {}
+        self._layouts: dict[int, Layout] = {}  # by the lanes of an image
+        self.weights = Weights(read, dead)
         self.names: dict[_BatchNorm, str] = {layer: path for path, layer in batchnorms(model)}
 
     @property
@@ -94,7 +82,7 @@ class Network:
     def changed(self, *, weights: bool = True) -> None:
         """To be called after the model's values changed: they are read again. weights: False: only BatchNorm's did."""
         if weights or not self.dead:
-            self.filters.clear()
+            self.weights.packed.clear()
         self._forget_calls()
 
     def forget(self) -> None:
@@ -129,7 +117,7 @@ class Network:
         if any(isinstance(layer, _BatchNorm) and layer.running_mean is not None for layer in layers):
             raise NotSupported("a BatchNorm layer runs in PyTorch, where the engine does not measure its statistics")
         self._forget_calls()
-        return self._layout(1).run(len(inputs)).measure(inputs.float())
+        return measure(self._layout(1).run(len(inputs)), inputs.float(), self.names)
 
     def _plan_for(self, size: int) -> None:
         """Makes a plan that holds for batches of this size, too."""
@@ -146,10 +134,10 @@ class Network:
             self._sizes.clear()
         self._sizes.add(size)
 
-    def _layout(self, lanes: int) -> _Layout:
+    def _layout(self, lanes: int) -> Layout:
         if lanes not in self._layouts:
             plan = self.plan if lanes == 1 else cut(self.plan, lanes)
-            self._layouts[lanes] = _Layout(plan, self)
+            self._layouts[lanes] = Layout(plan, self.weights)
         return self._layouts[lanes]
 
     def _forget_calls(self) -> None:
@@ -174,233 +162,6 @@ def _mixes(step: Foreign) -> bool:
     """Whether what PyTorch computes for a sample may depend on others."""
     inputs = [torch.zeros(1, *value.shape, dtype=torch.float32, device="cpu") for value in step.inputs]
     return mixes(step.part.forward, step.part, *inputs)
-
-
-# Filters by the position of their layer among the plan's, and by the strides of the input they were packed for: layouts
-# share those of the same strides, as a linear layer's are.
-_Packed = dict[tuple[int, tuple[int, ...]], Filters]
-_Shapes = tuple[tuple[int, ...], ...]
-
-
-class _Layout:
-    """A plan, and its runs, by the number of images; those of buffers of the same shapes share their memory."""
-
-    def __init__(self, plan: Plan, network: Network) -> None:
-        self.plan = plan
-        self.network = network
-        self.layers = {step: i for i, step in enumerate(s for s in plan.steps if isinstance(s, Convolve))}
-        self.convolutions = {step: _convolution(step.layer) for step in self.layers}
-        self.runs: dict[int, _Run] = {}
-        self.memory: dict[_Shapes, Tensor] = {}  # by the shapes of the buffers in it; what was used last is last
-
-    def run(self, batch: int) -> _Run:
-        if batch not in self.runs:
-            self.runs[batch] = _Run(self, batch)
-        run = self.runs[batch]
-        self.memory[run.shapes] = self.memory.pop(run.shapes)
-        if len(self.memory) > RECENT:
-            self._forget(next(iter(self.memory)))
-        return run
-
-    def _forget(self, shapes: _Shapes) -> None:
-        del self.memory[shapes]
-        for batch in [batch for batch, run in self.runs.items() if run.shapes == shapes]:
-            self.runs.pop(batch).calls.clear()  # they refer to the run
-
-
-def _convolution(layer: nn.Conv2d | nn.Linear) -> packing.Convolution:
-    """A linear layer is a convolution of one pixel."""
-    if isinstance(layer, nn.Linear):
-        return packing.Convolution(layer.out_features, layer.in_features, (1, 1))
-    return packing.Convolution(
-        layer.out_channels,
-        layer.in_channels,
-        kernel=pair(layer.kernel_size),
-        stride=pair(layer.stride),
-        padding=pair(layer.padding),
-        dilation=pair(layer.dilation),
-        groups=layer.groups,
-    )
-
-
-class _Run:
-    """The plan for one number of images: a buffer for each value, shared by values that are not alive together, and
-    the calls that compute the output."""
-
-    def __init__(self, layout: _Layout, batch: int) -> None:
-        self.layout, self.plan, self.batch = layout, layout.plan, batch
-        self.shapes, self.buffers = _buffers(layout, batch)
-        self.calls: list[Callable[[], None]] = []
-
-    def forward(self, inputs: Tensor) -> list[Tensor]:
-        self._pack_input(inputs)
-        if not self.calls:
-            self._pack_live_filters()
-            self.calls = list(_joined(part for step in self.plan.steps for part in self._parts(step)))
-        for call in self.calls:
-            call()
-        return list(map(self._unpacked, self.plan.outputs))
-
-    def measure(self, inputs: Tensor) -> dict[_BatchNorm, int]:
-        calls: dict[_BatchNorm, int] = {}
-        self._pack_input(inputs)
-        for step in self.plan.steps:
-            if isinstance(step, Convolve) and step.batchnorm is not None:
-                x, out = self.buffers[step.inputs[0]], self.buffers[step.out]
-                bias = None if step.layer.bias is None else step.layer.bias.detach()
-                kernels.convolution(self._filters(step), x, out, bias=bias)
-                self._normalise(step, out, calls)
-            elif isinstance(step, Affine) and step.batchnorm is not None:
-                self._normalise(step, self.buffers[step.inputs[0]], calls)
-            else:
-                for call in _joined(self._parts(step)):
-                    call()
-        return calls
-
-    def _pack_input(self, inputs: Tensor) -> None:
-        out = self.buffers[self.plan.input]
-        kernels.pack_input(inputs.reshape(len(inputs), *self.plan.input.image), out)
-
-    def _unpacked(self, value: Value) -> Tensor:
-        return kernels.unpack_output(self.buffers[value]).view(self.batch, *value.shape)
-
-    def _pack_live_filters(self) -> None:
-        network = self.layout.network
-        if not network.dead and any(self._key(step) not in network.filters for step in self.layout.layers):
-            for step, windows in live_windows(self.plan, network.read).items():
-                self._filters(step, windows)
-
-    def _filters(self, step: Convolve, windows: Tensor | None = None) -> Filters:
-        """A layer's filters, packed if they aren't yet; windows: those that are alive."""
-        network, key = self.layout.network, self._key(step)
-        filters = network.filters
-        if key not in filters:
-            weight = network.read(step.layer.weight)
-            weight = weight if windows is None else without_dead(weight, windows)
-            convolution = self.layout.convolutions[step]
-            x, out = self.buffers[step.inputs[0]], self.buffers[step.out]
-            filters[key] = packing.pack(weight.view(convolution.weight_shape), convolution, x, out)
-        return filters[key]
-
-    def _key(self, step: Convolve) -> tuple[int, tuple[int, ...]]:
-        return self.layout.layers[step], packing.input_strides(self.buffers[step.inputs[0]])
-
-    def _normalise(self, step: Convolve | Affine, x: Blocks, calls: dict[_BatchNorm, int]) -> None:
-        """BatchNorm by the statistics of x, which its layer is given: the mean of all calls so far."""
-        batchnorm = step.batchnorm
-        assert batchnorm is not None and batchnorm.running_mean is not None and batchnorm.running_var is not None
-        count = x.shape[0] * x.shape[2] * x.shape[3]
-        check_batch(self.layout.network.names.get(batchnorm) or "BatchNorm", self.batch, count)
-        mean, variance = kernels.channel_statistics(x)
-        calls[batchnorm] = calls.get(batchnorm, 0) + 1
-        for running, found in ((batchnorm.running_mean, mean), (batchnorm.running_var, variance)):
-            running.copy_(found if calls[batchnorm] == 1 else running.to(found).lerp(found, 1 / calls[batchnorm]))
-        scale, shift = affine(batchnorm, mean, variance * ((count - 1) / count))
-        kernels.scale_shift(x, self.buffers[step.out], scale=scale, shift=shift, **self._ending(step))
-
-    def _ending(self, step: Convolve | Affine) -> dict[str, Any]:
-        residual = None if step.residual is None else self.buffers[step.residual]
-        return {"residual": residual, "activation": step.activation}
-
-    def _parts(self, step: Step) -> Iterator[Operation | Callable[[], None]]:
-        """What computes a step, and completes the patches of its output."""
-        x, out = self.buffers[step.inputs[0]] if step.inputs else None, self.buffers[step.out]
-        if isinstance(step, Foreign):
-            yield partial(self._foreign, step)
-        elif isinstance(step, Relayout):
-            yield partial(self._relayout, step)
-        else:
-            assert x is not None
-            yield self._operation(step, x, out)
-            if out.patches != (1, 1) and out.border > 0:
-                yield kernels.prepare_exchange_borders(out)
-
-    def _operation(self, step: Step, x: Blocks, out: Blocks) -> Operation:
-        if isinstance(step, Convolve):
-            scale, bias = fold(step)
-            filters = self._filters(step)
-            return kernels.prepare_convolution(filters, x, out, scale=scale, bias=bias, **self._ending(step))
-        if isinstance(step, Affine):
-            scale, shift = fold(step)
-            return kernels.prepare_scale_shift(x, out, scale=scale, shift=shift, **self._ending(step))
-        if isinstance(step, Pool):
-            return POOLS[step.kind](x, out, **step.options)
-        assert isinstance(step, Flatten)
-        flat = Blocks(out.data.view(x.data.shape[0], *x.shape[1:], IMAGES), self.batch, 0)
-        return kernels.prepare_scale_shift(x, flat)
-
-    def _relayout(self, step: Relayout) -> None:
-        kernels.pack_input(kernels.unpack_output(self.buffers[step.inputs[0]]), self.buffers[step.out])
-
-    def _foreign(self, step: Foreign) -> None:
-        tensors = map(self._unpacked, step.inputs)
-        out, wanted = self.buffers[step.out], (self.batch, *step.out.shape)
-        result = step.part.forward(*tensors)
-        if result.shape != wanted or result.dtype != torch.float32:
-            raise NotSupported(
-                f"what PyTorch computes is {result.dtype} {list(result.shape)} for {self.batch} samples; the engine "
-                f"needs float32 {list(wanted)}, as for {BATCHES[0]}"
-            )
-        kernels.pack_input(result.reshape(self.batch, *step.out.image), out)
-
-
-def _joined(parts: Iterable[Operation | Callable[[], None]]) -> Iterator[Callable[[], None]]:
-    """Operations that follow each other as one call, which lets a thread take its images through all of them."""
-    operations: list[Operation] = []
-    for part in parts:
-        if isinstance(part, Operation):
-            operations.append(part)
-        else:
-            yield partial(kernels.run, operations)
-            yield part
-            operations = []
-    yield partial(kernels.run, operations)
-
-
-def _buffers(layout: _Layout, batch: int) -> tuple[_Shapes, dict[Value, Blocks]]:
-    """A buffer for each value, all in one arena, and their shapes."""
-    slots = _slots(layout.plan)
-    kinds = {slot: value for value, slot in slots.items()}
-    shapes = tuple(
-        stored_shape(batch, value.image[0], value.border, value.patches, value.patch or value.image[1:])
-        for value in kinds.values()
-    )
-    sizes = [math.prod(shape) for shape in shapes]
-    if shapes not in layout.memory:
-        layout.memory[shapes] = arena.zeros(sum(sizes))
-    blocks = {
-        slot: Blocks(part.view(shape), batch, value.border, value.patches, value.image[1:])
-        for (slot, value), shape, part in zip(kinds.items(), shapes, layout.memory[shapes].split(sizes), strict=True)
-    }
-    return shapes, {value: blocks[slot] for value, slot in slots.items()}
-
-
-def _slots(plan: Plan) -> dict[Value, int]:
-    """The number of each value's buffer. One whose last reader has run is used again by a later value of the same kind:
-    the border stays zero, since nothing writes there."""
-    last = {value: i for i, step in enumerate(plan.steps) for value in step.inputs}
-    free: dict[Hashable, list[int]] = {}
-    slots: dict[Value, int] = {}
-    count = itertools.count()
-
-    def add(value: Value) -> None:
-        slots[value] = free[kind].pop() if free.get(kind := _kind(value)) else next(count)
-
-    add(plan.input)
-    alive = {plan.input}
-    for i, step in enumerate(plan.steps):
-        add(step.out)
-        alive.add(step.out)
-        for value in {*step.inputs, step.out} - set(plan.outputs):
-            if last.get(value, i) == i and value in alive:
-                free.setdefault(_kind(value), []).append(slots[value])
-                alive.remove(value)
-    return slots
-
-
-def _kind(value: Value) -> Hashable:
-    """What two values must have in common to lie in the same memory, one after the other."""
-    return value.image, value.border, value.patches, value.patch
 
 
 def _group(plan: Plan, threads: int) -> int:

@@ -10,7 +10,7 @@ from lpk.sparse.dead import live_windows, without_dead
 from lpk.sparse.network import Network
 from lpk.sparse.plan import trace
 from tests.pooling.test_eager import with_random_statistics
-from tests.sparse.test_network import pruned, same
+from tests.sparse.networks import pruned, same
 
 
 def live_weights(plan):

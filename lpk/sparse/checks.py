@@ -1,0 +1,85 @@
+"""What the engine's operations refuse: activations whose sizes, patches or memory do not go together."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from lpk.sparse.blocks import Blocks, Pair
+from lpk.sparse.packing import Convolution, reach
+
+
+def check_same(name: str, x: Blocks, shape: tuple[int, ...]) -> None:
+    if x.shape != shape:
+        raise ValueError(f"{name} must have the shape {list(shape)}, not {list(x.shape)}")
+
+
+def check_like(name: str, x: Blocks, other: Blocks) -> None:
+    check_same(name, x, other.shape)
+    if (x.patches, x.patch) != (other.patches, other.patch):
+        raise ValueError(
+            f"{name} must be cut into {other.patches} patches of {other.patch}, not {x.patches} of {x.patch}"
+        )
+
+
+def check_whole(x: Blocks) -> None:
+    if x.patches != (1, 1):
+        raise ValueError("the images must not be cut into patches")
+
+
+def check_convolution(convolution: Convolution, x: Blocks, out: Blocks) -> None:
+    batch, channels, height, width = x.shape
+    if channels != convolution.channels:
+        raise ValueError(f"the convolution has {convolution.channels} input channels, x has {channels}")
+    if x.border < max(convolution.padding):
+        raise ValueError(f"the border of x is {x.border}, but the padding is {convolution.padding}")
+    check_apart("x", x, out)
+    check_same("out", out, (batch, convolution.filters, *convolution.output_size(height, width)))
+    check_patches(x, out, convolution.stride)
+    if x.patches != (1, 1) and x.border < max(convolution.reach):
+        raise ValueError(f"the border of x is {x.border}, but windows reach {convolution.reach} beyond a patch")
+
+
+def check_patches(x: Blocks, out: Blocks, stride: Pair) -> None:
+    """Every patch of out must come from the same patch of x."""
+    if x.patches == out.patches == (1, 1):
+        return
+    wanted = tuple(s * n for s, n in zip(stride, out.patch, strict=True))
+    if x.patches != out.patches or x.patch != wanted:
+        raise ValueError(
+            f"{x.patches} patches of {x.patch} do not make {out.patches} of {out.patch} with stride {stride}"
+        )
+
+
+def check_apart(name: str, x: Blocks, out: Blocks, *, may_be: bool = False) -> None:
+    """No memory of x may be out's, unless x is out, where it may be. Slices of one tensor's channels are apart."""
+    a, b = x.data, out.data
+    if a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
+        return
+    if may_be and (a.data_ptr(), a.shape, x.border) == (b.data_ptr(), b.shape, out.border):
+        return
+    pieces = sorted((t.storage_offset() + i * t.stride(0), t[0].numel()) for t in (a, b) for i in range(len(t)))
+    if any(start + size > following for (start, size), (following, _) in pairwise(pieces)):
+        raise ValueError(f"out must not overlap {name}")
+
+
+def check_window(kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> None:
+    if (
+        min(*kernel, *stride, *dilation) < 1
+        or min(padding) < 0
+        or any(2 * p > k for p, k in zip(padding, kernel, strict=True))
+    ):
+        raise ValueError(f"a window of {kernel} with stride {stride}, padding {padding} and dilation {dilation}")
+
+
+def check_pool(x: Blocks, out: Blocks, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> None:
+    """out is what PyTorch returns, or with ceil_mode: every window starts inside the image or the padding before it."""
+    for n, m, k, s, p, d in zip(x.shape[2:], out.shape[2:], kernel, stride, padding, dilation, strict=True):
+        fits = (n + 2 * p - d * (k - 1) - 1) // s + 1
+        if not (fits <= m <= fits + 1 and (m - 1) * s < n + p) or m < 1:
+            raise ValueError(f"windows of {k} at a stride of {s} over {n} pixels make {fits} outputs, not {m}")
+    if x.shape[:2] != out.shape[:2]:
+        raise ValueError(f"out must have {x.shape[:2]} images and channels, not {out.shape[:2]}")
+    check_patches(x, out, stride)
+    if x.patches != (1, 1) and x.border < max(*padding, *reach(kernel, stride, padding, dilation)):
+        raise ValueError(f"the border of x is {x.border}, and windows of {kernel} reach beyond it")
+    check_apart("x", x, out)

@@ -1,0 +1,77 @@
+"""The filters of a network's layers, packed from the model's weights when they are first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from lpk.sparse import packing
+from lpk.sparse.blocks import Blocks
+from lpk.sparse.calls import pair
+from lpk.sparse.dead import live_windows, without_dead
+from lpk.sparse.packing import Filters
+from lpk.sparse.steps import Convolve, Plan, Value
+
+# The position of a layer among the plan's, and the strides of the input that its filters were packed for: layouts share
+# those of the same strides, as a linear layer's are.
+Key = tuple[int, tuple[int, ...]]
+
+
+@dataclass(eq=False)
+class Weights:
+    """What all layouts of a network read: the values of its layers' weights, and what was packed of them so far.
+
+    dead: whether weights that change nothing are packed.
+    """
+
+    read: Callable[[Tensor], Tensor]
+    dead: bool
+    packed: dict[Key, Filters] = field(default_factory=dict)
+
+
+class PlanFilters:
+    """The filters of one plan's layers."""
+
+    def __init__(self, plan: Plan, weights: Weights) -> None:
+        self.plan = plan
+        self.weights = weights
+        self.layers = {step: i for i, step in enumerate(s for s in plan.steps if isinstance(s, Convolve))}
+        self.convolutions = {step: _convolution(step.layer) for step in self.layers}
+
+    def pack_live(self, buffers: Mapping[Value, Blocks]) -> None:
+        """All of them, where dead weights are left out: which are dead, the layers tell together."""
+        weights = self.weights
+        if not weights.dead and any(self._key(step, buffers) not in weights.packed for step in self.layers):
+            for step, windows in live_windows(self.plan, weights.read).items():
+                self.of(step, buffers, windows)
+
+    def of(self, step: Convolve, buffers: Mapping[Value, Blocks], windows: Tensor | None = None) -> Filters:
+        """A layer's filters, packed if they aren't yet; windows: those that are alive."""
+        packed, key = self.weights.packed, self._key(step, buffers)
+        if key not in packed:
+            weight = self.weights.read(step.layer.weight)
+            weight = weight if windows is None else without_dead(weight, windows)
+            convolution = self.convolutions[step]
+            x, out = buffers[step.inputs[0]], buffers[step.out]
+            packed[key] = packing.pack(weight.view(convolution.weight_shape), convolution, x, out)
+        return packed[key]
+
+    def _key(self, step: Convolve, buffers: Mapping[Value, Blocks]) -> Key:
+        return self.layers[step], packing.input_strides(buffers[step.inputs[0]])
+
+
+def _convolution(layer: nn.Conv2d | nn.Linear) -> packing.Convolution:
+    """A linear layer is a convolution of one pixel."""
+    if isinstance(layer, nn.Linear):
+        return packing.Convolution(layer.out_features, layer.in_features, (1, 1))
+    return packing.Convolution(
+        layer.out_channels,
+        layer.in_channels,
+        kernel=pair(layer.kernel_size),
+        stride=pair(layer.stride),
+        padding=pair(layer.padding),
+        dilation=pair(layer.dilation),
+        groups=layer.groups,
+    )

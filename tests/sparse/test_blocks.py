@@ -1,0 +1,116 @@
+"""Activations in blocks and in patches: nothing is lost, and the border is what it has to be."""
+
+import itertools
+
+import hypothesis
+import hypothesis.strategies as st
+import torch
+import torch.nn.functional as F
+
+from lpk.sparse import kernels, packing
+from lpk.sparse.blocks import Blocks, empty_blocks
+from lpk.sparse.packing import Convolution
+from tests.sparse.engine import (
+    INSTRUCTION_SETS,
+    arbitrary,
+    border_is_zero,
+    configured,
+    fails,
+    generator,
+    interior,
+    random,
+    same_for_all_threads,
+)
+
+
+@arbitrary
+@hypothesis.given(
+    st.integers(1, 40), st.integers(1, 5), st.integers(1, 20), st.integers(1, 20), st.integers(0, 3), st.integers(0, 9)
+)
+def test_packing_and_unpacking(batch, channels, height, width, border, seed):
+    generator.manual_seed(seed)
+    x = random(batch, channels, height, width)
+    for strided in (x, x.contiguous(memory_format=torch.channels_last), x.flip(3).mT.contiguous().mT.flip(3)):
+        for out in same_for_all_threads(
+            lambda out, x=strided: kernels.pack_input(x, out),
+            batch=batch, channels=channels, height=height, width=width, border=border,
+        ):  # fmt: skip
+            assert border_is_zero(out)
+            image = interior(out).permute(0, 4, 1, 2, 3).flatten(0, 1)
+            assert torch.equal(image[:batch], x) and not image[batch:].any()
+            assert torch.equal(kernels.unpack_output(out), x)
+
+
+def test_a_slice_of_the_channels():
+    whole = empty_blocks(20, 7, 3, 3, 1)
+    x = random(20, 4, 3, 3)
+    part = kernels.pack_input(x, Blocks(whole.data[:, 2:6], 20, 1))
+    assert torch.equal(kernels.unpack_output(part), x)
+    expected = torch.cat([torch.zeros(20, 2, 3, 3), x, torch.zeros(20, 1, 3, 3)], dim=1)
+    assert torch.equal(kernels.unpack_output(whole), expected)
+
+
+@arbitrary
+@hypothesis.given(
+    batch=st.integers(1, 9),
+    image=st.tuples(st.integers(1, 11), st.integers(1, 11)),
+    patches=st.sampled_from([(1, 2), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (16, 1), (1, 16)]),
+    border=st.integers(0, 4),
+    larger=st.integers(0, 2),
+)
+def test_patches(batch, image, patches, border, larger):
+    """The border holds the neighbours' pixels, what lies outside the image is zero, and nothing is lost."""
+    x = random(batch, 3, *image)
+    patch = tuple(-(-n // m) + larger for n, m in zip(image, patches, strict=True))
+    around = [border, border + patches[1] * patch[1] - image[1], border, border + patches[0] * patch[0] - image[0]]
+    padded = F.pad(x, around)
+    for instruction_set in INSTRUCTION_SETS:
+        with configured(instruction_set):
+            blocks = empty_blocks(batch, 3, *image, border, patches=patches, patch=patch)
+            blocks.data[:] = float("nan")
+            kernels.pack_input(x, blocks)
+            assert blocks.shape == x.shape and torch.equal(kernels.unpack_output(blocks), x)
+            for image_index, row, column in itertools.product(range(batch), range(patches[0]), range(patches[1])):
+                lane = (image_index * patches[0] + row) * patches[1] + column
+                top, left = row * patch[0], column * patch[1]
+                window = padded[image_index, :, top : top + patch[0] + 2 * border, left : left + patch[1] + 2 * border]
+                assert torch.equal(blocks.data[lane // 16, :, :, :, lane % 16], window)
+
+
+def test_errors_of_patches():
+    x = empty_blocks(2, 2, 8, 8, 1, patches=(4, 2))
+    convolution = Convolution(2, 2, (3, 3), padding=(1, 1))
+    filters = packing.pack_filters(random(2, 2, 3, 3), convolution, x)
+    with fails(ValueError, "(4, 2) patches", "(2, 4)"):
+        kernels.convolution(filters, x, empty_blocks(2, 2, 8, 8, patches=(2, 4)))
+    wide = Convolution(2, 2, (5, 5))
+    with fails(ValueError, "border of x is 1", "(4, 4)"):
+        filters = packing.pack_filters(random(2, 2, 5, 5), wide, x)
+        kernels.convolution(filters, x, empty_blocks(2, 2, 4, 4, patches=(4, 2), patch=(2, 4)))
+    with fails(ValueError, "3 x 1 patches"):
+        empty_blocks(2, 2, 8, 8, patches=(3, 1))
+    with fails(ValueError, "cover"):
+        empty_blocks(2, 2, 8, 8, patches=(2, 2), patch=(3, 4))
+    with fails(ValueError, "must not be cut"):
+        kernels.channel_statistics(x)
+    with fails(ValueError, "overlap"):
+        kernels.average_pool(x, x, (3, 3), (1, 1), (1, 1))
+    with fails(ValueError, "must be cut into"):
+        kernels.scale_shift(x, empty_blocks(2, 2, 8, 8))
+
+
+def test_errors_of_blocks():
+    with fails(TypeError, "float32", "float64"):
+        Blocks(torch.zeros(1, 2, 3, 3, 16, dtype=torch.float64), 4, 0)
+    with fails(ValueError, "16"):
+        Blocks(torch.zeros(1, 2, 3, 3, 8), 4, 0)
+    with fails(ValueError, "border of 2"):
+        Blocks(torch.zeros(1, 2, 3, 5, 16), 4, 2)
+    with fails(ValueError, "17 images"):
+        Blocks(torch.zeros(1, 2, 3, 3, 16), 17, 0)
+    with fails(ValueError, "slice of the channels"):
+        Blocks(torch.zeros(1, 2, 3, 5, 16)[:, :, :2, 1:], 16, 0)
+    with fails(ValueError, "64 bytes"):
+        Blocks(torch.zeros(1 + 2 * 9 * 16)[1:].view(1, 2, 3, 3, 16), 16, 0)
+    with fails(RuntimeError, "grad"):
+        Blocks(torch.zeros(1, 2, 3, 3, 16, requires_grad=True), 16, 0)

@@ -1,0 +1,50 @@
+"""The forms of a convolution's weights, and which is taken."""
+
+import torch
+
+from lpk.sparse import packing
+from lpk.sparse.blocks import empty_blocks
+from lpk.sparse.packing import Convolution
+from tests.sparse.engine import fails, generator, random
+
+
+def test_packed_filters():
+    """The entries in the order of the weights, those of a block of input channels together; zeros are left out."""
+    weight = torch.tensor([[[0.0, 1.0], [2.0, 0.0]], [[-0.0, 0.0], [0.0, 3.0]]])[:, :, None]
+    x = empty_blocks(1, 2, 4, 5, 1)
+    convolution = Convolution(2, 2, (1, 2))
+    channel = 6 * 7 * 16
+    for channels_per_block, starts, order in ((2, [0, 2, 3], [0, 1, 2]), (1, [0, 1, 1, 2, 3], [0, 1, 2])):
+        filters = packing.pack_filters(weight, convolution, x, channels_per_block)
+        values, offsets = filters.entries[:, 0], filters.entries.view(torch.int32)[:, 1]
+        assert filters.start.tolist() == starts
+        assert values[order].tolist() == [1, 2, 3] and offsets[order].tolist() == [16, channel, channel + 16]
+
+
+def test_winograd_is_for_windows_of_3_with_stride_1():
+    for convolution in (
+        Convolution(4, 4, (3, 1)),
+        Convolution(4, 4, (3, 3), stride=(1, 2)),
+        Convolution(4, 4, (3, 3), dilation=(2, 1)),
+        Convolution(4, 4, (3, 3), groups=2),
+    ):
+        weight = random(*convolution.weight_shape)
+        with fails(ValueError, "3 x 3 windows"):
+            packing.pack_winograd_filters(weight, convolution)
+
+
+def test_pack_takes_what_is_fastest():
+    """Few weights one by one; of windows of 3 x 3 with stride 1 all, by Winograd's algorithm; else all as they are."""
+
+    def packed(density, **options):
+        convolution = Convolution(64, 64, **options)
+        weight = random(*convolution.weight_shape) * (
+            torch.rand(convolution.weight_shape, generator=generator) < density
+        )
+        out = empty_blocks(16, 64, *convolution.output_size(16, 16))
+        return type(packing.pack(weight, convolution, empty_blocks(16, 64, 16, 16, 1), out))
+
+    window = dict(kernel=(3, 3), padding=(1, 1))
+    assert packed(0.05, **window) is packed(0.05, stride=(2, 2), **window) is packing.SparseFilters
+    assert packed(1, **window) is packed(0.6, **window) is packing.WinogradFilters
+    assert packed(1, stride=(2, 2), **window) is packed(1, kernel=(1, 1)) is packing.DenseFilters

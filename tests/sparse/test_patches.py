@@ -1,0 +1,64 @@
+"""Few images, each cut into patches: the network computes what it did."""
+
+from functools import partial
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+from torch import nn
+
+from tests.sparse.networks import same
+
+
+@hypothesis.settings(deadline=None, max_examples=150, derandomize=True)
+@hypothesis.given(
+    size=st.tuples(st.integers(5, 21), st.integers(5, 21)),
+    layers=st.lists(
+        st.tuples(
+            st.sampled_from(["conv", "max", "average"]),
+            st.integers(1, 4),  # kernel
+            st.integers(1, 3),  # stride
+            st.integers(0, 2),  # padding
+            st.integers(1, 2),  # dilation
+            st.booleans(),  # windows that reach beyond the image (ceil_mode)
+            st.booleans(),  # ReLU
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    batch=st.integers(1, 8),
+)
+def test_few_images(size, layers, batch):
+    """Images are cut into patches wherever that comes out even, and put together again where not."""
+    network, shape = nn.Sequential(), torch.Size([1, 3, *size])
+    for kind, kernel, stride, padding, dilation, ceil, relu in layers:
+        if kind == "conv":
+            layer = nn.Conv2d(3, 3, kernel, stride, padding, dilation)
+        elif kind == "max":
+            layer = nn.MaxPool2d(kernel, stride, min(padding, kernel // 2), dilation, ceil_mode=ceil)
+        else:
+            layer = nn.AvgPool2d(kernel, stride, min(padding, kernel // 2), ceil_mode=ceil)
+        try:
+            outputs = layer(torch.zeros(shape))
+        except RuntimeError:  # nothing is left of the image
+            break
+        if not outputs.isfinite().all():  # a window that sees nothing of the image
+            break
+        shape = outputs.shape
+        network.append(layer)
+        if relu:
+            network.append(nn.ReLU())
+    hypothesis.assume(len(network))
+    torch.manual_seed(0)
+    same(network.eval(), torch.randn(batch, 3, *size))
+
+
+@pytest.mark.parametrize("before", [nn.Identity(), nn.ReLU()])
+@pytest.mark.parametrize("kernel", [2, 3])
+@pytest.mark.parametrize("pool", [nn.MaxPool2d, nn.AvgPool2d, partial(nn.AvgPool2d, count_include_pad=False)])
+def test_few_images_whose_last_windows_reach_beyond_them(pool, kernel, before):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3, padding=1), before, pool(kernel, kernel, ceil_mode=True), nn.Conv2d(4, 4, 3, padding=1)
+    for batch in (1, 2, 4, 8):
+        same(nn.Sequential(*layers).eval(), torch.randn(batch, 3, 11, 16))

@@ -1,0 +1,301 @@
+"""What forward functions do: the engine computes it, whatever it is, or says what it can't run."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import lpk
+from lpk import sparse
+from lpk.sparse.network import Network
+from tests.conftest import sizes_as_arguments
+from tests.pooling.test_eager import with_random_statistics
+from tests.sparse.networks import Zoo, same
+
+
+def read_twice(m, x):
+    x = m.conv(x)
+    return F.relu(x) + x
+
+
+def inplace_read_again(m, x):
+    x = m.conv(x)
+    y = F.relu(x, inplace=True)
+    return m.second(y) + x
+
+
+def both_sides(m, x):
+    return torch.relu(m.bn(m.conv(x)) + m.second(m.conv(x)))
+
+
+def added_in_place(m, x):
+    y = m.conv(x)
+    z = m.second(y)
+    z += y
+    return F.relu6(z) + y
+
+
+def doubled(m, x):
+    x = m.conv(x)
+    return (x + x).relu()
+
+
+def dropout_and_reads(m, x):
+    x = m.conv(x)
+    return F.relu(F.dropout(x, training=False)) + x
+
+
+def batchnorm_first(m, x):
+    return m.bn(F.relu(m.conv(x)))
+
+
+def foreign_in_the_middle(m, x):
+    return m.second(torch.sigmoid(m.conv(x)) * m.scale)
+
+
+def concatenated(m, x):
+    x = m.conv(x)
+    return torch.cat((F.max_pool2d(x, 2), F.avg_pool2d(x, 2)), 1)
+
+
+def pooled_by_functions(m, x):
+    x = F.max_pool2d(m.conv(x), (3, 2), stride=2, padding=1, ceil_mode=True)
+    return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False) + F.avg_pool2d(x, 3, padding=1, stride=1)
+
+
+def flattened(m, x):
+    return torch.flatten(F.adaptive_avg_pool2d(m.conv(x), (4, 2)), 1)
+
+
+def sliced(m, x):
+    return m.second(m.conv(x)[:, :, ::2, 1:])
+
+
+def broadcast(m, x):
+    x = m.conv(x)
+    return x + F.adaptive_avg_pool2d(x, 1)
+
+
+def chunked(m, x):
+    a, b = m.conv(x).chunk(2, 1)
+    return torch.cat((b.relu(), torch.sigmoid(a)), 1)
+
+
+def channels_shuffled(m, x):
+    batch, channels, height, width = m.conv(x).size()
+    x = m.conv(x).view(batch, 2, channels // 2, height, width).transpose(1, 2)
+    return m.second(x.reshape(batch, -1, height, width))
+
+
+def weights_of_weights(m, x):
+    weight = m.conv.weight - m.conv.weight.mean(dim=(1, 2, 3), keepdim=True)
+    return m.second(F.conv2d(x, weight, m.conv.bias, padding=m.conv.weight.size(2) // 2))
+
+
+def a_number_of_samples(m, x):
+    x = m.conv(x)
+    return m.second(x * x.size(0) + x.new_zeros(x.shape[0], 1, 1, 1))
+
+
+def half_of_the_samples(m, x):
+    """A number that two and three samples have in common."""
+    return m.second(m.conv(x) * (x.size(0) // 2))
+
+
+def as_many_channels_as_samples(m, x):
+    """Two of each when the model is traced."""
+    x = m.conv(x)[:, :2]
+    return m.second(m.conv(torch.cat((x, x[:, :1]), 1)) + x.transpose(0, 1).mean((1, 2, 3))[0])
+
+
+def samples_together(m, x):
+    x = m.conv(x)
+    return m.second(x - x.mean(0)) + F.batch_norm(x, None, None, training=True)
+
+
+def compared(m, x):
+    x = m.conv(x)
+    large = x > x.flatten(2).mean(2)[:, :, None, None]
+    return m.second(x.masked_fill(large & (x < 1), 0.5)) + large * 1.0
+
+
+def changed_in_place(m, x):
+    x = m.conv(x)
+    y = torch.sigmoid(x)
+    x.mul_(0.5)
+    return m.second(F.hardswish(y, inplace=True)) + y + x
+
+
+def only_read_before_it_is_changed(m, x):
+    x = m.conv(x)
+    return (x < 0) + F.relu6(x, inplace=True)
+
+
+def of_three_dimensions(m, x):
+    x = m.conv(x).flatten(2).transpose(1, 2)
+    return F.softmax(x, 2).mean(1)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 20])
+@pytest.mark.parametrize(
+    "forward",
+    [
+        read_twice,
+        inplace_read_again,
+        both_sides,
+        added_in_place,
+        doubled,
+        dropout_and_reads,
+        batchnorm_first,
+        foreign_in_the_middle,
+        concatenated,
+        pooled_by_functions,
+        flattened,
+        sliced,
+        broadcast,
+        chunked,
+        channels_shuffled,
+        pytest.param(weights_of_weights, marks=sizes_as_arguments),
+        a_number_of_samples,
+        half_of_the_samples,
+        as_many_channels_as_samples,
+        samples_together,
+        compared,
+        changed_in_place,
+        only_read_before_it_is_changed,
+        of_three_dimensions,
+    ],
+)
+def test_what_forward_functions_do(forward, batch):
+    torch.manual_seed(0)
+    same(with_random_statistics(Zoo(forward)), torch.randn(batch, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "mixed",
+    [
+        lambda x: x.softmax(0),
+        lambda x: x.cumsum(0),
+        lambda x: x.flip(0),
+        lambda x: F.normalize(x, dim=0),
+        lambda x: F.batch_norm(x, None, None, training=True),
+    ],
+)
+def test_operations_over_samples_are_given_the_whole_batch(mixed):
+    torch.manual_seed(0)
+    same(with_random_statistics(Zoo(lambda m, x: m.second(mixed(m.bn(m.conv(x)))))), torch.randn(70, 3, 8, 8))
+
+
+@pytest.mark.parametrize("forward", [foreign_in_the_middle, concatenated, broadcast, compared, of_three_dimensions])
+def test_operations_of_each_sample_need_no_whole_batch(forward):
+    network = Network(with_random_statistics(Zoo(forward)), (3, 8, 8))
+    assert network.plan.foreign and not network.mixes
+
+
+@pytest.mark.parametrize(
+    "flatten",
+    [
+        lambda x: x.view(x.size(0), -1),
+        lambda x: x.view(x.size()[0], x.size(1) * x.size(2) * x.size(3)),
+        lambda x: x.reshape(x.shape[0], -1),
+        pytest.param(lambda x: torch.reshape(x, (x.shape[0], -1)), marks=sizes_as_arguments),
+        lambda x: x.view(-1, 16),
+        lambda x: x.view([x.size(0), 16]),
+        lambda x: x.flatten(start_dim=1),
+        lambda x: torch.flatten(x, 1, 3),
+    ],
+)
+def test_networks_that_ask_for_sizes_stay_whole(flatten):
+    """How CIFAR's networks end. The engine runs all of them."""
+
+    def forward(m, x):
+        x = F.relu(m.bn(m.conv(x)))
+        return flatten(F.avg_pool2d(m.second(x), 4))
+
+    torch.manual_seed(0)
+    network = with_random_statistics(Zoo(forward))
+    assert Network(network, (3, 8, 8)).whole
+    for batch in (1, 2, 5, 20):
+        same(network, torch.randn(batch, 3, 8, 8))
+
+
+@sizes_as_arguments
+def test_pools_as_large_as_the_image_stay_whole():
+    torch.manual_seed(0)
+    network = with_random_statistics(Zoo(lambda m, x: F.avg_pool2d(m.second(m.conv(x)), x.size(3)).flatten(1)))
+    assert Network(network, (3, 8, 8)).whole
+    same(network, torch.randn(5, 3, 8, 8))
+
+
+def test_a_view_that_is_no_flattening():
+    torch.manual_seed(0)
+    network = Zoo(lambda m, x: m.conv(x).view(x.size(0), 2, -1).sum(1)).eval()
+    for batch in (2, 5, 20):
+        same(network, torch.randn(batch, 3, 8, 8))
+
+
+def test_statistics_of_the_whole_batch():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()).eval()
+    same(network, torch.randn(20, 3, 8, 8))
+
+
+def test_what_was_read_before_it_is_changed_in_place_is_not_supported():
+    def forward(m, x):
+        x = m.conv(x)
+        negative = x < 0
+        x.relu_()
+        return x.masked_fill(negative, 1.0)
+
+    with pytest.raises(sparse.NotSupported, match="in place"):
+        lpk.sparsify(Zoo(forward))(torch.randn(2, 3, 8, 8))
+
+
+def asks_for_values(m, x):
+    return m.conv(x) if x.sum() > 0 else x
+
+
+def changes_a_view(m, x):
+    x = m.conv(x)
+    x[:, :2].mul_(2)
+    return m.second(x)
+
+
+def changes_what_was_chunked(m, x):
+    x = m.conv(x)
+    a, b = x.chunk(2, 1)
+    x.relu_()
+    return torch.cat((b, a), 1)
+
+
+def fails(m, x):
+    return m.conv(x).view(7, 5)
+
+
+def fails_in_a_layer(m, x):
+    return m.bn(x)
+
+
+@pytest.mark.parametrize(
+    ("forward", "message", "helps"),
+    [
+        (
+            asks_for_values,
+            r"Zoo can't be traced for inputs \(3, 8, 8\): .*control flow \(.*test_plan.py:\d+\)",
+            True,
+        ),
+        (changes_a_view, r"mul_ \(.*test_plan.py:\d+\) changes in place", True),
+        (changes_what_was_chunked, r"relu_ \(.*test_plan.py:\d+\) changes in place", True),
+        (fails, r"can't be traced.* view \(.*test_plan.py:\d+\) fails: shape '\[7, 5\]' is invalid", False),
+        (fails_in_a_layer, r"can't be traced.* bn fails: ", False),
+    ],
+)
+def test_what_is_not_supported_is_named(forward, message, helps):
+    with pytest.raises(sparse.NotSupported, match=message) as raised:
+        lpk.sparsify(Zoo(forward))(torch.randn(3, 3, 8, 8))
+    assert ('fallback="torch"' in str(raised.value)) == helps
+    assert "num_users" not in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_dropout_that_is_not_told_otherwise_drops():
+    made = lpk.sparsify(Zoo(lambda m, x: F.dropout(m.conv(x), 0.5)))
+    assert 0.4 < float((made(torch.randn(20, 3, 8, 8)) == 0).float().mean()) < 0.6
