@@ -16,7 +16,7 @@ from lpk.pruning.imp import CHECKPOINT, REWIND, _Run
 from lpk.run import _read_manifest
 from lpk.sparse import load_sparse
 from lpk.sparse.compact import FORMAT, KIND
-from lpk.tickets import files, importers
+from lpk.tickets import files, state_dicts
 from lpk.tickets import tensors as tensor_file
 from lpk.tickets.pooled import Pooled, Step
 from lpk.tickets.store import MANIFEST, TicketStore
@@ -120,7 +120,7 @@ def test_a_damaged_pickle_is_a_short_message(tmp_path):
         content = content.replace(name, b"x" * 5000 + b"\n")
     (tmp_path / "w.pt").write_bytes(content)
     with pytest.raises(files.FileDamaged, match=r"w\.pt holds a x+, and unpickling it could run code") as error:
-        importers.load(tmp_path / "w.pt")
+        state_dicts.load(tmp_path / "w.pt")
     assert len(str(error.value)) < 1000
 
 
@@ -226,7 +226,7 @@ def test_a_header_that_does_not_fit_the_file(tmp_path, entries, words):
     with pytest.raises(
         files.FileDamaged, match=rf"x\.safetensors is damaged or not a safetensors file: .*{words}"
     ) as e:
-        importers.load(path)
+        state_dicts.load(path)
     assert len(str(e.value).splitlines()) == 1
 
 
@@ -236,7 +236,7 @@ def test_a_name_that_stands_twice(tmp_path):
     )
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"1234")
     (tmp_path / "x.json").write_text('{"a": 1, "a": 2}')
-    for read, name in ((importers.load, "x.safetensors"), (files.read_json, "x.json")):
+    for read, name in ((state_dicts.load, "x.safetensors"), (files.read_json, "x.json")):
         with pytest.raises(files.FileDamaged, match=f"{name}.* a name stands twice"):
             read(tmp_path / name)
 
@@ -295,8 +295,8 @@ READERS = {
     "tickets.json": lambda path: Tickets.load(path.parent),
     "ticket": lambda path: load_sparse(path),
     "pooled": Pooled.load,
-    "x.pt": importers.load,
-    "x.safetensors": importers.load,
+    "x.pt": state_dicts.load,
+    "x.safetensors": state_dicts.load,
     "manifest.json": lambda path: _read_manifest(path.parent),
     "results.json": demo.read_results,
 }

@@ -34,7 +34,7 @@ from lpk.pruning.imp import _Run
 from lpk.reporting import report
 from lpk.run import CONTENT, MANIFEST
 from lpk.sparse import load_sparse, save_sparse
-from lpk.tickets import files, importers, nested, tensors
+from lpk.tickets import files, nested, state_dicts, tensors
 from lpk.tickets.pooled import Pooled, Step
 from lpk.tickets.store import TicketStore
 from lpk.tickets.ticket import Ticket
@@ -159,9 +159,9 @@ def make_kinds(root: Path) -> dict[str, Kind]:
         "results": Kind(root / "results.json", lambda path: (found := demo.read_results(path), report.summary(found))),
         "findings": Kind(root / "dense" / "results.json", lambda path: files.read_json(path, findings.CONTENT)),
         "preset": Kind(root / "preset.toml", presets.load, False),
-        "pt": Kind(root / "new.pt", importers.load),
-        "pt, no zip": Kind(root / "old.pt", importers.load, False),
-        "safetensors": Kind(root / "plain.safetensors", importers.load, False),
+        "pt": Kind(root / "new.pt", state_dicts.load),
+        "pt, no zip": Kind(root / "old.pt", state_dicts.load, False),
+        "safetensors": Kind(root / "plain.safetensors", state_dicts.load, False),
     }
 
 

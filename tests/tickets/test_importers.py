@@ -20,7 +20,7 @@ from lpk import models
 from lpk.cli import app
 from lpk.networks.flat import Layout
 from lpk.networks.prunable import convolutions
-from lpk.tickets import files, importers
+from lpk.tickets import checkpoints, conventions, files, state_dicts
 from lpk.tickets.ticket import Ticket
 from lpk.tickets.tickets import Tickets
 from tests.conftest import make_network
@@ -84,7 +84,7 @@ def save_as_the_papers_code(folder, networks):
 
 def test_the_papers_code(tickets, networks, tmp_path):
     save_as_the_papers_code(tmp_path, networks)
-    assert [c.path.name for c in importers.find(tmp_path)] == [f"{i}model_SA_best.pth.tar" for i in range(5)]
+    assert [c.path.name for c in checkpoints.find(tmp_path)] == [f"{i}model_SA_best.pth.tar" for i in range(5)]
     assert same(Tickets.from_checkpoints(tmp_path, model=make_network()), tickets)
     as_it_was = Tickets.from_checkpoints(tmp_path)
     assert "normalize.mean" in as_it_was[0].state_dict
@@ -95,16 +95,16 @@ def test_the_last_epochs_where_no_best_was_kept(networks, tmp_path):
     save_as_the_papers_code(tmp_path, networks)
     for path in tmp_path.glob("*best*"):
         path.unlink()
-    assert [c.path.name for c in importers.find(tmp_path)] == [f"{i}checkpoint.pth.tar" for i in range(5)]
+    assert [c.path.name for c in checkpoints.find(tmp_path)] == [f"{i}checkpoint.pth.tar" for i in range(5)]
     (tmp_path / "2checkpoint.pth.tar").unlink()
     with pytest.raises(FileNotFoundError, match=r"2checkpoint\.pth\.tar is missing"):
-        importers.find(tmp_path)
+        checkpoints.find(tmp_path)
 
 
 def test_rounds_are_in_the_order_of_their_numbers(tmp_path):
     for i in reversed(range(12)):
         (tmp_path / f"{i}model_SA_best.pth.tar").touch()
-    assert [c.path.name for c in importers.find(tmp_path)] == [f"{i}model_SA_best.pth.tar" for i in range(12)]
+    assert [c.path.name for c in checkpoints.find(tmp_path)] == [f"{i}model_SA_best.pth.tar" for i in range(12)]
 
 
 @pytest.mark.parametrize(("name", "layers"), [("resnet18", (64, "layer4.1.conv2")), ("vgg16", (128, "features.40"))])
@@ -163,17 +163,17 @@ def test_open_lth_says_what_is_missing(tickets, tmp_path):
     level = root / "replicate_1" / "level_4" / "main"
     (level / "model_ep160_it0.pth").unlink()
     with pytest.raises(FileNotFoundError, match=r"level_4/main has no model_ep160_it0\.pth"):
-        importers.find(root)
+        checkpoints.find(root)
     (level / "model_ep160_it0.pth").touch()
     (level / "mask.pth").unlink()
     with pytest.raises(FileNotFoundError, match=r"level_4/main/mask\.pth does not exist"):
-        importers.find(root)
+        checkpoints.find(root)
     (root / "replicate_1" / "level_2").rename(tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match=r"replicate_1/level_2 is missing"):
-        importers.find(root)
+        checkpoints.find(root)
     (root / "replicate_2").mkdir()
     with pytest.raises(ValueError, match="replicate_1, replicate_2, which are runs of their own"):
-        importers.find(root)
+        checkpoints.find(root)
 
 
 def test_open_lth_masks_of_another_network(tickets, tmp_path):
@@ -266,7 +266,7 @@ def test_averaged_models(tickets, networks, tmp_path):
     assert same(Tickets.from_state_dicts(averaged, model=make_network()), tickets)
     assert Layout.of_model(model) == tickets.layout
     own = {"n_averaged": torch.tensor(3), "module.weight": torch.eye(2), "bias": torch.ones(2)}
-    assert "n_averaged" in importers.network(own).state, "it is another network's own entry"
+    assert "n_averaged" in conventions.network(own).state, "it is another network's own entry"
 
 
 # --- what a file's own checksums and sizes say ------------------------------------------------------------------------
@@ -275,14 +275,14 @@ def test_averaged_models(tickets, networks, tmp_path):
 def test_a_changed_bit_in_a_pt_file_is_found(tickets, tmp_path):
     path = tmp_path / "0.pt"
     torch.save(tickets[2].state_dict, path)
-    content, right = path.read_bytes(), importers.load(path)
+    content, right = path.read_bytes(), state_dicts.load(path)
     found = 0
     for bit in range(0, 8 * len(content), 8 * len(content) // 300 | 1):
         changed = bytearray(content)
         changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(changed)
         try:  # the archive has bytes without a meaning: what pads it, times
-            read = importers.load(path)
+            read = state_dicts.load(path)
         except files.FileDamaged as error:
             assert "0.pt" in str(error) and len(str(error).splitlines()) == 1
             found += 1
@@ -292,12 +292,12 @@ def test_a_changed_bit_in_a_pt_file_is_found(tickets, tmp_path):
     for length in (len(content) - 1, len(content) // 2, 100):
         path.write_bytes(content[:length])
         with pytest.raises(files.FileDamaged, match=r"0\.pt is damaged"):
-            importers.load(path)
+            state_dicts.load(path)
     path.write_bytes(
         content[:2000] + b"x" + content[2001:] + content
     )  # PyTorch would read the first, zipfile the second
     with pytest.raises(files.FileDamaged, match=r"0\.pt is not packed as torch\.save does it"):
-        importers.load(path)
+        state_dicts.load(path)
 
 
 def packed_again(content, *, method=zipfile.ZIP_STORED, twice=False):
@@ -317,7 +317,7 @@ def test_a_pt_file_that_torch_save_did_not_pack(tmp_path, how):
     torch.save({"a": torch.zeros(100_000)}, tmp_path / "x.pt")
     (tmp_path / "x.pt").write_bytes(packed_again((tmp_path / "x.pt").read_bytes(), **how))
     with pytest.raises(files.FileDamaged, match=r"x\.pt is not packed as torch\.save does it"):
-        importers.load(tmp_path / "x.pt")
+        state_dicts.load(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ def test_tensors_of_other_kinds_are_named(tmp_path, tensor, words):
         Tickets.from_state_dicts([{"a": made}] if "holds 'a'" in words else [])
     torch.save({"a": made}, tmp_path / "x.pt")
     with pytest.raises(files.FileDamaged, match=rf"x\.pt {words}") as error:
-        importers.load(tmp_path / "x.pt")
+        state_dicts.load(tmp_path / "x.pt")
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -350,7 +350,7 @@ def test_other_keys_than_names_and_dicts_that_hold_themselves(tmp_path):
     for content in ({0: torch.ones(2)}, {"a": torch.ones(2), 0: torch.ones(2)}, itself):
         torch.save(content, tmp_path / "x.pt")
         with pytest.raises(files.FileDamaged, match=r"x\.pt holds no state dict: its keys are "):
-            importers.load(tmp_path / "x.pt")
+            state_dicts.load(tmp_path / "x.pt")
     with pytest.raises(ValueError, match="ticket 0 holds a tensor under 0, which is no name"):
         Tickets.from_state_dicts([{0: torch.ones(2)}])
 
@@ -364,7 +364,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 def test_views_that_are_conjugate_or_negative_are_read_as_they_look(tmp_path):
     value = torch.complex(torch.ones(2), torch.tensor([2.0, 3.0]))
     torch.save({"a": value.conj().imag, "b": value.clone().conj()}, tmp_path / "x.pt")
-    read = importers.load(tmp_path / "x.pt")
+    read = state_dicts.load(tmp_path / "x.pt")
     assert read["a"].tolist() == [-2, -3] and not read["a"].is_neg() and not read["b"].is_conj()
 
 
@@ -579,7 +579,7 @@ def test_a_file_that_would_have_to_be_unpickled_is_named(tmp_path):
     with pytest.raises(
         files.FileDamaged, match=r"module\.pt holds a torch\.nn\S+Sequential, and unpickling it"
     ) as error:
-        importers.load(tmp_path / "module.pt")
+        state_dicts.load(tmp_path / "module.pt")
     assert len(str(error.value).splitlines()) == 1
 
 
