@@ -9,8 +9,8 @@ import lpk
 from lpk.networks.flat import Layout
 from lpk.networks.prunable import convolutions, prunable_names
 from lpk.progress import Progress
-from tests.pruning.test_masking import OPTIMIZERS, OPTIONS, X, trains
-from tests.tickets.test_tickets import same
+from tests.pruning.training import OPTIMIZERS, OPTIONS, X, trains
+from tests.same import same
 
 sgd = trains(OPTIMIZERS["sgd"])
 

@@ -13,7 +13,7 @@ from lpk.pruning.recipe import Recipe
 from lpk.pruning.train import Trainer
 from lpk.tickets import files
 from tests.conftest import make_images, make_network, sgd
-from tests.tickets.test_tickets import same
+from tests.same import same
 
 OPTIONS = {"epochs": 3, "rounds": 3, "rewind": 1, "seed": 5, "progress": False}
 

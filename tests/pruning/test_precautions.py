@@ -10,8 +10,8 @@ from torch import nn
 from torch.ao import quantization
 
 import lpk
-from tests.pruning.test_masking import OPTIMIZERS, OPTIONS, X, mlp, trains
-from tests.tickets.test_tickets import same
+from tests.pruning.training import OPTIMIZERS, OPTIONS, X, mlp, trains
+from tests.same import same
 
 sgd = trains(OPTIMIZERS["sgd"])
 

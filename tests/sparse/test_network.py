@@ -17,7 +17,7 @@ from lpk import models, ops, sparse
 from lpk.networks.flat import Layout
 from lpk.sparse.network import Network
 from tests.conftest import sizes_as_arguments
-from tests.pooling.test_eager import with_random_statistics
+from tests.networks.random_statistics import with_random_statistics
 
 
 def pruned(network, density):

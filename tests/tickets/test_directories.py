@@ -26,7 +26,7 @@ from lpk.tickets.store import MANIFEST
 from lpk.tickets.tickets import Tickets
 from tests.command import error
 from tests.conftest import TINY_PRESET, make_images, make_network, random_tickets, sgd
-from tests.tickets.test_tickets import same
+from tests.same import same
 
 OPTIONS = {"epochs": 2, "rounds": 1, "rewind": 1, "seed": 0, "progress": False}
 

@@ -11,8 +11,8 @@ from lpk import cli, export, sparse
 from lpk.tickets.pooled import Pooled
 from tests.command import here
 from tests.conftest import make_network
-from tests.pruning.test_masking import OPTIMIZERS, OPTIONS, mlp, trains
-from tests.tickets.test_tickets import same
+from tests.pruning.training import OPTIMIZERS, OPTIONS, mlp, trains
+from tests.same import same
 
 sgd = trains(OPTIMIZERS["sgd"])
 
