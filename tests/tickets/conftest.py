@@ -1,4 +1,4 @@
-"""Networks that PyTorch pruned, as others have them."""
+"""Networks that PyTorch pruned, as others have them; and a file of every kind."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from torch.nn.utils import prune
 
 from lpk.tickets.tickets import Tickets
 from tests.conftest import make_network
+from tests.tickets.kinds import Kind, make_kinds
 
 
 @pytest.fixture(scope="module")
@@ -21,3 +22,9 @@ def networks(tickets: Tickets) -> list[nn.Module]:
         with torch.no_grad():  # masked weights move while training: the mask alone says that they are pruned
             model[0].weight_orig += 1 - model[0].weight_mask
     return made
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
+    """A file of each kind; who damages one makes it whole again."""
+    return make_kinds(tmp_path_factory.mktemp("kinds"))

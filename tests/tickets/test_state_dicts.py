@@ -178,6 +178,17 @@ def test_unpickling_does_not_run_code(tmp_path):
     assert not (tmp_path / "pwned").exists()
 
 
+def test_a_damaged_pickle_is_a_short_message(tmp_path):
+    torch.save({"w": torch.ones(3)}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "w.pt").read_bytes()
+    for name in (b"collections\n", b"torch._utils\n"):
+        content = content.replace(name, b"x" * 5000 + b"\n")
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(files.FileDamaged, match=r"w\.pt holds a x+, and unpickling it could run code") as error:
+        state_dicts.load(tmp_path / "w.pt")
+    assert len(str(error.value)) < 1000
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"plain text"])
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
 def test_a_damaged_file_is_named(tmp_path, name, content):
