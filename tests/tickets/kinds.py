@@ -17,7 +17,7 @@ from lpk.experiments import demo, findings
 from lpk.networks.flat import Layout
 from lpk.pruning.imp import _Run
 from lpk.reporting import report
-from lpk.run import CONTENT, MANIFEST, _read_manifest
+from lpk.run import MANIFEST, read_manifest
 from lpk.sparse import load_sparse, save_sparse
 from lpk.tickets import files, nested, state_dicts
 from lpk.tickets.pooled import Pooled, Step
@@ -132,7 +132,7 @@ def make_kinds(root: Path) -> dict[str, Kind]:
         "pooled 1": Kind(old / "run" / "pooled" / "interpolation" / "round-02.safetensors", read_pooled, False),
         "sparse": Kind(root / "sparse", load_sparse),
         "sparse 1": Kind(old / "sparse.safetensors", load_sparse, False),
-        "manifest": Kind(root / MANIFEST, read_manifest),
+        "manifest": Kind(root / MANIFEST, manifest_and_preset),
         "results": Kind(root / "results.json", lambda path: (found := demo.read_results(path), report.summary(found))),
         "findings": Kind(root / "dense" / "results.json", lambda path: files.read_json(path, findings.CONTENT)),
         "preset": Kind(root / "preset.toml", presets.load, False),
@@ -165,8 +165,8 @@ def loaded(path: Path, layout: Layout) -> Any:
     return _Run(Network(), lambda *_: None, layout, {})._load(path, whole)
 
 
-def read_manifest(path: Path) -> Any:
-    manifest = files.read_json(path, CONTENT)
+def manifest_and_preset(path: Path) -> Any:
+    manifest = read_manifest(path.parent)
     return manifest, presets.from_dict(manifest["preset"], str(path))
 
 
@@ -189,6 +189,6 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "pooled": Pooled.load,
     "x.pt": state_dicts.load,
     "x.safetensors": state_dicts.load,
-    "manifest.json": lambda path: _read_manifest(path.parent),
+    "manifest.json": lambda path: read_manifest(path.parent),
     "results.json": demo.read_results,
 }

@@ -5,7 +5,7 @@ import json
 from lpk import presets
 from lpk.experiments import demo
 from lpk.pruning.imp import CHECKPOINT, REWIND, _Run
-from lpk.run import _read_manifest
+from lpk.run import read_manifest
 from lpk.sparse import load_sparse
 from lpk.tickets.pooled import Pooled, Step
 from lpk.tickets.store import MANIFEST, TicketStore
@@ -36,7 +36,7 @@ def test_files_of_format_1_load():
     assert metadata["train"]["best"] == float("inf") and metadata["train"]["optimizer"][0][1:] == (0.5, None)
     state, metadata = _Run(Network(), lambda *_: None, made.layout, {})._load(OLD / "tickets" / REWIND, {})
     assert same(state, state_of_round(9)) and metadata["epoch"] == 1
-    manifest = _read_manifest(OLD)
+    manifest = read_manifest(OLD)
     assert presets.from_dict(manifest["preset"], "manifest.json").imp.rounds == 1
     assert demo.read_results(OLD / "results.json")["manifest"] == manifest
 
