@@ -122,7 +122,7 @@ class Run:
                 check_no_tickets(path)
                 tickets = Tickets.from_checkpoints(imported, model=run.model(), key=key)
             if files.exists(path / MANIFEST):
-                stored = _read_manifest(path)
+                stored = read_manifest(path)
                 begun = presets.from_dict(stored["preset"], str(path / MANIFEST))
                 same = stored if "imported" in stored else stored | {"preset": _continued(begun, preset).to_dict()}
                 for key in ("preset", "seed", "samples"):
@@ -148,7 +148,7 @@ class Run:
         _check_is_run(path)
         check_whole(path)
         with files.locked(path):
-            manifest = _read_manifest(path)
+            manifest = read_manifest(path)
             if seed is not None and seed != manifest["seed"]:
                 raise ValueError(f"{path} is a run with seed {manifest['seed']}, not {seed}")
             preset = presets.from_dict(manifest["preset"], str(path / MANIFEST))
@@ -259,7 +259,7 @@ def network(path: Path, round_: int, method: str) -> tuple[StateDict, StateDict]
         try:
             ticket = TicketStore.reading(path / "tickets", lambda store: store.read(round_))
         except FileNotFoundError as error:
-            raise _no_tickets(path, _read_manifest(path), error) from error
+            raise _no_tickets(path, read_manifest(path), error) from error
         return ticket.state_dict, ticket.masks
     file = _pooled_path(path, method, round_)
     if not files.exists(file):
@@ -290,7 +290,8 @@ def _load_data(preset: Preset, seed: int, root: Path | None) -> Data:
     return load_data(wanted.name, validation=wanted.validation, train=wanted.train, seed=seed, root=root)
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What a run directory says that it is. Raises FileNotFoundError, lpk.FileDamaged."""
     return files.read_json(path / MANIFEST, CONTENT)
 
 

@@ -25,7 +25,7 @@ from lpk.tickets.pooled import Pooled
 from lpk.tickets.tickets import Tickets
 from tests.command import error, here, in_a_process, lpk, start
 from tests.conftest import TINY_PRESET
-from tests.tickets.test_tickets import same
+from tests.same import same
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from torch import nn
 import lpk
 from lpk import export, models
 from tests.conftest import make_network
-from tests.pooling.test_eager import with_random_statistics
+from tests.networks.random_statistics import with_random_statistics
 from tests.sparse.networks import Dynamic, pruned
 
 

@@ -1,6 +1,7 @@
 """lpk.models: shapes, sizes and initialisation of the networks."""
 
 import math
+import subprocess
 import sys
 from typing import Any
 
@@ -177,3 +178,8 @@ def test_timm_missing_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_librarys_wrong_name_is_named(name: str, shape: tuple[int, int, int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         models.build(name, classes=7, shape=shape)
+
+
+def test_importing_loads_no_optional_package() -> None:
+    code = "import sys, lpk, lpk.models; assert 'timm' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,7 +5,9 @@ tickets      the tickets of one network
 store        a directory of tickets that grows round by round
 pooled       a pooled network, and its file
 adoption     tickets of networks that others pruned: state dicts, modules, checkpoints
-importers    the files that others write, by their own rules
+conventions  what others call the weights in a state dict, and where their masks are
+checkpoints  which files of a folder hold networks, by round
+state_dicts  the state dict in a file that others wrote
 files        JSON and tensors under a digest
 nested       nested states in such files
 tensors      the safetensors format

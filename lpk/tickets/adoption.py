@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from lpk.networks.flat import Layout, StateDict
 from lpk.networks.states import state_names
 from lpk.networks.wrappers import unwrapped
-from lpk.tickets import importers
+from lpk.tickets import conventions
+from lpk.tickets.state_dicts import check_plain
 from lpk.tickets.store import MASK
 from lpk.tickets.ticket import Ticket, check_mixable
 
@@ -36,21 +37,21 @@ def tickets_of(
             )
         state = state.state_dict() if isinstance(state, nn.Module) else state
         try:
-            importers.check_plain(state)
+            check_plain(state)
         except ValueError as error:
             raise ValueError(f"{name} {error}") from error
-        networks.append(importers.network(state, given))
+        networks.append(conventions.network(state, given))
         if MASK in networks[-1].state:
             raise ValueError(f"{name} is lpk's own: lpk.Tickets.load reads its directory, lpk.Pooled.load a pooled one")
         _check_masks(name, *networks[-1])
     own = None
     if model is not None:
         model = unwrapped(model)
-        own = importers.network(model.state_dict()).state
+        own = conventions.network(model.state_dict()).state
         networks = [_named_as(own, name, network) for name, network in zip(names, networks, strict=True)]
     states, found = [network.state for network in networks], [network.masks for network in networks]
     if not any(found):
-        found = importers.masks_from_zeros(states, model=model, prunable=prunable)
+        found = conventions.masks_from_zeros(states, model=model, prunable=prunable)
     elif prunable is not None:
         raise ValueError("`prunable` says whose zeros are pruned weights, but the tickets have masks")
     chosen = {name for given in found for name in given}.union(prunable or ())
@@ -77,9 +78,9 @@ def tickets_of(
     return tickets
 
 
-def _named_as(own: StateDict, name: str, network: importers.Network) -> importers.Network:
+def _named_as(own: StateDict, name: str, network: conventions.Network) -> conventions.Network:
     try:
-        return importers.named_as(own, network)
+        return conventions.named_as(own, network)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
@@ -103,7 +104,7 @@ def _ticket(
         raise ValueError(f"{names[i]} does not match {names[0]}: {problem}")
     mask = torch.ones(layout.n, dtype=torch.bool, device="cpu")
     try:
-        masks = importers.tie(masks, layout.aliases)
+        masks = conventions.tie(masks, layout.aliases)
         for entry in layout.weights:
             if entry.name in masks:
                 mask[entry.span] = masks[entry.name].reshape(-1).to(mask)

@@ -11,7 +11,7 @@ from typing import overload
 from torch import Tensor, nn
 
 from lpk.networks.flat import Layout
-from lpk.tickets import files, importers
+from lpk.tickets import checkpoints, files, state_dicts
 from lpk.tickets.adoption import tickets_of
 from lpk.tickets.store import MANIFEST, TicketStore
 from lpk.tickets.ticket import Ticket, check_mixable
@@ -161,10 +161,10 @@ class Tickets(Sequence[Ticket]):
         for path in given:
             if files.exists(path / MANIFEST):
                 raise ValueError(f"{path} is lpk's own: lpk.Tickets.load reads it")
-        found = [checkpoint for path in given for checkpoint in importers.find(path)]
+        found = [checkpoint for path in given for checkpoint in checkpoints.find(path)]
         names = [str(checkpoint.path) for checkpoint in found]
-        masks = [None if c.masks is None else importers.load(c.masks) for c in found]
-        tickets = tickets_of(names, [importers.load(c.path, key) for c in found], masks, model, prunable)
+        masks = [None if c.masks is None else state_dicts.load(c.masks) for c in found]
+        tickets = tickets_of(names, [state_dicts.load(c.path, key) for c in found], masks, model, prunable)
         for (a, earlier), (b, later) in itertools.pairwise(zip(names, tickets, strict=True)):
             if back := int((later.mask & ~earlier.mask).count_nonzero()):
                 raise ValueError(

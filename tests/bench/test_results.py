@@ -18,18 +18,10 @@ from bench import conftest, results
 from bench.cases import LARGE, RESNET18, cases, dtype_name
 from lpk import _core
 from lpk.tickets import files
+from tests.bench.command import MACHINE, command
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS = tuple(bench.plot.OPERATIONS)
-MACHINE = {
-    "processor": "Imagined 9000",
-    "instruction_set": "avx2",
-    "threads": 4,
-    "memory": "8 GiB",
-    "gpu": None,
-    "torch": "2.0",
-    "lpk": "0.1.0",
-}
 MARKERS = "<!-- bench -->\n{}<!-- /bench -->"
 
 
@@ -115,11 +107,6 @@ def test_a_machine_with_a_gpu_is_named_after_it():
 
 
 # --- the table ---
-
-
-def command(module, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-    module.main()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from lpk import presets
 from lpk.data import sets as data
 from lpk.run import Run
 from lpk.tickets import files
-from tests.bench.test_results import MACHINE, command
+from tests.bench.command import MACHINE, command
 
 WEIGHTS = 4  # bytes
 

@@ -2,33 +2,14 @@
 
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
 from lpk.data import splits
-
-Kind = Literal["none", "crop-flip"]
-
-
-def numbered(count: int, size: int = 32, augmentation: Kind = "none") -> splits.MemorySplit:
-    """Random images whose labels are their indices."""
-    images = torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(5))
-    mean, std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
-    return splits.MemorySplit(images.to(torch.uint8), torch.arange(count), mean, std, augmentation)
-
-
-def joined(batches: Iterable[splits.Batch]) -> splits.Batch:
-    inputs, labels = zip(*batches, strict=True)
-    return torch.cat(inputs), torch.cat(labels)
-
-
-def equal(one: splits.Batch, other: splits.Batch) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+from tests.data.batches import equal, joined, numbered
 
 
 def test_tensors_are_normalised_by_channel() -> None:
@@ -71,7 +52,7 @@ def test_a_seed_alone_decides_the_batches(augment: bool) -> None:
 
 def test_another_process_draws_the_same_batches() -> None:
     program = (
-        "import torch; from tests.data.test_splits import numbered, joined; torch.manual_seed(99);"
+        "import torch; from tests.data.batches import joined, numbered; torch.manual_seed(99);"
         "x, y = joined(numbered(20, augmentation='crop-flip').loader(8, seed=3, augment=True));"
         "print(x.double().sum().item(), y.tolist())"
     )

@@ -16,7 +16,7 @@ from lpk.networks.plain import is_plain
 from lpk.pooling.eager import Eager
 from lpk.sparse.network import Network
 from lpk.sparse.steps import Affine, Convolve
-from tests.pooling.test_eager import with_random_statistics
+from tests.networks.random_statistics import with_random_statistics
 
 
 def masked(layer, function):

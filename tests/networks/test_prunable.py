@@ -10,7 +10,7 @@ from lpk.networks.flat import Layout
 from lpk.networks.prunable import convolutions, prunable_names
 from lpk.progress import Progress
 from tests.pruning.perceptron import OPTIMIZERS, OPTIONS, X, trains
-from tests.tickets.test_tickets import same
+from tests.same import same
 
 sgd = trains(OPTIMIZERS["sgd"])
 

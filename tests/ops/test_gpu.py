@@ -8,7 +8,7 @@ import torch
 import lpk
 from lpk import _core, ops
 from lpk.ops import gpu
-from tests.ops.test_cuda_emulation import vector
+from tests.ops.vectors import vector
 from tests.reference import bits
 
 GPU = torch.device("cuda")

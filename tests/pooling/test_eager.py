@@ -11,21 +11,7 @@ from lpk.networks.flat import Layout
 from lpk.pooling.eager import Eager, Folded
 from lpk.pooling.evaluate import Evaluator
 from tests.conftest import make_images, make_network
-
-
-def with_random_statistics(network, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-            for tensor, low in (
-                (module.running_mean, -1),
-                (module.running_var, 0.5),
-                (module.weight, 0.5),
-                (module.bias, -1),
-            ):
-                if tensor is not None:
-                    tensor.data.uniform_(low, low + 1.5, generator=generator)
-    return network.eval().requires_grad_(False)
+from tests.networks.random_statistics import with_random_statistics
 
 
 def batchnorms(network):

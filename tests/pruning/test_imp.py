@@ -11,7 +11,7 @@ import lpk
 from lpk.pruning.imp import next_mask
 from tests.conftest import make_network, sgd
 from tests.pruning.training import OPTIONS, make_trainer
-from tests.tickets.test_tickets import same
+from tests.same import same
 
 
 def test_each_round_keeps_what_the_paper_says(images):

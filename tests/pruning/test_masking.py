@@ -10,7 +10,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, register_optimiz
 import lpk
 from lpk.pruning import masking
 from tests.pruning.perceptron import OPTIMIZERS, OPTIONS, mlp, trains
-from tests.tickets.test_tickets import same
+from tests.same import same
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)

@@ -11,7 +11,7 @@ from torch.ao import quantization
 
 import lpk
 from tests.pruning.perceptron import OPTIMIZERS, OPTIONS, X, mlp, trains
-from tests.tickets.test_tickets import same
+from tests.same import same
 
 sgd = trains(OPTIMIZERS["sgd"])
 

@@ -13,7 +13,7 @@ from lpk.pruning.train import Trainer
 from lpk.tickets import files
 from tests.conftest import make_network, sgd
 from tests.pruning.training import OPTIONS, make_trainer
-from tests.tickets.test_tickets import same
+from tests.same import same
 
 
 class Stop(BaseException):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from lpk import ops, sparse
 from lpk.networks.flat import Layout
 from tests.conftest import make_network
-from tests.pooling.test_eager import with_random_statistics
+from tests.networks.random_statistics import with_random_statistics
 
 
 def pruned(network, density):

@@ -9,7 +9,7 @@ from lpk import models
 from lpk.sparse.dead import live_windows, without_dead
 from lpk.sparse.network import Network
 from lpk.sparse.plan import trace
-from tests.pooling.test_eager import with_random_statistics
+from tests.networks.random_statistics import with_random_statistics
 from tests.sparse.networks import pruned, same
 
 

@@ -9,7 +9,7 @@ import lpk
 from lpk import sparse
 from lpk.sparse.network import Network
 from tests.conftest import sizes_as_arguments
-from tests.pooling.test_eager import with_random_statistics
+from tests.networks.random_statistics import with_random_statistics
 from tests.sparse.networks import Zoo, same
 
 

@@ -16,7 +16,7 @@ import lpk
 from lpk.networks.flat import Layout
 from lpk.networks.flat_model import FlatModel
 from lpk.pooling.eager import Eager
-from tests.pooling.test_eager import with_random_statistics
+from tests.networks.random_statistics import with_random_statistics
 
 ALL = os.environ.get("LPK_MODULE_TESTS") == "1"
 STRIDE = 1 if ALL else 60

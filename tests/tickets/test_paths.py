@@ -12,7 +12,7 @@ from lpk.tickets.pooled import Pooled
 from tests.command import here
 from tests.conftest import make_network
 from tests.pruning.perceptron import OPTIMIZERS, OPTIONS, mlp, trains
-from tests.tickets.test_tickets import same
+from tests.same import same
 
 sgd = trains(OPTIMIZERS["sgd"])
 

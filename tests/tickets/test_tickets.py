@@ -13,15 +13,7 @@ from lpk.tickets import files
 from lpk.tickets.store import MANIFEST, MASK
 from lpk.tickets.tickets import Tickets
 from tests.conftest import make_network
-
-
-def same(first, second):
-    return len(first) == len(second) and all(
-        torch.equal(a.mask, b.mask)
-        and all(torch.equal(x, y) for x, y in zip(a.state_dict.values(), b.state_dict.values(), strict=True))
-        for a, b in zip(first, second, strict=True)
-    )
-
+from tests.same import same
 
 # --- files ------------------------------------------------------------------------------------------------------------
 

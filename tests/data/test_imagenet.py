@@ -1,0 +1,122 @@
+"""ImageNet: images that are streamed from folders."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lpk.data import sets as data
+from lpk.data import splits
+from tests.data.batches import equal, joined
+from tests.data.small_sets import write_imagenet
+
+
+@pytest.fixture
+def imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_imagenet(tmp_path / "images")
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: min(threads, 1))
+    return tmp_path / "images"
+
+
+def in_this_process(split: splits.Split) -> splits.FolderSplit:
+    assert isinstance(split, splits.FolderSplit)
+    return splits.FolderSplit(split.folder, split.indices, split.training, split.evaluation, workers=0)
+
+
+def test_imagenet_is_streamed_from_its_folders(imagenet: Path) -> None:
+    loaded = data.load("imagenet", validation=2, root=imagenet)
+    assert (loaded.classes, loaded.shape) == (2, (3, 224, 224))
+    assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (4, 2, 6)
+    batches = list(loaded.test.loader(4))
+    assert [tuple(inputs.shape) for inputs, _ in batches] == [(4, 3, 224, 224), (2, 3, 224, 224)]
+    assert all(isinstance(batch, tuple) and batch[0].dtype == torch.float32 for batch in batches)
+    assert torch.cat([labels for _, labels in batches]).tolist() == [0, 0, 0, 1, 1, 1]
+    train, validation = in_this_process(loaded.train), in_this_process(loaded.validation)
+    assert sorted([*train.indices.tolist(), *validation.indices.tolist()]) == list(range(6))
+    again = data.load("imagenet", validation=2, root=imagenet)
+    assert torch.equal(in_this_process(again.validation).indices, validation.indices)
+
+
+def test_imagenet_may_be_a_folder_among_others(tmp_path: Path) -> None:
+    write_imagenet(tmp_path / "all" / "imagenet")
+    assert len(data.load("imagenet", validation=0, root=tmp_path / "all").train) == 6
+
+
+@pytest.mark.parametrize(("scale", "tolerance"), [(1, 1e-5), (2, 0.03)])
+def test_imagenets_evaluation_is_a_central_crop_normalised(tmp_path: Path, scale: int, tolerance: float) -> None:
+    write_imagenet(tmp_path)
+    across = np.linspace(0, 255, 512).astype(np.uint8)
+    picture = np.broadcast_to(across[None, :, None], (256, 512, 3))
+    larger = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+    Image.fromarray(larger).save(tmp_path / "val" / "n01" / "0.png")
+    test = in_this_process(data.load("imagenet", validation=0, root=tmp_path).test)
+    inputs, _ = next(iter(test.loader(1)))
+    pixels = across[144:368] / 255  # the middle 224 of 512
+    for channel, (mean, std) in enumerate([(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]):
+        expected = torch.tensor((pixels - mean) / std).expand(224, 224)
+        torch.testing.assert_close(inputs[0, channel].double(), expected, rtol=0, atol=tolerance)
+
+
+def test_a_seed_alone_decides_streamed_batches(imagenet: Path) -> None:
+    train = in_this_process(data.load("imagenet", validation=0, root=imagenet).train)
+    torch.manual_seed(0)
+    first = joined(train.loader(4, seed=3, augment=True))
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    assert equal(first, joined(train.loader(4, seed=3, augment=True)))
+    assert torch.equal(torch.get_rng_state(), before)
+    parallel = splits.FolderSplit(train.folder, train.indices, train.training, train.evaluation, workers=2)
+    assert equal(first, joined(parallel.loader(4, seed=3, augment=True)))
+    assert not torch.equal(first[0], joined(train.loader(4, seed=4, augment=True))[0])
+    assert not torch.equal(first[0], joined(train.loader(4, seed=3))[0])
+    assert torch.equal(first[1], joined(train.loader(4, seed=3))[1])
+    assert len(list(train.loader(4, drop_last=True))) == 1
+
+
+def test_every_streamed_sample_has_its_own_crop(imagenet: Path) -> None:
+    for copy in ("1.png", "2.png"):
+        (imagenet / "train" / "n01" / copy).write_bytes((imagenet / "train" / "n01" / "0.png").read_bytes())
+    train = in_this_process(data.load("imagenet", validation=0, root=imagenet).train)
+    inputs, labels = joined(train.loader(6, seed=1, augment=True))
+    same = inputs[labels == 0]
+    assert len(same) == 3
+    assert not any(torch.equal(same[one], same[other]) for one, other in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_imagenets_held_out_samples_are_never_augmented(imagenet: Path) -> None:
+    loaded = data.load("imagenet", validation=3, root=imagenet)
+    for split in (in_this_process(loaded.validation), in_this_process(loaded.test)):
+        assert equal(joined(split.loader(4, seed=1, augment=True)), joined(split.loader(4, seed=1)))
+
+
+def test_streamed_splits_take_and_check_like_the_others(imagenet: Path) -> None:
+    train = in_this_process(data.load("imagenet", validation=0, root=imagenet, train=5).train)
+    assert torch.equal(train.take(2).indices, train.indices[:2])
+    with pytest.raises(ValueError, match="count is 6; it must be from 0 to 5"):
+        train.take(6)
+    with pytest.raises(ValueError, match="augment=True needs a seed"):
+        train.loader(2, augment=True)
+
+
+def test_a_damaged_image_is_named(imagenet: Path) -> None:
+    path = imagenet / "val" / "n02" / "1.png"
+    for content in (path.read_bytes()[:200], b"no image"):
+        path.write_bytes(content)
+        test = in_this_process(data.load("imagenet", validation=0, root=imagenet).test)
+        with pytest.raises(ValueError, match=r"n02/1\.png: not a readable image"):
+            list(test.loader(6))
+
+
+def test_imagenet_folders_must_agree_and_are_never_downloaded(
+    imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (imagenet / "val" / "n02").rename(imagenet / "val" / "n03")
+    with pytest.raises(ValueError, match="train and val must have the same class folders"):
+        data.load("imagenet", validation=0, root=imagenet)
+    monkeypatch.setattr(data, "_download", None)
+    with pytest.raises(data.DataNotFound) as error:
+        data.load("imagenet", validation=0, root=tmp_path / "none")
+    assert str(tmp_path / "none") in str(error.value) and "no folder train" in str(error.value)
