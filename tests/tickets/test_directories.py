@@ -1,4 +1,4 @@
-"""lpk.directories and what writes by it: nothing of others is written or removed, and locks end with their use."""
+"""lpk.tickets.directories and what writes by it: nothing of others is written or removed, and locks end with it."""
 
 import contextlib
 import os
