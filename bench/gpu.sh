@@ -4,7 +4,7 @@
 #
 #   bench/gpu.sh [tests] [operators] [benchmarks] [memcheck] [racecheck]      what to do after the build; all by default
 #
-# PYTHON names the interpreter (default: python3), which must have the packages of `pip install -e '.[test]'`; the results
+# PYTHON names the interpreter (default: python3), which must have the packages of `pip install -e '.[cli,test]'`; the results
 # are written to bench/results and, where OUT names a folder, copied there.
 set -uo pipefail
 cd "$(dirname "$0")/.."

@@ -1,4 +1,4 @@
-// The extension module lpk._core. Tensors arrive as addresses: lpk/ops.py has checked dtype, size, contiguity and overlap.
+// The extension module lpk._core. Tensors arrive as addresses: lpk/ops has checked dtype, size, contiguity and overlap.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -200,6 +200,15 @@ def test_relative_links_resolve(page):
             assert (page.parent / path).exists(), f"{page.name} links to {target}"
 
 
+@pytest.mark.parametrize("page", [README, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem)
+def test_files_and_folders_that_are_named_are_there(page):
+    text = page.read_text()
+    named = re.findall(r"`((?:lpk|csrc|kernels|bench|tests|docs|examples)/[\w./-]+)`", text)
+    named += re.findall(r"^    ([a-z_/]+/) ", text, re.MULTILINE)
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_tables_of_the_results_page_are_those_of_the_results():
     page = (ROOT / "docs" / "results.md").read_text()
     shown = [path for path in sorted((ROOT / "docs" / "results").glob("*.json")) if f"<!-- {path.stem} -->" in page]

@@ -1,5 +1,5 @@
 // The CPU operations: flat vectors in, flat vectors out. Every function checks for NaN and infinity and throws
-// std::invalid_argument that says where; sizes, dtypes and overlap were checked by the caller (lpk/ops.py).
+// std::invalid_argument that says where; sizes, dtypes and overlap were checked by the caller (lpk/ops).
 #pragma once
 
 #include <cstdint>

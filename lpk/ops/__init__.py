@@ -8,7 +8,7 @@ Pruning keeps the `keep` entries of largest |x_j| as stored; among equal magnitu
 does not survive becomes +0. Every backend, instruction set and thread count returns the same bits.
 
 This holds for a_j = b_j, too, where x_j may be the number beside them: alpha and beta are rounded. For what a pool does
-not prune, lpk.interpolations therefore keeps the values in which both networks agree.
+not prune, lpk.pooling.interpolations therefore keeps the values in which both networks agree.
 
 Vectors are one-dimensional contiguous tensors of dtype float32, float16 or bfloat16, all of one dtype and device.
 Errors, for every function: TypeError for another dtype; ValueError for shapes that do not match, a vector that is not

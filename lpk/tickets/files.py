@@ -1,4 +1,4 @@
-"""JSON, tensors that carry a digest, and nested states, in files that lpk.directories writes."""
+"""JSON, tensors that carry a digest, and nested states, in files that lpk.tickets.directories writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""lpk.corruptions: CIFAR's files as they are published, and what is made for other data."""
+"""lpk.data.corruptions: CIFAR's files as they are published, and what is made for other data."""
 
 from dataclasses import replace
 from pathlib import Path

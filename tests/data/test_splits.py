@@ -1,4 +1,4 @@
-"""lpk.splits: normalisation, augmentation, and that a seed decides every batch of a split in memory."""
+"""lpk.data.splits: normalisation, augmentation, and that a seed decides every batch of a split in memory."""
 
 import subprocess
 import sys

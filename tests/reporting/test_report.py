@@ -1,4 +1,4 @@
-"""lpk.report: a run's numbers, whatever they are, in the table, the sentence, the plot and the page."""
+"""lpk.reporting.report: a run's numbers, whatever they are, in the table, the sentence, the plot and the page."""
 
 import io
 import re
