@@ -76,8 +76,8 @@ class Network:
 
     @cached_property
     def mixes(self) -> bool:
-        """Whether the output for a sample may depend on others of its batch."""
-        return any(step.mixes for step in self.plan.foreign) or any(map(_mixes, self.plan.foreign))
+        """Whether the output for a sample may depend on others of its batch, or on how many there are."""
+        return any(step.counts for step in self.plan.foreign) or any(map(_mixes, self.plan.foreign))
 
     def changed(self, *, weights: bool = True) -> None:
         """To be called after the model's values changed: they are read again. weights: False: only BatchNorm's did."""

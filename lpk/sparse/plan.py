@@ -154,8 +154,8 @@ class _Planner:
         """PyTorch runs it, after what was left to it."""
         nodes = self._needed(node)
         values = [self.values[n] for n in nodes if n in self.values]
-        mixes = any(self._mixes(n) for n in nodes if n not in self.values)
-        self.fused.append(node, Foreign(values, Value(sample_shape(node)), part=self._part(nodes), mixes=mixes))
+        counts = any(self._counts(n) for n in nodes if n not in self.values)
+        self.fused.append(node, Foreign(values, Value(sample_shape(node)), part=self._part(nodes), counts=counts))
 
     def _ending(self, output: fx.Node) -> tuple[list[Value], fx.GraphModule | None]:
         """The values that what the model returns is computed from, and that computation, if there is any."""
@@ -187,7 +187,7 @@ class _Planner:
         graph.output(fx.map_arg(result, copies.__getitem__))
         return fx.GraphModule(self.graph, graph)
 
-    def _mixes(self, node: fx.Node) -> bool:
+    def _counts(self, node: fx.Node) -> bool:
         """Whether a node that is left to others returns what depends on how many samples there are."""
         if node not in self.left or tensors(node.meta["result"]):
             return False

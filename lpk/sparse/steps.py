@@ -79,11 +79,11 @@ class Relayout(Step):
 class Foreign(Step):
     """What the engine doesn't know: PyTorch runs that part of the model on ordinary tensors.
 
-    `mixes`: whether it reads how many samples there are.
+    `counts`: whether it reads how many samples there are.
     """
 
     part: fx.GraphModule = field(kw_only=True)
-    mixes: bool = field(kw_only=True)
+    counts: bool = field(kw_only=True)
 
 
 @dataclass(frozen=True)
