@@ -142,13 +142,18 @@ def _heads(node: fx.Node, model: nn.Module) -> set[str]:
 @contextmanager
 def _attributes_kept(model: nn.Module) -> Iterator[None]:
     """What modules keep of their forward is proxies, while it is traced."""
-    kept = [(module, dict(vars(module))) for module in model.modules()]
+    kept = [
+        (held, dict(held))
+        for module in model.modules()
+        for held in (vars(module), module._buffers, module._parameters)
+        if isinstance(held, dict)
+    ]
     try:
         yield
     finally:
-        for module, attributes in kept:
-            vars(module).clear()
-            vars(module).update(attributes)
+        for held, content in kept:
+            held.clear()
+            held.update(content)
 
 
 def hooks(model: nn.Module) -> Iterator[tuple[str, str]]:

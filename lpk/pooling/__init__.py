@@ -8,9 +8,13 @@ evaluate        how good it is: calibrated, then scored on validation samples
 calibration     BatchNorm's statistics, renewed until they have settled
 criteria        what counts: errors or loss, and each sample's margin
 race            which validation samples are asked first, and when a network is out of a race
+tally           a network's errors and loss on them, counted on the device
 samples         these samples, in batches that are prepared once
+uploads         tickets on the device
 backends        what computes the forward pass: PyTorch (eager) or the sparse engine (lpk.sparse)
 eager           PyTorch, with BatchNorm folded
+convolutions    on a GPU: weights as its kernels read them, ReLU and addition in the convolution's kernel
+replay          on a GPU: what recurs for every network, recorded as CUDA graphs
 accuracy        correct predictions of any model, and what two differ by
 scores          scores that tell no network from another
 

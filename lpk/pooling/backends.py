@@ -7,21 +7,24 @@ from torch import Tensor, nn
 
 from lpk.networks import mixing
 from lpk.pooling.eager import Eager, alike
+from lpk.pooling.replay import Recorder
 from lpk.sparse.errors import NotSupported
 from lpk.sparse.network import Network
 
 Backend = Eager | Network
 
 
-def choose(model: nn.Module, wanted: str, inputs: Tensor, autocast: torch.dtype | None) -> Backend:
+def choose(
+    model: nn.Module, wanted: str, inputs: Tensor, autocast: torch.dtype | None, recorder: Recorder | None = None
+) -> Backend:
     """The backend of this name for these inputs [B, ...].
 
     "auto" is the engine where it can run all of the network, and computes the same.
 
     Raises ValueError where "sparse" is wanted and impossible.
     """
-    eager = Eager(model, autocast)
-    if wanted == "torch":
+    eager = Eager(model, autocast, recorder)
+    if wanted in ("torch", "graph"):
         return eager
     try:
         if problem := _obstacle(model, inputs, autocast):

@@ -31,8 +31,19 @@ class Statistics:
         self.tolerance = tolerance
         self._running = torch.nonzero(flat.statistics).squeeze(1)
         self._scale = _scales(flat)
+        size, device = len(self._running), flat.rest.device
+        # Over the batches so far, by West (1979): the mean, the summed squares of the distance from it, the weight, how
+        # many there are, and the squared standard error.
+        self._mean, self._squares, self._total = torch.zeros(3, size, dtype=torch.float64, device=device)
+        self._count, self._error = torch.zeros(2, dtype=torch.float64, device=device)
+        self._counted: dict[tuple[int, ...], Tensor] = {}
 
-    def calibrate(self, batches: Iterable[Tensor], measure: Callable[[Tensor], Mapping[_BatchNorm, int]]) -> None:
+    @property
+    def state(self) -> list[Tensor]:
+        """What `add` changes."""
+        return [self._mean, self._squares, self._total, self._count, self._error, self.flat.rest]
+
+    def calibrate(self, batches: Iterable[Tensor], add: Callable[[Tensor], None]) -> None:
         """Estimates the statistics from calibration samples.
 
         Batch by batch, and no further once they have settled: from the second batch on, when the standard error of
@@ -45,45 +56,58 @@ class Statistics:
 
         Args:
             batches: inputs [B, ...], all of one size; no more are taken than needed.
-            measure: writes the statistics of one batch into the layers, and returns how often each was called.
+            add: does what `add` does.
 
         Raises ValueError where a batch is too small for a variance.
         """
         flat = self.flat
-        mean = squares = torch.zeros(len(self._running), dtype=torch.float64, device=flat.rest.device)  # West 1979
-        total = torch.zeros_like(mean)
+        for x in (self._mean, self._squares, self._total, self._count):
+            x.zero_()
         with torch.inference_mode():
             for count, inputs in enumerate(batches, start=1):
-                before = flat.rest[self._running]
-                calls = measure(inputs)
-                flat.read()
-                batch = flat.rest[self._running]
-                weight = self._weights(calls, batch != before)
-                total = total + weight
-                difference = batch.double() - mean
-                mean = mean + difference * weight / total.clamp(min=1)
-                squares = squares + weight * difference * (batch - mean)
-                deviation = squares / total.clamp(min=1)
-                if count > 1 and self.tolerance and self._error(mean, deviation, count) <= self.tolerance:
+                add(inputs)
+                if count > 1 and self.tolerance and math.sqrt(float(self._error)) <= self.tolerance:
                     break
-            flat.rest[self._running] = torch.where(total > 0, mean.to(flat.rest.dtype), flat.rest[self._running])
+            mean = self._mean.to(flat.rest.dtype)
+            flat.rest[self._running] = torch.where(self._total > 0, mean, flat.rest[self._running])
+
+    def add(self, inputs: Tensor, measure: Callable[[Tensor], Mapping[_BatchNorm, int]]) -> None:
+        """One batch's part. The host waits for nothing.
+
+        measure: writes the statistics of one batch into the layers, and returns how often each was called.
+        """
+        flat = self.flat
+        before = flat.rest[self._running]
+        calls = measure(inputs)
+        flat.read()
+        batch = flat.rest[self._running]
+        weight = self._weights(calls, batch != before)
+        self._total += weight
+        difference = batch.double() - self._mean
+        self._mean += difference * weight / self._total.clamp(min=1)
+        self._squares += weight * difference * (batch - self._mean)
+        self._count += 1
+        if self.tolerance:
+            self._error.copy_(self._squared_error())
 
     def _weights(self, calls: Mapping[_BatchNorm, int], changed: Tensor) -> Tensor:
         """How often each statistic was taken from a batch: as often as its layer was called, or once where a model
         computes with the statistics of a layer without calling it."""
-        counts = [calls.get(layer, 0) for layer, _, _ in self.flat.batchnorms]
+        counts = tuple(calls.get(layer, 0) for layer, _, _ in self.flat.batchnorms)
         if all(count == 1 for count in counts):
             return torch.ones_like(changed, dtype=torch.float64)
-        counted = torch.tensor(counts, dtype=torch.float64, device=changed.device)[self._scale.layer]
-        return torch.where(counted > 0, counted, changed.double())
+        if counts not in self._counted:
+            counted = torch.tensor(counts, dtype=torch.float64, device=changed.device)
+            self._counted[counts] = counted[self._scale.layer]
+        return torch.where(self._counted[counts] > 0, self._counted[counts], changed.double())
 
-    def _error(self, mean: Tensor, deviation: Tensor, count: int) -> float:
-        """The standard error of the statistics' mean over `count` batches, relative, as calibrate says; deviation: the
-        mean square difference from it."""
-        variance = mean[self._scale.variance]
+    def _squared_error(self) -> Tensor:
+        """The standard error of the statistics' mean over the batches, relative, as calibrate says, squared."""
+        variance = self._mean[self._scale.variance]
         scale = torch.where(self._scale.is_mean, variance, variance.square())
-        relative = deviation / (count - 1) / scale
-        return math.sqrt(float(torch.where(scale > 0, relative, 0.0).mean()))  # a dead channel has settled
+        deviation = self._squares / self._total.clamp(min=1)  # the mean square difference from the mean
+        relative = deviation / (self._count - 1) / scale
+        return torch.where(scale > 0, relative, 0.0).mean()  # a dead channel has settled
 
 
 class _Scales(NamedTuple):

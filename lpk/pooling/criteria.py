@@ -11,6 +11,8 @@ from torch import Tensor, nn
 LOSS_UNITS = 2.0**20
 LARGEST_LOSS = 1000.0  # what a NaN counts as, too
 
+NOBODY = -1  # the label of a row that fills a batch up and does not count
+
 
 class Score(NamedTuple):
     """How a network did on all validation samples.
@@ -26,13 +28,14 @@ class Score(NamedTuple):
     margins: Tensor | None
 
 
-def loss_units(logits: Tensor, labels: Tensor) -> int:
-    """The cross-entropy of logits [N, classes], summed over the samples."""
-    loss = nn.functional.cross_entropy(logits.float(), labels, reduction="none").double()
-    return int((loss.nan_to_num(nan=LARGEST_LOSS).clamp(max=LARGEST_LOSS) * LOSS_UNITS).round().sum())
+def loss_units(logits: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy of logits [N, classes], summed over the samples: an int64 scalar. NOBODY has none."""
+    loss = nn.functional.cross_entropy(logits.float(), labels, reduction="none", ignore_index=NOBODY).double()
+    return (loss.nan_to_num(nan=LARGEST_LOSS).clamp(max=LARGEST_LOSS) * LOSS_UNITS).round().sum().long()
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """By how much each sample's own logit exceeds the largest other one, [N]; below 0 for an error."""
-    own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
-    return own - logits.scatter(1, labels.unsqueeze(1), -math.inf).amax(1)
+    """By how much each sample's own logit exceeds the largest other one, [N]; below 0 for an error. NOBODY's means
+    nothing."""
+    own = labels.clamp(min=0).unsqueeze(1)
+    return logits.gather(1, own).squeeze(1) - logits.scatter(1, own, -math.inf).amax(1)

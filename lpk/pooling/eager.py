@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,8 @@ from lpk.networks.batchnorm import batchnorms, check_batch
 from lpk.networks.plain import is_plain
 from lpk.networks.states import input_dtype
 from lpk.networks.tracing import hooks, trace
+from lpk.pooling.convolutions import LaidOut, fuse, laid_out
+from lpk.pooling.replay import Recorder, Replayed, is_gpu
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -27,26 +29,51 @@ Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 class Eager:
     """Computes what a model in evaluation mode computes, in PyTorch; the same interface as lpk.sparse.network.Network.
 
+    On a GPU its layers are as lpk.pooling.convolutions says.
+
     Args:
-        model: its values are read at every call, or after `changed` was called.
+        model: its values are read when `prepare` or a call comes after `changed`.
         autocast: the dtype that PyTorch computes in where that is safe (torch.autocast); None: the model's own.
+        recorder: what may record the writing of the weights that it computes with; None: nothing does.
     """
 
     name = "torch"
 
-    def __init__(self, model: nn.Module, autocast: torch.dtype | None = None) -> None:
+    def __init__(self, model: nn.Module, autocast: torch.dtype | None = None, recorder: Recorder | None = None) -> None:
         self.model = model
         self.autocast = autocast
         self.parameter = next(model.parameters())
         self.dtype = input_dtype(model)
         self.batchnorms = {module: path for path, module in batchnorms(model)}
+        self.on_gpu = is_gpu(self.parameter.device)
+        self.laid_out: LaidOut | None = None
         self.folded: Folded | None = None
-        self._tried = not self.batchnorms
-        self._stale = True
+        self._recorder = recorder or Recorder(self.parameter.device, "nothing is to be recorded")
+        self._write: Replayed | None = None
+        self._update: Replayed | None = None
+        self._tried = False
+        self._weights_stale = self._folded_stale = True
 
     def changed(self, *, weights: bool = True) -> None:
-        """To be called after the model's values changed."""
-        self._stale = True
+        """To be called after the model's values changed. weights: False: only BatchNorm's statistics did."""
+        self._weights_stale |= weights
+        self._folded_stale = True
+
+    def prepare(self, inputs: Tensor, *, measuring: bool) -> None:
+        """Does what has to be done once for a network, before it is called with inputs [B, ...], or measured."""
+        with torch.inference_mode():
+            if not self._tried:
+                self._tried = True
+                self._choose(inputs)
+            if self.folded is not None and not measuring:
+                assert self._update is not None
+                if self._folded_stale:
+                    self._update()
+                self._folded_stale = False
+            elif self._weights_stale:
+                if self._write is not None:
+                    self._write()
+                self._weights_stale = False
 
     def measure(self, inputs: Tensor) -> dict[_BatchNorm, int]:
         """Writes the statistics of one batch into the BatchNorm layers: the mean and the unbiased variance of what each
@@ -56,23 +83,21 @@ class Eager:
 
         Raises ValueError where a layer reads one value for each channel.
         """
-        with _training(self.batchnorms, len(inputs)) as calls, torch.inference_mode():
+        self.prepare(inputs, measuring=True)
+        with _training(self.batchnorms, len(inputs)) as calls, torch.inference_mode(), _used(self.laid_out):
             self._forward(self.model, inputs)
-        self.changed()
+        self.changed(weights=False)
         return calls
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """The model's output for inputs [B, ...]."""
+        self.prepare(inputs, measuring=False)
         with torch.inference_mode():
-            if not self._tried:
-                self._tried = True
-                self.folded = self._fold(inputs)
-            if self.folded is None:
+            if self.folded is not None:
+                with _used(self.folded.laid_out):
+                    return self._forward(self.folded.network, inputs)
+            with _used(self.laid_out):
                 return self._forward(self.model, inputs)
-            if self._stale:
-                self.folded.update()
-                self._stale = False
-            return self._forward(self.folded.network, inputs)
 
     def plainly(self, inputs: Tensor) -> Tensor:
         """As a call, but unfolded, and so that what runs can be watched."""
@@ -82,21 +107,45 @@ class Eager:
         inputs = inputs.to(self.parameter.device, self.dtype if inputs.is_floating_point() else inputs.dtype)
         if inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(inputs.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+        autocast = torch.autocast(inputs.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+        with autocast, _no_stopwatch() if self.on_gpu else nullcontext():
             output: Tensor = network(inputs)
         return output
+
+    def _choose(self, inputs: Tensor) -> None:
+        """How the model is computed: by what computes the same for these inputs."""
+        if self.on_gpu and len(copies := LaidOut(self.model, self.autocast)):
+            expected = self._forward(self.model, inputs)
+            copies.write()
+            with copies.used():
+                same = alike(self._forward(self.model, inputs), expected)
+            if same:
+                self.laid_out = copies
+                self._write = self._recorder.replayed(copies.write, lambda: copies.copies)
+        self.folded = self._fold(inputs) if self.batchnorms else None
+        if self.folded is not None:
+            self._update = self._recorder.replayed(self.folded.update, self.folded.tensors)
 
     def _fold(self, inputs: Tensor) -> Folded | None:
         """The folded model; None where the model can't be traced, or not so that it computes the same."""
         if any(not path for path, _ in hooks(self.model)):  # the graph has no hooks of the model itself
             return None
-        try:
-            folded = Folded(self.model)
-        except Exception:  # whatever a stranger's forward raises when it is given a proxy
-            return None
-        if not len(folded):
-            return None
-        return folded if alike(self._forward(folded.network, inputs), self._forward(self.model, inputs)) else None
+        for for_gpu in (True, False) if self.on_gpu else (False,):
+            try:
+                folded = Folded(self.model, self.autocast, for_gpu=for_gpu)
+                if not len(folded):
+                    return None
+                with _used(folded.laid_out):
+                    made = self._forward(folded.network, inputs)
+            except Exception:  # whatever a stranger's forward raises when it is given a proxy
+                continue
+            if alike(made, self._forward(self.model, inputs)):
+                return folded
+        return None
+
+
+def _used(copies: LaidOut | None) -> AbstractContextManager[None]:
+    return nullcontext() if copies is None else copies.used()
 
 
 def alike(a: object, b: object) -> bool:
@@ -105,6 +154,16 @@ def alike(a: object, b: object) -> bool:
         return False
     rounding = 1e-1 if b.dtype.itemsize == 2 else 1e-2
     return a.shape == b.shape and bool((a - b).abs().max() <= rounding * b.abs().max())
+
+
+@contextmanager
+def _no_stopwatch() -> Iterator[None]:
+    """cuDNN chooses its algorithms by rule, not by timing them: numbers would be others from run to run."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @contextmanager
@@ -147,15 +206,34 @@ class Folded:
 
     It shares every other module with the model. `update` has to be called after the model's values changed.
 
+    Args:
+        for_gpu: its convolutions are as lpk.pooling.convolutions says, computing in `autocast`.
+
     Attributes:
         network: maps what the model maps, up to rounding.
+        laid_out: copies of the weights that are not folded, which it is to be called with; None: it has none.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, autocast: torch.dtype | None = None, *, for_gpu: bool = False) -> None:
         self.network = trace(model, changing=True)
         self._pairs = [_fold(self.network, *nodes) for nodes in _foldable(self.network)]
+        self.laid_out: LaidOut | None = None
+        if for_gpu:
+            for layer, _, folded in self._pairs:
+                weight = laid_out(layer.weight, autocast)
+                folded.weight = nn.Parameter(weight, requires_grad=False)
+                folded.bias = nn.Parameter(weight.new_empty(len(weight)), requires_grad=False)
+            fuse(self.network, [pair.folded for pair in self._pairs])
+            self.network.delete_all_unused_submodules()  # their weights are not needed
+            self.laid_out = LaidOut(self.network, autocast)
         self.network.recompile()
         self.update()
+
+    def tensors(self) -> list[Tensor]:
+        """What `update` changes."""
+        folded = [pair.folded for pair in self._pairs]
+        own: list[Tensor] = [x for layer in folded for x in (layer.weight, layer.bias) if x is not None]
+        return own if self.laid_out is None else own + self.laid_out.copies
 
     def __len__(self) -> int:
         """How many BatchNorm layers were folded."""
@@ -163,6 +241,8 @@ class Folded:
 
     @torch.no_grad()
     def update(self) -> None:
+        if self.laid_out is not None:
+            self.laid_out.write()
         for layer, batchnorm, folded in self._pairs:
             mean, variance = batchnorm.running_mean, batchnorm.running_var
             assert mean is not None and variance is not None

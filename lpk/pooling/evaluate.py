@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpk.networks.flat import Layout
 from lpk.networks.flat_model import FlatModel
 from lpk.pooling.backends import Backend, choose, mixes
 from lpk.pooling.calibration import TOLERANCE, Statistics
-from lpk.pooling.criteria import Score, loss_units, margins
-from lpk.pooling.methods import CRITERIA, STATISTICS
+from lpk.pooling.criteria import NOBODY, Score
+from lpk.pooling.eager import Eager
+from lpk.pooling.methods import AUTOCASTS, CRITERIA, STATISTICS
 from lpk.pooling.race import Race
-from lpk.pooling.samples import BATCH_SIZE, Calibration, Inputs, Samples, Validation
+from lpk.pooling.replay import Recorder, is_gpu
+from lpk.pooling.samples import BATCH_SIZE, Batch, Calibration, Inputs, Samples, Validation
+from lpk.pooling.tally import Tally
 
 
 class Evaluator:
@@ -36,9 +38,12 @@ class Evaluator:
         criterion: what counts against a network: "accuracy", its errors, or "loss", its cross-entropy.
         statistics: "recalibrate", "interpolate" (like the other parameters) or "leave" (the target's stay).
         tolerance: the standard error at which calibration stops, see lpk.pooling.calibration; 0: it uses all samples.
-        batch_size: of calibration and validation; None: each loader's own, and 128 at most, see lpk.pooling.samples.
-        backend: what evaluates: "torch", "sparse" (the engine), or "auto" for the faster one.
-        autocast: the dtype that PyTorch computes in where that is safe (torch.autocast); None: the model's own.
+        batch_size: of calibration and validation; None: what each loader and the device suggest, see
+            lpk.pooling.samples.
+        backend: what evaluates: "torch", "graph" (PyTorch, replayed as CUDA graphs), "sparse" (the engine), or "auto"
+            for the fastest that is possible.
+        autocast: the dtype that PyTorch computes in where that is safe (torch.autocast), or its name; None: the model's
+            own.
 
     Attributes:
         batch_size: of validation, by which counts are defined; of calibration where `evaluate` scores.
@@ -61,7 +66,7 @@ class Evaluator:
         tolerance: float = TOLERANCE,
         batch_size: int | None = None,
         backend: str = "auto",
-        autocast: torch.dtype | None = None,
+        autocast: torch.dtype | str | None = None,
         device: torch.device | None = None,
     ) -> None:
         if statistics not in STATISTICS:
@@ -72,15 +77,17 @@ class Evaluator:
             raise ValueError(f"batch_size is {batch_size}; at least 1 is needed")
         if not 0.0 <= tolerance < math.inf:
             raise ValueError(f"tolerance is {tolerance}; a number of at least 0 is needed")
-        if autocast not in (None, torch.bfloat16, torch.float16):
-            raise ValueError(f"autocast is {autocast}; torch.bfloat16, torch.float16 or None is possible")
+        autocast = getattr(torch, autocast) if isinstance(autocast, str) and autocast in AUTOCASTS else autocast
+        if autocast not in (None, *(getattr(torch, name) for name in AUTOCASTS)):
+            possible = ", ".join(f"torch.{name}" for name in AUTOCASTS)
+            raise ValueError(f"autocast is {autocast}; {possible}, the name of one, or None is possible")
         if (validation is None) == (evaluate is None):
             raise ValueError("pass either `validation` samples or an `evaluate` function")
         device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
         self.flat = FlatModel(model, layout, device)
         self.device = device
         self.tolerance = tolerance
-        self.autocast = autocast
+        self.autocast: torch.dtype | None = autocast  # type: ignore[assignment]
         self.evaluate = evaluate
         self.criterion = criterion
         self.forward_samples = self.validated = self.scored = 0
@@ -102,7 +109,14 @@ class Evaluator:
         self.statistics = statistics
         self._race = None if self.validation is None else Race(self.validation)
         self._statistics = Statistics(self.flat, tolerance)
+        self._tally = None
+        if self.validation is not None:
+            self._tally = Tally(self.validation.count, self.batch_size, criterion, device)
         self.wanted = backend
+        problem = None if backend in ("auto", "graph") and evaluate is None else "nothing is to be recorded"
+        self._recorder = Recorder(device, problem, required=backend == "graph")
+        self._measure = self._recorder.replayed(self._measured, lambda: [*self._statistics.state, *self._buffers()])
+        self._count = self._recorder.replayed(self._counted, lambda: [*self._tally_state(), *self._buffers()])
         self._chosen: Backend | None = None
         self._mixes: bool | None = None  # whether predictions depend on the other samples of a batch
 
@@ -117,8 +131,20 @@ class Evaluator:
 
     @property
     def backend(self) -> str:
-        """What evaluates: "torch" or "sparse"; as wanted while nothing was evaluated."""
-        return self.wanted if self._chosen is None else self._chosen.name
+        """What evaluates: "torch", "graph" or "sparse"; as wanted while nothing was evaluated."""
+        if self._chosen is None:
+            return self.wanted
+        return "graph" if isinstance(self._chosen, Eager) and self._recorder.problem is None else self._chosen.name
+
+    @property
+    def graph_problem(self) -> str | None:
+        """Why a network on a GPU is called and not replayed; None where it is, or is not to be."""
+        return self._recorder.problem if is_gpu(self.device) and self.wanted == "auto" else None
+
+    @property
+    def tf32(self) -> bool | None:
+        """Whether convolutions of float32 may round what they multiply to TF32, as PyTorch's default on a GPU is."""
+        return torch.backends.cudnn.allow_tf32 if self.device.type == "cuda" else None
 
     @property
     def total(self) -> int | None:
@@ -140,7 +166,7 @@ class Evaluator:
         """Estimates BatchNorm's statistics for the network in `flat` from the calibration samples, see
         Statistics.calibrate. Raises ValueError where a batch is too small for a variance."""
         if self.statistics == "recalibrate" and self.batchnorms and self.calibration is not None:
-            self._statistics.calibrate(self.calibration.batches(), self._measure)
+            self._statistics.calibrate(self.calibration.batches(), self._calibrated)
             self.written(weights=False)
 
     def score(self, most: float = math.inf) -> Score | None:
@@ -155,20 +181,25 @@ class Evaluator:
                     raise TypeError(f"evaluate returned a {type(returned).__name__}; a number is needed") from error
             self.changed = self.changed or changed
             return Score(value, value, None)
-        assert self.validation is not None and self._race is not None
-        errors = cost = 0
-        logits, labels = [], []
+        assert self.validation is not None and self._race is not None and self._tally is not None
+        tally, race = self._tally, self._race
         with torch.inference_mode():
-            for inputs, batch_labels in self.validation.batches():
-                batch_labels = batch_labels.to(self.device)
-                logits.append(self._logits(self._network(inputs), inputs, self.batch_size))
-                labels.append(batch_labels)
-                errors += int((logits[-1].argmax(1) != batch_labels).sum())
-                cost = errors if self.criterion == "accuracy" else cost + loss_units(logits[-1], batch_labels)
-                if cost > most or (len(logits) == 1 and self._race.loses(errors, most)):
+            tally.clear()
+            unread = tally.harmless(0, most)
+            for number, (inputs, labels) in enumerate(self._batches(self.validation)):
+                self._count(inputs, labels)
+                self.forward_samples += len(inputs)
+                self.validated += len(inputs)
+                if unread > 0 and not (number == 0 and race.runs):
+                    unread -= 1
+                    continue
+                errors, cost = tally.read()
+                if cost > most or (number == 0 and race.loses(errors, most)):
                     return None
+                unread = tally.harmless(cost, most)
+            errors, cost = tally.read()
             accuracy = (self.validation.count - errors) / self.validation.count
-            return Score(self.highest - cost, accuracy, margins(torch.cat(logits), torch.cat(labels)))
+            return Score(self.highest - cost, accuracy, tally.margins())
 
     def predict(self, samples: Validation | None = None) -> tuple[Tensor, Tensor]:
         """Logits of the network in `flat` [N, classes] and the samples' labels [N], on the CPU.
@@ -180,10 +211,12 @@ class Evaluator:
         assert samples is not None
         logits, labels = [], []
         with torch.inference_mode():
-            for inputs, batch_labels in samples.batches():
-                inputs = inputs.to(self.device)
-                logits.append(self._logits(self._network(inputs), inputs, samples.batch_size).float().cpu())
-                labels.append(batch_labels.cpu())
+            for inputs, batch_labels in self._batches(samples):
+                real = batch_labels != NOBODY
+                logits.append(self._logits(inputs)[real].float().cpu())
+                labels.append(batch_labels[real].cpu())
+                self.forward_samples += len(inputs)
+                self.validated += len(inputs)
         return torch.cat(logits), torch.cat(labels)
 
     def hardest_first(self, score: Score) -> None:
@@ -196,21 +229,42 @@ class Evaluator:
         if self._race is not None and not self._mixes:
             self._race.draw_heat(errors_allowed, error)
 
-    def _measure(self, inputs: Tensor) -> Mapping[_BatchNorm, int]:
-        calls = self._network(inputs).measure(inputs)
+    def _calibrated(self, inputs: Tensor) -> None:
+        """A calibration batch's part of the statistics."""
+        network = self._network(inputs)
+        if isinstance(network, Eager):
+            network.prepare(inputs, measuring=True)
+        self._measure(inputs)
         self.forward_samples += len(inputs)
-        return calls
 
-    def _logits(self, network: Backend, inputs: Tensor, batch_size: int) -> Tensor:
-        """Predictions of one batch [B, classes], computed at the full batch size unless they depend on each other."""
-        count = len(inputs)
-        if self._mixes is None and batch_size > 1:  # one alone may be all that memory has room for
-            self._mixes = mixes(network, inputs)
-        if count < batch_size and not self._mixes:
-            inputs = torch.cat((inputs, inputs[-1:].expand(batch_size - count, *inputs.shape[1:])))
-        logits = network(inputs)
-        self.forward_samples += len(inputs)
-        self.validated += len(inputs)
+    def _measured(self, inputs: Tensor) -> None:
+        self._statistics.add(inputs, self._network(inputs).measure)
+
+    def _batches(self, samples: Validation) -> Iterator[Batch]:
+        """Batches on the device, all of one size unless predictions depend on each other: the last one is filled up
+        with its last sample, whose label is then NOBODY. The network in `flat` is ready for them."""
+        size = samples.batch_size
+        for number, (inputs, labels) in enumerate(samples.batches()):
+            inputs, labels = inputs.to(self.device), labels.to(self.device)
+            if number == 0:
+                network = self._network(inputs)
+                if self._mixes is None and size > 1:  # one alone may be all that memory has room for
+                    self._mixes = mixes(network, inputs)
+                if isinstance(network, Eager):
+                    network.prepare(inputs, measuring=False)
+            if len(inputs) < size and not self._mixes:
+                missing = size - len(inputs)
+                inputs = torch.cat((inputs, inputs[-1:].expand(missing, *inputs.shape[1:])))
+                labels = torch.cat((labels, labels.new_full((missing,), NOBODY)))
+            yield inputs, labels
+
+    def _counted(self, inputs: Tensor, labels: Tensor) -> None:
+        assert self._tally is not None
+        self._tally.add(self._logits(inputs), labels)
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        """Predictions of one batch [B, classes]."""
+        logits = self._network(inputs)(inputs)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"the model returned {shape}; logits [{len(inputs)}, classes] are needed")
@@ -219,10 +273,18 @@ class Evaluator:
                 f"validation holds the label {self.validation.largest}, but the model returned {logits.shape[1]} "
                 "logits: one for each class is needed, or pass `evaluate`"
             )
-        return logits[:count]
+        return logits
 
     def _network(self, inputs: Tensor) -> Backend:
         """What computes the network in `flat`, chosen when the first inputs are there."""
         if self._chosen is None:
-            self._chosen = choose(self.flat.model, self.wanted, inputs, self.autocast)
+            self._chosen = choose(self.flat.model, self.wanted, inputs, self.autocast, self._recorder)
         return self._chosen
+
+    def _tally_state(self) -> list[Tensor]:
+        return [] if self._tally is None else self._tally.state
+
+    def _buffers(self) -> list[Tensor]:
+        """What a forward pass may change beside BatchNorm's statistics."""
+        buffers = self.flat.model.buffers()
+        return [x for x in buffers if x.layout == torch.strided and not x.is_quantized and not x.is_complex()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from lpk.pooling.methods import BACKENDS, COEFFICIENTS, METHODS, PRUNE, SEARCHES
 from lpk.pooling.samples import Inputs, Samples
 from lpk.pooling.scores import alike, undone
 from lpk.pooling.search import Plan, Search
+from lpk.pooling.uploads import Uploads
 from lpk.progress import Progress
 from lpk.tickets.pooled import Pooled
 from lpk.tickets.ticket import Ticket
@@ -41,7 +43,7 @@ def pool(
     backend: str = "auto",
     error: float = 0.05,
     batch_size: int | None = None,
-    autocast: torch.dtype | None = None,
+    autocast: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Pooled | list[Pooled]:
@@ -69,13 +71,18 @@ def pool(
         statistics: BatchNorm's running statistics: "recalibrate", "interpolate" or "leave".
         tolerance: calibration stops when the statistics' standard error, relative to a channel's standard deviation,
             is at most this; 0: all calibration samples are used, as torch.optim.swa_utils.update_bn does.
-        backend: what evaluates a candidate: "torch", "sparse" (lpk's engine for CPUs, see lpk.sparsify), or "auto" for
-            the engine where it can run the whole network.
+        backend: what evaluates a candidate: "torch"; "graph", PyTorch recorded as CUDA graphs and replayed, for the
+            same numbers sooner; "sparse", lpk's engine for CPUs, see lpk.sparsify; or "auto": the engine on a CPU where
+            it can run the whole network, graphs on a GPU where it can be recorded, else "torch". The pooled network's
+            `settings` say which it was, and as graph_problem why it was no graph.
         error: the probability of a differing step that a racing search may have; no other search uses it.
         batch_size: of calibration and validation, no larger than there are samples; None: the size that each loader
-            has itself, and 128 at most. Of calibration more is better than few: a batch's statistics are computed
-            from its samples alone, so that a loader of less than 8 at a time, which memory may ask for, gets a warning.
-        autocast: torch.bfloat16 or torch.float16 to compute in that dtype where torch.autocast does; None: float32.
+            has itself, and 128 at most; for validation on a GPU, which needs more to be busy, four times the loader's,
+            and 256 at most. Of calibration more is better than few: a batch's statistics are computed from its samples
+            alone, so that a loader of less than 8 at a time, which memory may ask for, gets a warning.
+        autocast: torch.bfloat16 or torch.float16, or their names, to compute in that dtype where torch.autocast does;
+            None: float32, in which PyTorch's convolutions on a GPU multiply what they have rounded to TF32, unless
+            torch.backends.cudnn.allow_tf32 is False (`settings` say so).
         device: where candidates are evaluated; None: where the model is.
         progress: whether to show it.
 
@@ -112,8 +119,9 @@ def pool(
     )
     targets = range(len(tickets)) if target is None else [target]
     offered = len(tickets) - 1 if candidates is None else min(candidates, len(tickets) - 1)
-    with Progress(method, len(targets) * offered, show=progress) as bar:
-        plan = Plan(tickets, evaluator, method, coefficients, prune, offered, search, error, bar)
+    uploads = Uploads(tickets, evaluator.device)
+    with closing(uploads), Progress(method, len(targets) * offered, show=progress) as bar:
+        plan = Plan(tickets, evaluator, method, coefficients, prune, offered, search, error, bar, uploads)
         pools, values = [], {}
         for t in targets:
             one = Search(tickets[t], plan)

@@ -63,10 +63,15 @@ class Race:
         self._reorder(torch.cat((ranked[chosen], ranked[behind])))
         self._heat = Heat(drawn, population, error)
 
+    @property
+    def runs(self) -> bool:
+        """Whether the first batch is one that `loses` can tell by."""
+        return self._heat.drawn >= self.validation.batch_size
+
     def loses(self, errors: int, errors_allowed: float) -> bool:
         """Whether a network that makes `errors` in the first batch is out of the race."""
         drawn, population, error = self._heat
-        if drawn < self.validation.batch_size:
+        if not self.runs:
             return False
         return hypergeometric_tail(errors, population, int(min(errors_allowed, population)), drawn) <= error
 

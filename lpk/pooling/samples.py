@@ -14,6 +14,10 @@ Samples = Iterable[Batch] | Batch  # a DataLoader or the like, or (inputs, label
 Inputs = Samples | Iterable[Tensor] | Tensor  # the same, with or without labels or anything else behind the inputs
 
 BATCH_SIZE = 128
+# Of validation on a GPU, which more samples keep busy. A pass without gradients holds one layer's outputs at a time: it
+# may take FOLD times as many samples as a loader's batches, which leave room for training.
+GPU_BATCH_SIZE = 256
+FOLD = 4
 FEW = 8  # samples: the statistics of one batch are not those of another, nor what follows from them in a network
 MEMORY_BUDGET = 4 << 30  # bytes held for one purpose; what is larger is streamed from its loader again each time
 
@@ -25,7 +29,8 @@ class Validation:
     match, and loaders that don't yield (inputs, labels).
 
     Args:
-        batch_size: None: the loader's own, that of its largest batch, and BATCH_SIZE at most.
+        batch_size: None: the loader's own, that of its largest batch, and BATCH_SIZE at most; on a GPU FOLD times its
+            own, and GPU_BATCH_SIZE at most.
 
     Attributes:
         batch_size: of batches; no larger than there are samples.
@@ -49,7 +54,8 @@ class Validation:
                 held.append((inputs.to(device), labels.to(device)))
         if self.count == 0:
             raise ValueError("validation has no samples")
-        self.batch_size = min(batch_size or min(own, BATCH_SIZE), self.count)
+        fitting = min(FOLD * own, GPU_BATCH_SIZE) if device.type == "cuda" else min(own, BATCH_SIZE)
+        self.batch_size = min(batch_size or fitting, self.count)
         if self.source is None:
             self.inputs, self.labels = (
                 parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*held, strict=True)

@@ -18,6 +18,7 @@ from lpk.pooling.criteria import Score
 from lpk.pooling.evaluate import Evaluator
 from lpk.pooling.interpolations import Interpolations
 from lpk.pooling.methods import METHODS
+from lpk.pooling.uploads import Uploads
 from lpk.progress import Progress
 from lpk.tickets.pooled import Pooled, Step
 from lpk.tickets.ticket import Ticket
@@ -43,6 +44,7 @@ class Plan:
     search: str
     error: float
     progress: Progress
+    uploads: Uploads
 
 
 class Search:
@@ -54,7 +56,7 @@ class Search:
         self.evaluator = evaluator = plan.evaluator
         self.method = METHODS[plan.method]
         self.bounded = plan.search != "exhaustive" and evaluator.evaluate is None
-        self.own = self.best = target.flat.to(evaluator.device)
+        self.own = self.best = plan.uploads.take(target.round)
         self.score = Score(-math.inf, math.nan, None)  # of `best`
         self.favourite = 0.5  # the coefficient accepted last: the next best one is probably near it
         self.steps: list[Step] = []
@@ -73,10 +75,12 @@ class Search:
             self.best = Flat(self.own.weights, evaluator.flat.rest.clone(), self.own.integers)
         if math.isnan(baseline.value):
             raise ValueError(f"evaluate returned nan for the ticket of round {target.round}; a number is needed")
-        for averaged, i in enumerate(nearest_first(target.round, len(plan.tickets))[: plan.offered], start=1):
+        order = nearest_first(target.round, len(plan.tickets))[: plan.offered]
+        for averaged, (i, following) in enumerate(zip(order, [*order, None][1:], strict=True), start=1):
             plan.progress.note(self._note(i))
             coefficients = self.method.coefficients(plan.coefficients, averaged)
-            self.steps.append((self._greedy_step if self.method.greedy else self._step)(plan.tickets[i], coefficients))
+            other = plan.uploads.take(i, following)
+            self.steps.append((self._greedy_step if self.method.greedy else self._step)(i, other, coefficients))
             plan.progress.advance()
         if plan.prune == "after" or not self.method.greedy:
             self._finish()
@@ -105,7 +109,9 @@ class Search:
                 "statistics": evaluator.statistics,
                 "tolerance": evaluator.tolerance,
                 "backend": evaluator.backend,
+                "graph_problem": evaluator.graph_problem,
                 "device": str(evaluator.device),
+                "tf32": evaluator.tf32,
                 "autocast": None if evaluator.autocast is None else str(evaluator.autocast),
                 "batch_size": evaluator.batch_size,
                 "calibration_batch_size": None if evaluator.calibration is None else evaluator.calibration.batch_size,
@@ -122,7 +128,7 @@ class Search:
             text += f", {1 - evaluator.validated / (evaluator.scored * evaluator.total):.0%} of the samples saved"
         return text
 
-    def _greedy_step(self, candidate: Ticket, coefficients: tuple[float, ...]) -> Step:
+    def _greedy_step(self, candidate: int, other: Flat, coefficients: tuple[float, ...]) -> Step:
         """Lines 5 to 8 of Algorithm 2.
 
         Bounded: a coefficient may make as many errors as θ_best (more are not accepted), and no more than the best one
@@ -134,7 +140,6 @@ class Search:
         Racing: see lpk.pooling.race. The step differs from the bounded one only if the heat drops the coefficient
         that wins it; that one never makes more errors than are allowed, whatever the others did.
         """
-        other = candidate.flat.to(self.evaluator.device)
         interpolations = self._interpolations(other, coefficients)
         highest = self.evaluator.highest
         if self.plan.search == "racing":
@@ -160,19 +165,19 @@ class Search:
             if score.value > won.value or (score.value == won.value and k < winner):
                 winner, won, network = k, score, self._network()
         if winner < 0:
-            return Step(candidate.round, None, None, False)
+            return Step(candidate, None, None, False)
         if won.value < self.score.value:
-            return Step(candidate.round, coefficients[winner], won.accuracy, False)
+            return Step(candidate, coefficients[winner], won.accuracy, False)
         self.best, self.favourite = network, coefficients[winner]
         self.score = self._scored(won)
-        return Step(candidate.round, coefficients[winner], won.accuracy, True)
+        return Step(candidate, coefficients[winner], won.accuracy, True)
 
-    def _step(self, candidate: Ticket, coefficients: tuple[float, ...]) -> Step:
+    def _step(self, candidate: int, other: Flat, coefficients: tuple[float, ...]) -> Step:
         """A baseline's step: the candidate is taken without being scored."""
         (coefficient,) = coefficients
-        self._write(self._interpolations(candidate.flat.to(self.evaluator.device), coefficients), 0)
+        self._write(self._interpolations(other, coefficients), 0)
         self.best = self._network()
-        return Step(candidate.round, coefficient, None, True)
+        return Step(candidate, coefficient, None, True)
 
     def _finish(self) -> None:
         """Prunes, calibrates and scores the final network, where the steps did not."""

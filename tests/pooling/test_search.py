@@ -17,6 +17,7 @@ from lpk.pooling import interpolations, methods
 from lpk.pooling.criteria import Score
 from lpk.pooling.pool import pool
 from lpk.pooling.search import Plan, Search, nearest_first
+from lpk.pooling.uploads import Uploads
 from lpk.progress import Progress
 from tests.conftest import make_images, make_network, random_tickets
 from tests.pooling import reference_search
@@ -76,8 +77,9 @@ class TableEvaluator:
         self.rest = torch.zeros(len(tickets[0].flat.rest))
         self.seed, self.values, self.total = seed, values, total
         self.highest, self.criterion = total, "accuracy"
-        self.evaluate, self.statistics, self.device, self.batch_size = None, "interpolate", "cpu", 1
+        self.evaluate, self.statistics, self.device, self.batch_size = None, "interpolate", torch.device("cpu"), 1
         self.tolerance, self.autocast, self.backend, self.calibration = 0.0, None, "torch", None
+        self.graph_problem = self.tf32 = None
         self.forward_samples = self.validated = self.scored = 0
 
     def load(self, flat: Flat) -> None:
@@ -103,7 +105,8 @@ def test_bounded_is_exact_on_every_table_of_accuracies(seed, values, rounds, k):
     for kind in ("exhaustive", "bounded"):
         evaluator = TableEvaluator(tickets, seed, values, total=11)
         coefficients, bar = lpk.COEFFICIENTS[:k], Progress("", 1, show=False)
-        plan = Plan(tickets, evaluator, "interpolation", coefficients, "during", rounds - 1, kind, 0.05, bar)
+        uploads = Uploads(tickets, evaluator.device)
+        plan = Plan(tickets, evaluator, "interpolation", coefficients, "during", rounds - 1, kind, 0.05, bar, uploads)
         made.append(Search(tickets[seed % rounds], plan).run())
     exhaustive, bounded = made
     assert torch.equal(exhaustive.flat.weights, bounded.flat.weights)
