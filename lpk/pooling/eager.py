@@ -23,6 +23,7 @@ from lpk.pooling.replay import Recorder, Replayed, is_gpu
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+COUNTLESS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # train without a counter; others may ask for theirs
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 
@@ -182,7 +183,7 @@ def _training(layers: dict[_BatchNorm, str], samples: int) -> Iterator[dict[_Bat
 
     handles = [layer.register_forward_pre_hook(called, with_kwargs=True) for layer in layers]
     for layer, (_, tracked) in zip(layers, saved, strict=True):
-        counter = None if tracked is None else tracked.clone()  # SyncBatchNorm asks for one
+        counter = None if tracked is None or type(layer) in COUNTLESS else tracked.clone()
         layer.momentum, layer.num_batches_tracked, layer.training = 1.0, counter, True
     try:
         yield calls
