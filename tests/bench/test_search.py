@@ -24,6 +24,15 @@ from tests.pooling import reference_search
 RESULTS = search.PRESET.parent / "results"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def threads():
+    """The network is so small that two threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A directory with a preset's file and, under runs/, its run."""
