@@ -1,7 +1,9 @@
 """What bench.search measures, keeps and shows, on four tickets of a tiny network. No time is looked at."""
 
 import dataclasses
+import os
 import shutil
+import subprocess
 
 import matplotlib
 import pytest
@@ -89,6 +91,22 @@ def test_a_gpu_that_is_not_there_is_said(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command(search, monkeypatch, "--device", "cuda")
     assert "finds no GPU" in capsys.readouterr().err
+
+
+def test_the_gpu_script_asks_for_what_there_is():
+    """With a command that prints what it is given in Python's place."""
+    told = subprocess.run(
+        ["bash", "bench/gpu.sh", "search"],
+        cwd=RESULTS.parents[1],
+        env=os.environ | {"PYTHON": "echo", "SEARCH": "--rounds 4 --parts rows"},
+        capture_output=True,
+        text=True,
+    ).stdout
+    (asked_for,) = (line for line in told.splitlines() if line.startswith("-m bench.search "))
+    given = search.arguments().parse_args(asked_for.split()[2:])
+    assert (given.device, given.rounds, given.parts) == ("cuda", 4, ["rows"])
+    assert RESULTS.parents[1] / given.results == RESULTS
+    assert presets.load(RESULTS.parents[1] / given.preset).name == "h100"
 
 
 # --- on a CPU ---
