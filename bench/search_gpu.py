@@ -157,13 +157,14 @@ def agreement(ours: lpk.Pooled, theirs: lpk.Pooled) -> Row:
         for a, b in zip(ours.steps, theirs.steps, strict=True)
         if a != b
     ]
-    states = zip(ours.state_dict.values(), theirs.state_dict.values(), strict=True)
+    states = list(zip(ours.state_dict.values(), theirs.state_dict.values(), strict=True))
     network = all(torch.equal(a, b) for a, b in states)
     sizes = batches(ours) == batches(theirs)
     return {
         "steps": len(ours.steps),
         "differing": differing,
         "same_network": network,
+        "largest_difference": max(float((a.double() - b.double()).abs().max()) for a, b in states),
         "same_batch_sizes": sizes,
         "same": sizes and network and not differing and ours.baseline_accuracy == theirs.baseline_accuracy,
     }

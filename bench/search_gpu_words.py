@@ -42,7 +42,9 @@ def said(eager: Row) -> str:
     if eager["same"]:
         return f"the same {eager['steps']} steps and network"
     steps = [f"candidate {step['candidate']}: {step['ours']} and {step['theirs']}" for step in eager["differing"]]
-    network = "same network" if eager["same_network"] else "ANOTHER network"
+    network = "same network"
+    if not eager["same_network"]:
+        network = f"ANOTHER network, by up to {eager['largest_difference']:.1g}"
     return f"{len(steps)} of {eager['steps']} steps DIFFER, {network}" + "".join(f"; {step}" for step in steps)
 
 

@@ -212,6 +212,7 @@ def test_agreement_tells_where_two_searches_differ(contest):
         "steps": 1,
         "differing": [],
         "same_network": True,
+        "largest_difference": 0.0,
         "same_batch_sizes": True,
         "same": True,
     }
@@ -221,7 +222,9 @@ def test_agreement_tells_where_two_searches_differ(contest):
     assert differing["candidate"] == step.candidate and differing["theirs"][0] == 0.123
     assert not search_gpu.agreement(made, other)["same"]
     ticket = dataclasses.replace(made, flat=contest.tickets[0].flat)
-    assert not search_gpu.agreement(made, ticket)["same_network"]
+    found = search_gpu.agreement(made, ticket)
+    assert not found["same_network"] and not found["same"] and found["largest_difference"] > 0
+    assert "0 of 1 steps DIFFER, ANOTHER network, by up to" in search_gpu_words.said(found)
     sizes = dataclasses.replace(made, settings=made.settings | {"calibration_batch_size": 7})
     found = search_gpu.agreement(made, sizes)
     assert found["same_network"] and not found["same"]
