@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in under ten minutes and without a network: the build, the GPU tests, the benchmarks of GPU
-# and CPU, and compute-sanitizer where it is installed. Goes on after a failure and names what failed at the end.
+# Everything that needs a GPU, in under ten minutes a call and without a network: the build, the GPU tests, the benchmarks of
+# GPU and CPU, and compute-sanitizer where it is installed. Goes on after a failure and names what failed at the end.
 #
-#   bench/gpu.sh [tests] [operators] [benchmarks] [memcheck] [racecheck]      what to do after the build; all by default
+#   bench/gpu.sh [tests] [operators] [benchmarks] [memcheck] [racecheck]      what to do after the build; these by default
+#   bench/gpu.sh search                                                       a call of its own: the search on the GPU
+#
+# The search needs Fashion-MNIST (LPK_DATA names its folder) and some four minutes, most of them for tickets, which stay in RUNS
+# (default: build/search) for the next call. SEARCH holds more arguments of `python -m bench.search`: SEARCH="--rounds 4" makes
+# fewer tickets, SEARCH="--parts rows profile" leaves out what takes long.
 #
 # PYTHON names the interpreter (default: python3), which must have the packages of `pip install -e '.[cli,test]'`; the results
 # are written to bench/results and, where OUT names a folder, copied there.
@@ -18,7 +23,7 @@ wanted=" ${*:-tests operators benchmarks memcheck racecheck} "
 step() {
   local name=$1 start=$SECONDS
   shift
-  case $name in tests | operators | benchmarks | memcheck | racecheck) [[ $wanted == *" $name "* ]] || return 0 ;; esac
+  case $name in tests | operators | benchmarks | memcheck | racecheck | search) [[ $wanted == *" $name "* ]] || return 0 ;; esac
   echo "--- $name"
   if [ "$SECONDS" -ge "$LIMIT" ]; then
     failed+=("$name (no time left)")
@@ -64,6 +69,9 @@ step "what runs here" "$PYTHON" -c 'import torch; assert torch.cuda.is_available
 step tests "$PYTHON" -m pytest -q -m gpu tests
 step operators "$PYTHON" -c "$OPERATORS"
 step benchmarks "$PYTHON" -m pytest -q bench --benchmark-quiet --results bench/results
+# shellcheck disable=SC2086  # SEARCH holds several arguments
+step search "$PYTHON" -m bench.search --device cuda --preset bench/h100.toml --runs "${RUNS:-build/search}" \
+  --results bench/results ${SEARCH:-}
 if command -v compute-sanitizer >/dev/null; then
   checked memcheck
   checked racecheck

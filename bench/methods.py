@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import lpk
-from bench.search import PRESET, test_accuracy
+from bench.search import PRESET
+from bench.search_cpu import test_accuracy
 from lpk import presets
 from lpk.run import Run
 

@@ -165,7 +165,7 @@ def main() -> None:
     given = parser.parse_args()
     for source in given.results or sorted((HERE / "results").glob("*.json")):
         result = files.read_json(source)
-        if not given.results and "device" not in result["rows"][0]:
+        if not given.results and not any("device" in row for row in result["rows"]):
             continue  # of the search, or of whole networks
         for device in sorted({row["device"] for row in result["rows"]}):
             path = given.out / f"{source.stem}-{device}.svg"

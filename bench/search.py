@@ -1,347 +1,152 @@
-"""lpk's search beside the paper's procedure in plain PyTorch, on the same tickets, one after the other.
+"""lpk's search beside the paper's procedure in plain PyTorch, on the same tickets.
 
 python -m bench.search [--seeds 0 1 2] [--results bench/results]
+python -m bench.search --preset bench/h100.toml --results bench/results       where there is a GPU
 
-For each seed, tickets of Fashion-MNIST are trained (once: they stay in the run directory). For a dense, a medium and
-the sparsest target, each in this process, with the same threads:
-
-reference   tests/pooling/reference_search.py: torch.topk, update_bn over the whole training set through a DataLoader
-            (a TensorDataset in memory: the cheapest there is), validation in batches of 128
-lpk         lpk.pool as a user calls it
-exhaustive  lpk.pool(search="exhaustive"): what `lpk` must agree with, and the samples it saves
-torch       lpk.pool(backend="torch"): what the engine is worth
-eager       the reference on lpk's calibration samples, keeping exactly `keep` weights, beside lpk's exhaustive search
-
-Then all targets in one call, and the peak memory of a pool beside that of evaluating a single network. The results file
-is written after every row: rows of an earlier run of the same preset stay until they are measured again.
+For each seed, tickets of Fashion-MNIST are trained (once: they stay in the run directory), and pooled. What is measured
+then stands in bench/search_cpu.py and bench/search_gpu.py. The results file is written after every row: rows of an
+earlier run of the same preset stay until they are measured again.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import re
-import statistics
-import subprocess
-import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
-from torch.utils.data import DataLoader, TensorDataset
 
 import lpk
-from bench.results import machine, slug
+from bench import search_cpu, search_gpu, search_gpu_words
+from bench.results import Row, machine, slug
+from bench.results_file import ResultsFile
 from lpk import presets
-from lpk.pooling import samples
-from lpk.pooling.accuracy import correct_predictions
+from lpk.presets import Preset
 from lpk.run import Run
-from lpk.tickets import files
-from tests.pooling import reference_search
 
 PRESET = Path(__file__).with_name("search.toml")
-BATCH_SIZE = 128  # the reference's
-PARTS = ("rows", "all_targets", "peak_memory")
-REPETITIONS = 3  # of lpk's pool, whose median counts; the reference takes minutes and runs once
 
 
 def main() -> None:
+    parser = arguments()
+    given = parser.parse_args()
+    if given.peak:
+        print(json.dumps(search_cpu.peak(given.runs, given.peak, given.targets[0])))
+        return
+    device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if problem := misuse(given, device):
+        parser.error(problem)
+    preset = presets.load(given.preset)
+    if given.rounds is not None:
+        preset = replace(preset, imp=replace(preset.imp, rounds=given.rounds))
+    measure, shown = (on_cpu, search_cpu.table) if device.type == "cpu" else (on_gpu, search_gpu_words.table)
+    file = measure(given, preset, device)
+    print("\n" + shown(file.result))
+    if file.path:
+        print(f"written: {file.path}")
+
+
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], prog="python -m bench.search")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2, on a GPU 0")
     parser.add_argument("--preset", default=str(PRESET), help="a preset's name or a TOML file")
     parser.add_argument("--runs", type=Path, default=Path("build/search"), help="where the tickets are kept")
+    parser.add_argument("--rounds", type=int, help="in place of the preset's: fewer tickets are made sooner")
     parser.add_argument("--targets", type=int, nargs="+", help="rounds; default: the first, a middle and the last one")
-    parser.add_argument(
-        "--keep-reference", action="store_true", help="measure lpk again, beside the reference's earlier measurement"
-    )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; default: everything")
+    parser.add_argument("--device", help="default: a GPU where there is one")
+    parts = f"default: all, that is {', '.join(search_cpu.PARTS)}, on a GPU {', '.join(search_gpu.PARTS)}"
+    both = dict.fromkeys((*search_cpu.PARTS, *search_gpu.PARTS))
+    parser.add_argument("--parts", nargs="+", choices=tuple(both), help=f"what to measure; {parts}")
     parser.add_argument("--candidates", type=int, help="how many of the nearest; default: all")
     parser.add_argument("--results", type=Path, help="the directory that search-<machine>.json is written to")
     parser.add_argument("--peak", choices=("single", "pool"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.peak:
-        print(json.dumps(peak(given.runs, given.peak, given.targets[0])))
-        return
-    preset = presets.load(given.preset)
-    here = machine()
-    path = given.results / f"search-{slug(here)}.json" if given.results else None
-    if path:
-        files.make_directory(path.parent)
-    result = earlier(path, preset.to_dict()) | {"machine": here, "preset": preset.to_dict()}
+    of_cpu = parser.add_argument_group("on a CPU")
+    of_cpu.add_argument(
+        "--keep-reference", action="store_true", help="measure lpk again, beside the reference's earlier measurement"
+    )
+    of_gpu = parser.add_argument_group("on a GPU")
+    of_gpu.add_argument(
+        "--autocast",
+        nargs="+",
+        choices=tuple(search_gpu.DTYPES),
+        help="what to compute in, float32 being without autocast; default: each of them",
+    )
+    of_gpu.add_argument(
+        "--reference-networks",
+        type=int,
+        metavar="N",
+        default=search_gpu.REFERENCE_NETWORKS,
+        help="how many of the reference's networks are measured, the others being extrapolated, 1 to "
+        f"{len(lpk.COEFFICIENTS)}; 0: all are; default: %(default)s",
+    )
+    return parser
 
-    def keep(part: str, measured: dict[str, Any]) -> None:
-        """Puts what was measured in the place of what it measures again."""
-        measured["date"] = datetime.date.today().isoformat()
-        rows = {identity(row): row for row in result[part]} | {identity(measured): measured}
-        result[part] = [rows[key] for key in sorted(rows)]
-        if path:
-            files.write_bytes(path, (json.dumps(result, indent=1) + "\n").encode())
 
-    for seed in given.seeds:
-        with Run.create(given.runs / f"{preset.name}-{seed}", preset, seed=seed) as run:
+def misuse(given: argparse.Namespace, device: torch.device) -> str | None:
+    """What was asked for that is not possible on this device; None if all of it is."""
+    cpu = device.type == "cpu"
+    possible = search_cpu.PARTS if cpu else search_gpu.PARTS
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return f"--device is {given.device}, but PyTorch finds no GPU here"
+    if wrong := [part for part in given.parts or () if part not in possible]:
+        return f"--parts has {wrong[0]}; of {device}, {', '.join(possible)} are measured"
+    if cpu and given.autocast:
+        return "--autocast is for a GPU"
+    if not cpu and given.keep_reference:
+        return "--keep-reference is for a CPU; on a GPU leave references out of --parts"
+    if not 0 <= given.reference_networks <= len(lpk.COEFFICIENTS):
+        return f"--reference-networks is {given.reference_networks}; 0 to {len(lpk.COEFFICIENTS)} is possible"
+    return None
+
+
+def on_cpu(given: argparse.Namespace, preset: Preset, device: torch.device) -> ResultsFile:
+    parts = given.parts or search_cpu.PARTS
+    file = results_file(given.results, machine() | {"gpu": None}, {"preset": preset.to_dict()}, parts=search_cpu.PARTS)
+    for seed in [0, 1, 2] if given.seeds is None else given.seeds:
+        with Run.create(given.runs / f"{preset.name}-{seed}", preset, seed=seed, device=str(device)) as run:
             run.imp()
-            targets = given.targets or [0, preset.imp.rounds // 2, preset.imp.rounds]
-            for target in targets if "rows" in given.parts else []:
-                known = [row["reference"] for row in result["rows"] if identity(row) == (seed, target)]
-                row = compare(run, target, given.candidates, known[0] if known and given.keep_reference else None)
-                print(line(row), flush=True)
-                keep("rows", row)
-            if "all_targets" in given.parts:
-                keep("all_targets", all_targets(run, given.candidates))
-        if "peak_memory" in given.parts:
-            keep("peak_memory", {"seed": seed, **peaks_of(run.path, preset.imp.rounds)})
-    print("\n" + table(result))
-    if path:
-        print(f"written: {path}")
-
-
-def earlier(path: Path | None, preset: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier run measured with the same preset."""
-    if path and path.is_file() and (found := files.read_json(path))["preset"] == preset:
-        return found
-    return {part: [] for part in PARTS}
-
-
-def identity(row: dict[str, Any]) -> tuple[int, int]:
-    """Of which seed and target a row is."""
-    return row["seed"], row.get("target", 0)
-
-
-def compare(run: Run, target: int, candidates: int | None, reference: dict[str, Any] | None) -> dict[str, Any]:
-    """One target by every procedure; by the reference only where nothing is known of it yet."""
-    tickets = run.tickets()
-    model = plain(run.model())
-    train, validation, calibration = run.data.train.tensors(), run.data.validation.tensors(), run.calibration()
-    loaders = [DataLoader(TensorDataset(*split), batch_size=BATCH_SIZE) for split in (validation, train)]
-
-    def timed(call: Any) -> tuple[Any, float]:
-        began = time.perf_counter()
-        return call(), time.perf_counter() - began
-
-    def pool(search: str, backend: str = "auto") -> tuple[lpk.Pooled, float]:
-        options = {"validation": run.data.validation.loader(256), "calibration": calibration.loader(256)}
-        return timed(
-            lambda: lpk.pool(
-                tickets,
-                target,
-                model=run.model(),
-                search=search,
-                backend=backend,
-                candidates=candidates,
-                progress=False,
-                **options,
+            search_cpu.measure(
+                run,
+                file,
+                targets=targets(given, preset),
+                parts=parts,
+                candidates=given.candidates,
+                keep_reference=given.keep_reference,
             )
-        )
-
-    several = [pool("bounded") for _ in range(REPETITIONS)]
-    bounded, lpk_seconds = several[0][0], statistics.median(seconds for _, seconds in several)
-    torch_seconds = statistics.median(pool("bounded", "torch")[1] for _ in range(REPETITIONS))
-    if reference is None:
-        slow, seconds = timed(
-            lambda: reference_search.pool(tickets, target, model, *loaders, lpk.COEFFICIENTS, candidates=candidates)
-        )
-        reference = {
-            "date": datetime.date.today().isoformat(),
-            "seconds": seconds,
-            "test": test_accuracy(run, slow.state_dict),
-            "accepted": sum(step.accepted for step in slow.steps),
-        }
-    exhaustive, exhaustive_seconds = pool("exhaustive")
-    return {
-        "seed": run.seed,
-        "target": target,
-        "density": tickets[target].density,
-        "validation_samples": len(validation[0]),
-        "training_samples": len(train[0]),
-        "reference": reference,
-        "lpk": {
-            "seconds": lpk_seconds,
-            "test": test_accuracy(run, bounded.state_dict),
-            "accepted": sum(step.accepted for step in bounded.steps),
-            "forward_samples": bounded.forward_samples,
-            "validation_samples": bounded.validation_samples,
-            "settings": dict(bounded.settings),
-        },
-        "torch": {"seconds": torch_seconds},
-        "ticket": {"test": test_accuracy(run, tickets[target].state_dict)},
-        "exhaustive": {
-            "seconds": exhaustive_seconds,
-            "forward_samples": exhaustive.forward_samples,
-            "validation_samples": exhaustive.validation_samples,
-            "same_as_lpk": same(exhaustive, bounded),
-        },
-        "eager": agreement(run, tickets, target, model, candidates),
-    }
+        if "peak_memory" in parts:
+            file.keep("peak_memory", {"seed": seed, **search_cpu.peaks_of(run.path, preset.imp.rounds)})
+    return file
 
 
-def agreement(run: Run, tickets: lpk.Tickets, target: int, model: nn.Module, candidates: int | None) -> dict[str, Any]:
-    """Plain eager PyTorch under the paper's rules and lpk's exhaustive search, both on all calibration samples."""
-    batch_size = samples.BATCH_SIZE
-    validation, calibration = run.data.validation.tensors(), run.calibration().tensors()
-    loaders = [
-        DataLoader(TensorDataset(*validation), batch_size=batch_size),
-        DataLoader(TensorDataset(*calibration), batch_size=batch_size, drop_last=True),  # lpk leaves a shorter one out
-    ]
-
-    def pool(offered: int | None) -> lpk.Pooled:
-        return lpk.pool(
-            tickets,
-            target,
-            model=run.model(),
-            validation=validation,
-            calibration=calibration,
-            search="exhaustive",
-            tolerance=0,
-            candidates=offered,
-            progress=False,
-        )
-
-    def eager(best: dict[str, Tensor] | None, skip: int) -> list[reference_search.ReferenceStep]:
-        options = {"candidates": candidates, "prune": reference_search.exact_prune, "best": best, "skip": skip}
-        return reference_search.pool(tickets, target, model, *loaders, lpk.COEFFICIENTS, **options).steps
-
-    ours, differing = pool(candidates).steps, []
-    theirs = eager(None, 0)
-    for i, own in enumerate(ours):
-        step = {
-            "candidate": own.candidate,
-            "coefficients": [theirs[i].coefficient, own.coefficient],
-            "counts": [max(theirs[i].counts), round(own.accuracy * len(validation[0]))],
-            "accepted": [theirs[i].accepted, own.accepted],
-        }
-        if any(a != b for a, b in (step["coefficients"], step["counts"], step["accepted"])):
-            differing.append(step)
-            # What comes next would only show that the networks differ: go on from lpk's.
-            theirs[i + 1 :] = eager(pool(i + 1).state_dict, i + 1)
-    return {"steps": len(ours), "differing": differing}
+def on_gpu(given: argparse.Namespace, preset: Preset, device: torch.device) -> ResultsFile:
+    head = {"benchmark": "search-gpu", "preset": preset.to_dict()}
+    file = results_file(given.results, machine(), head, parts=search_gpu.PARTS)
+    for seed in [0] if given.seeds is None else given.seeds:
+        with Run.create(given.runs / f"{preset.name}-{seed}", preset, seed=seed, device=str(device)) as run:
+            began = time.perf_counter()
+            run.imp()
+            print(f"seed {seed}: {preset.imp.rounds + 1} tickets in {time.perf_counter() - began:.0f} s", flush=True)
+            search_gpu.measure(
+                search_gpu.Contest(run, given.candidates),
+                file,
+                targets=targets(given, preset),
+                dtypes=given.autocast or tuple(search_gpu.DTYPES),
+                parts=given.parts or search_gpu.PARTS,
+                networks=given.reference_networks,
+            )
+    return file
 
 
-def same(a: lpk.Pooled, b: lpk.Pooled) -> bool:
-    """Whether two searches accepted the same steps with the same counts, and found the same network."""
-    states = zip(a.state_dict.values(), b.state_dict.values(), strict=True)
-    steps = [[step for step in pooled.steps if step.accepted] for pooled in (a, b)]
-    return steps[0] == steps[1] and all(torch.equal(x, y) for x, y in states)
+def targets(given: argparse.Namespace, preset: Preset) -> list[int]:
+    return given.targets or [0, preset.imp.rounds // 2, preset.imp.rounds]
 
 
-def all_targets(run: Run, candidates: int | None) -> dict[str, Any]:
-    began = time.perf_counter()
-    made = lpk.pool(
-        run.tickets(),
-        model=run.model(),
-        validation=run.data.validation.loader(256),
-        calibration=run.calibration().loader(256),
-        candidates=candidates,
-        progress=False,
-    )
-    return {"seed": run.seed, "targets": len(made), "seconds": time.perf_counter() - began}
-
-
-def peaks_of(run: Path, target: int) -> dict[str, Any]:
-    """Peak resident memory in MiB: a process of its own each."""
-    found = {}
-    for kind in ("single", "pool"):
-        command = [sys.executable, "-m", "bench.search", "--runs", str(run), "--peak", kind, "--targets", str(target)]
-        found[kind] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return found
-
-
-def peak(path: Path, kind: str, target: int) -> dict[str, float]:
-    """What this process needs at most to evaluate one network, or to make a pool, the tickets being held by both."""
-    with Run.open(path) as run:
-        tickets, model = run.tickets(), run.model()
-        validation, calibration = run.data.validation.tensors(), run.calibration().tensors()
-        Path("/proc/self/clear_refs").write_text("5")  # importing PyTorch took more for a moment: begin anew
-        before = resident("VmRSS")
-        if kind == "single":
-            plain_model = plain(model)
-            plain_model.load_state_dict(tickets[target].state_dict)
-            update_bn(DataLoader(TensorDataset(*calibration), batch_size=BATCH_SIZE), plain_model)
-            correct_predictions(plain_model, validation, batch_size=BATCH_SIZE)
-        else:
-            lpk.pool(tickets, target, model=model, validation=validation, calibration=calibration, progress=False)
-        return {"before": before, "peak": resident("VmHWM")}
-
-
-def resident(which: str) -> float:
-    """Resident memory in MiB, now or at most: Linux's VmRSS or VmHWM."""
-    found = re.search(rf"^{which}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1]) / 1024
-
-
-def plain(model: nn.Module) -> nn.Module:
-    """The model in PyTorch's default layout."""
-    return model.to(memory_format=torch.contiguous_format)
-
-
-def test_accuracy(run: Run, state: dict[str, Tensor]) -> float:
-    model = run.model()
-    model.load_state_dict(state)
-    return float(correct_predictions(model, run.data.test.loader(256)).double().mean())
-
-
-def line(row: dict[str, Any]) -> str:
-    ours, theirs = row["lpk"], row["reference"]
-    return (
-        f"seed {row['seed']}, target {row['target']} ({row['density']:.1%}): "
-        f"reference {theirs['seconds']:.1f} s, lpk {ours['seconds']:.2f} s, "
-        f"{theirs['seconds'] / ours['seconds']:.0f} times; test {theirs['test']:.2%} and {ours['test']:.2%}"
-    )
-
-
-def table(result: dict[str, Any]) -> str:
-    """The measurement as a Markdown table, with what else was asked in sentences."""
-    rows = result["rows"]
-    text = [
-        "| seed | target | density | reference, s | lpk, s | times | test: ticket | reference | lpk | validated |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        ours, theirs = row["lpk"], row["reference"]
-        share = ours["validation_samples"] / row["exhaustive"]["validation_samples"]
-        text.append(
-            f"| {row['seed']} | {row['target']} | {row['density']:.1%} | {theirs['seconds']:.0f} | "
-            f"{ours['seconds']:.2f} | {theirs['seconds'] / ours['seconds']:.0f} | {row['ticket']['test']:.2%} | "
-            f"{theirs['test']:.2%} | {ours['test']:.2%} | {share:.0%} |"
-        )
-    difference = statistics.mean(row["lpk"]["test"] - row["reference"]["test"] for row in rows)
-    slower = [f"{row['torch']['seconds'] / row['lpk']['seconds']:.1f}" for row in rows]
-    agreeing = sum(row["exhaustive"]["same_as_lpk"] for row in rows)
-    steps = sum(row["eager"]["steps"] for row in rows)
-    differing = [step for row in rows for step in row["eager"]["differing"]]
-    text += [
-        "",
-        f"Mean test accuracy of lpk's pools minus the reference's: {100 * difference:+.3f} points.",
-        'The same search on PyTorch\'s convolutions (`backend="torch"`) takes, row by row, '
-        f"{', '.join(slower)} times as long.",
-        f"Bounded and exhaustive search: the same accepted steps, counts and network in {agreeing} of {len(rows)}.",
-        f"Exhaustive search and eager PyTorch on the same calibration samples: {steps - len(differing)} of {steps} "
-        "steps alike in coefficient, count and acceptance"
-        + "".join(
-            f"; candidate {s['candidate']}: counts {s['counts']}, coefficients {s['coefficients']}, "
-            f"accepted {s['accepted']}"
-            for s in differing
-        )
-        + ".",
-    ]
-    for made in result["all_targets"]:
-        single = [row["lpk"]["seconds"] for row in rows if row["seed"] == made["seed"]]
-        text.append(
-            f"All {made['targets']} targets, seed {made['seed']}: {made['seconds']:.1f} s, "
-            f"{made['seconds'] / statistics.mean(single):.1f} times one target's (mean of those above)."
-        )
-    for found in result["peak_memory"]:
-        single, pool = found["single"], found["pool"]
-        text.append(
-            f"Peak memory of a pool, seed {found['seed']}: {pool['peak']:.0f} MiB; of evaluating one network, the "
-            f"tickets held: {single['peak']:.0f} MiB ({pool['peak'] / single['peak']:.2f} times). Before either: "
-            f"{single['before']:.0f} MiB."
-        )
-    return "\n".join(text)
+def results_file(directory: Path | None, here: Row, head: Row, *, parts: Sequence[str]) -> ResultsFile:
+    path = directory / f"search-{slug(here)}.json" if directory else None
+    return ResultsFile(path, {"machine": here} | head, parts)
 
 
 if __name__ == "__main__":

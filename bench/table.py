@@ -4,8 +4,8 @@ experiments found, docs/results/*.json, as those of docs/results.md.
 python -m bench.table results.json ... [--update README.md]
 
 The tables of the kernels stand between <!-- bench --> and <!-- /bench -->, those of the search between
-<!-- bench: search --> and <!-- /bench: search -->, those of whole networks likewise between bench: sparse, and an
-experiment's between its name.
+<!-- bench: search --> and <!-- /bench: search -->, on a GPU likewise between bench: search on a GPU, those of whole
+networks between bench: sparse, and an experiment's between its name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import sys
 from pathlib import Path
 
-from bench import search, sparse
+from bench import search_cpu, search_gpu, search_gpu_words, sparse
 from bench.cases import LARGE, RESNET18
 from bench.results import Row, describe, three
 from lpk.tickets import files
@@ -98,14 +98,18 @@ def tables_of(result: Row) -> tuple[str, list[str]]:
     """What the markers are called that the tables of one file stand between, and the tables."""
     if "experiment" in result:
         return result["experiment"], [experiment(result)]
-    if "preset" in result:
-        kind, text = "bench: search", search.table(result)
+    if result.get("benchmark") == "search-gpu":
+        kind, text = "bench: search on a GPU", search_gpu_words.table(result)
+        measured = f"python -m bench.search --preset bench/{result['preset']['name']}.toml", "cuda", search_gpu.PARTS
+    elif "preset" in result:
+        kind, text, measured = "bench: search", search_cpu.table(result), ("python -m bench.search", "cpu", ["rows"])
     elif result.get("benchmark") == "sparse":
-        kind, text = "bench: sparse", sparse.table(result)
+        kind, text, measured = "bench: sparse", sparse.table(result), ("python -m bench.sparse", "cpu", ["rows"])
     else:
         return "bench", [found for device in ("cpu", "cuda") if (found := table(result, device))]
-    command, date = f"python -m {kind.replace(': ', '.')}", max(row["date"] for row in result["rows"])
-    return kind, [f"{text}\n\nMeasured by `{command}` on {describe(result['machine'], 'cpu')}, {date}.\n"]
+    command, device, parts = measured
+    date = max(row["date"] for part in parts for row in result[part])
+    return kind, [f"{text}\n\nMeasured by `{command}` on {describe(result['machine'], device)}, {date}.\n"]
 
 
 def updated(text: str, marker: str, tables: list[str]) -> str:

@@ -202,6 +202,13 @@ def test_plot_draws_the_kernels_of_the_committed_results(tmp_path, monkeypatch, 
     assert drawn and not any(name.startswith(("search-", "sparse-")) for name in drawn)
 
 
+def test_committed_results_of_a_gpu_print_as_its_table():
+    path = ROOT / "bench" / "results" / "nvidia-h100-80gb-hbm3.json"
+    assert path.stem == results.slug(files.read_json(path)["machine"])
+    marker, (text,) = bench.table.tables_of(files.read_json(path))
+    assert marker == "bench" and "NVIDIA H100" in text and "| CuPy, `cupy.partition` |" in text
+
+
 # --- what the benchmarks, the table and the plot must agree on ---
 
 
@@ -267,6 +274,8 @@ def test_benchmarks_collect():
         ("true", ["operators"], "all passed"),
         ("false", ["operators"], "failed: build"),
         ("true", ["tests"], "all passed"),
+        ("true", ["search"], "all passed"),
+        ("true", [], "all passed"),
     ],
 )
 def test_the_gpu_script_does_what_is_asked(python, wanted, told):
@@ -276,4 +285,5 @@ def test_the_gpu_script_does_what_is_asked(python, wanted, told):
     )
     assert told in run.stdout and run.returncode == (python == "false")
     steps = {line.split()[1] for line in run.stdout.splitlines() if line.startswith("---") and ":" not in line}
-    assert steps - {"compute-sanitizer"} == {"build", "what", *wanted}
+    sanitizer = {"compute-sanitizer", "memcheck", "racecheck"}  # where it is installed
+    assert steps - sanitizer == {"build", "what", *(wanted or ["tests", "operators", "benchmarks"])}
