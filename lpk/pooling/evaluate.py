@@ -113,8 +113,10 @@ class Evaluator:
         if self.validation is not None:
             self._tally = Tally(self.validation.count, self.batch_size, criterion, device)
         self.wanted = backend
-        problem = None if backend in ("auto", "graph") and evaluate is None else "nothing is to be recorded"
-        self._recorder = Recorder(device, problem, required=backend == "graph")
+        replayed = backend in ("auto", "graph") and evaluate is None
+        self._recorder = Recorder(
+            device, None if replayed else "nothing is to be recorded", required=replayed and backend == "graph"
+        )
         self._measure = self._recorder.replayed(self._measured, lambda: [*self._statistics.state, *self._buffers()])
         self._count = self._recorder.replayed(self._counted, lambda: [*self._tally_state(), *self._buffers()])
         self._chosen: Backend | None = None
@@ -144,7 +146,10 @@ class Evaluator:
     @property
     def tf32(self) -> bool | None:
         """Whether convolutions of float32 may round what they multiply to TF32, as PyTorch's default on a GPU is."""
-        return torch.backends.cudnn.allow_tf32 if self.device.type == "cuda" else None
+        if self.device.type != "cuda":
+            return None
+        precision = getattr(getattr(torch.backends.cudnn, "conv", None), "fp32_precision", None)  # since PyTorch 2.9
+        return torch.backends.cudnn.allow_tf32 if precision is None else precision == "tf32"
 
     @property
     def total(self) -> int | None:

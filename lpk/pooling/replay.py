@@ -6,6 +6,7 @@ them as one, and what they read and write has its place in memory for good.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -54,12 +55,18 @@ class Recorder:
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 function()
+                graph.capture_end()
             except BaseException:
-                with suppress(RuntimeError):  # it was broken off already
-                    graph.capture_end()
+                self._break_off(graph)
                 raise
-            graph.capture_end()
         return graph.replay
+
+    def _break_off(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Ends a recording that failed; where the driver has ended it, PyTorch goes on taking memory from the pool."""
+        with suppress(RuntimeError):
+            graph.capture_end()
+        with suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
 
     def give_up(self, problem: str) -> None:
         """Nothing is recorded from now on. Raises ValueError where that is required."""
@@ -82,7 +89,9 @@ class Recorder:
     def without_waiting(self) -> Iterator[None]:
         """Code that makes the host wait for the device raises RuntimeError: a graph can't hold it."""
         mode = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it does not find everything: what it misses, the recording finds
+            torch.cuda.set_sync_debug_mode("error")
         try:
             yield
         finally:
