@@ -19,6 +19,7 @@ infinity.
 
 operators   the PyTorch operators torch.ops.lpk, one for each function, with their fake kernels
 checks      what they refuse
+direct      when a call needs neither
 cpu, gpu    what they run: lpk._core (csrc/cpu, csrc/cuda) or lpk.kernels (Triton)
 memory      what native code may be given the address of
 """
@@ -35,7 +36,9 @@ from torch import Tensor
 from lpk import _core
 from lpk.ops import operators as operators  # registers torch.ops.lpk
 from lpk.ops.checks import Threshold, check_inputs, check_keep, check_on_cpu, number, numbers, threshold_pair
+from lpk.ops.direct import are_plain, are_thresholds, changed, coefficients, is_coefficient, is_keep, is_threshold
 from lpk.ops.gpu import raise_if_not_finite as raise_if_not_finite
+from lpk.ops.operators import backend
 
 
 class Packed(NamedTuple):
@@ -66,6 +69,10 @@ def interpolate(a: Tensor, b: Tensor, alpha: float | Tensor, *, out: Tensor | No
     Returns:
         `out`, or a new vector [n] of the dtype of `a`.
     """
+    if are_plain(a, b, out) and is_coefficient(alpha, a):
+        result = torch.empty_like(a) if out is None else changed(out)
+        backend(a).interpolate(result, a, b, alpha)
+        return result
     check_inputs(a=a, b=b, alpha=alpha, out=out)
     alpha = number("alpha", alpha, torch.float32)
     if out is None:
@@ -86,6 +93,8 @@ def interpolate_threshold(a: Tensor, b: Tensor, alphas: Sequence[float] | Tensor
         The keep-th largest |x| for each coefficient, float32 [K], and the index of the last entry of that magnitude
         that survives, int64 [K]. For keep = 0: +inf and -1.
     """
+    if are_plain(a, b) and is_keep(keep, a) and (known := coefficients(alphas, a)) is not None:
+        return backend(a).interpolate_threshold(a, b, known, keep)
     check_inputs(a=a, b=b, alphas=alphas)
     check_keep(keep, a.numel())
     return torch.ops.lpk.interpolate_threshold(a, b, numbers("alphas", alphas, torch.float32), keep)
@@ -113,6 +122,16 @@ def interpolate_prune(
     Returns:
         `out`, or a new vector [n] of the dtype of `a`.
     """
+    if (
+        are_plain(a, b, out)
+        and is_coefficient(alpha, a)
+        and is_keep(keep, a)
+        and (threshold is None or is_threshold(threshold, a))
+    ):
+        pair = backend(a).interpolate_threshold(a, b, [alpha], keep) if threshold is None else threshold
+        result = torch.empty_like(a) if out is None else changed(out)
+        backend(a).interpolate_prune(result, a, b, alpha, *pair)
+        return result
     check_inputs(a=a, b=b, alpha=alpha, threshold=threshold, out=out)
     check_keep(keep, a.numel())
     alpha = number("alpha", alpha, torch.float32)
@@ -146,6 +165,12 @@ def interpolate_prune_all(
     Returns:
         `out`, or a new matrix [K, n] of the dtype of `a`: row k is pruned for coefficient k.
     """
+    if out is None and are_plain(a, b) and is_keep(keep, a) and (known := coefficients(alphas, a)) is not None:
+        given = thresholds if thresholds is not None else backend(a).interpolate_threshold(a, b, known, keep)
+        if are_thresholds(given, a, len(known)):
+            out = a.new_empty(len(known), len(a))
+            backend(a).interpolate_prune_all(out, a, b, known, *given)
+            return out
     check_inputs(a=a, b=b, alphas=alphas, thresholds=thresholds, out=out)
     check_keep(keep, a.numel())
     alphas = numbers("alphas", alphas, torch.float32)
@@ -235,6 +260,11 @@ def magnitude_prune(x: Tensor, keep: int, *, out: Tensor | None = None) -> Tenso
     Returns:
         `out`, or a new vector [n] of the dtype of `x`.
     """
+    if are_plain(x, None, out) and is_keep(keep, x):
+        value, last = backend(x).interpolate_threshold(x, None, [1.0], keep)
+        result = torch.empty_like(x) if out is None else changed(out)
+        backend(x).interpolate_prune(result, x, None, 1.0, value, last)
+        return result
     check_inputs(x=x, out=out)
     check_keep(keep, x.numel())
     if out is None:
@@ -254,6 +284,10 @@ def magnitude_mask(x: Tensor, keep: int) -> Tensor:
         Mask, bool [n].
     """
     with torch.no_grad():
+        if are_plain(x) and is_keep(keep, x):
+            mask = torch.empty_like(x, dtype=torch.bool)
+            backend(x).magnitude_mask(mask, x, *backend(x).interpolate_threshold(x, None, [1.0], keep))
+            return mask
         check_inputs(x=x)
         check_keep(keep, x.numel())
         return torch.ops.lpk.magnitude_mask(x.detach(), keep)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from lpk.ops import cpu
+from lpk.ops import cpu, memory
 from lpk.ops.cpu import DTYPES
 
 Threshold = tuple[Tensor | float, Tensor | int]
@@ -35,6 +35,13 @@ def check_inputs(**inputs: object) -> None:
 def check_dense(name: str, x: Tensor) -> None:
     if x.layout != torch.strided or x.is_nested:
         raise TypeError(f"{name} is {'a nested tensor' if x.is_nested else x.layout}; a dense tensor is needed")
+
+
+def check_memory(**tensors: Tensor) -> None:
+    """That native code may be given their addresses. Not for fake kernels, whose tensors have no memory."""
+    for name, x in tensors.items():
+        if problem := memory.obstacle(x):
+            raise TypeError(f"{name} is {problem}; {memory.WANTED}")
 
 
 def has_gradient(x: Tensor) -> bool:

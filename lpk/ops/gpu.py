@@ -7,7 +7,7 @@ one for each, which `raise_if_not_finite` reads.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lpk import _core
 from lpk.ops.cpu import DTYPES
-from lpk.ops.memory import address
+from lpk.ops.memory import at
 
 NEVER = 2**63 - 1
 
@@ -29,6 +29,8 @@ def on_the_vectors_device(operation: Callable[..., Result]) -> Callable[..., Res
 
     @functools.wraps(operation)
     def run(first: Tensor, *others: object) -> Result:
+        if first.get_device() == torch.cuda.current_device():
+            return operation(first, *others)
         with torch.cuda.device(first.device):
             return operation(first, *others)
 
@@ -36,16 +38,18 @@ def on_the_vectors_device(operation: Callable[..., Result]) -> Callable[..., Res
 
 
 @on_the_vectors_device
-def interpolate(out: Tensor, a: Tensor, b: Tensor, alpha: Tensor) -> None:
+def interpolate(out: Tensor, a: Tensor, b: Tensor, alpha: Tensor | float) -> None:
     if _core.cuda_compiled:
-        _core.cuda_interpolate(address("out", out), address("a", a), address("b", b), *_vector(a), _scalar(alpha))
+        _core.cuda_interpolate(at(out), at(a), at(b), *_vector(a), _scalar(alpha))
     else:
         _triton().interpolate(out, a, b, _on(a, alpha), first_bad(a.device))
 
 
 @on_the_vectors_device
-def interpolate_threshold(a: Tensor, b: Tensor | None, alphas: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    count = alphas.numel()
+def interpolate_threshold(
+    a: Tensor, b: Tensor | None, alphas: Tensor | Sequence[float | Tensor], keep: int
+) -> tuple[Tensor, Tensor]:
+    count = len(alphas)
     values = torch.full((count,), torch.inf, dtype=torch.float32, device=a.device)
     last = torch.full((count,), -1, dtype=torch.int64, device=a.device)
     if keep == 0 or count == 0:
@@ -55,28 +59,32 @@ def interpolate_threshold(a: Tensor, b: Tensor | None, alphas: Tensor, keep: int
     if not _core.cuda_compiled:
         return _triton().interpolate_threshold(a, b, alphas, keep, first_bad(a.device))
     workspace = torch.empty(_core.cuda_workspace_bytes(a.numel(), count), dtype=torch.uint8, device=a.device)
-    results = address("values", values), address("last", last)
-    extra = address("alphas", alphas), count, keep, address("workspace", workspace)
-    _core.cuda_interpolate_threshold(*results, address("a", a), address("b", b), *_vector(a), *extra)
+    results = at(values), at(last)
+    extra = at(alphas), count, keep, at(workspace)
+    _core.cuda_interpolate_threshold(*results, at(a), at(b), *_vector(a), *extra)
     return values, last
 
 
 @on_the_vectors_device
-def interpolate_prune(out: Tensor, a: Tensor, b: Tensor | None, alpha: Tensor, value: Tensor, last: Tensor) -> None:
+def interpolate_prune(
+    out: Tensor, a: Tensor, b: Tensor | None, alpha: Tensor | float, value: Tensor, last: Tensor
+) -> None:
     if _core.cuda_compiled:
         numbers = _scalar(alpha), _scalar(value), _scalar(last)
-        _core.cuda_interpolate_prune(address("out", out), address("a", a), address("b", b), *_vector(a), *numbers)
+        _core.cuda_interpolate_prune(at(out), at(a), at(b), *_vector(a), *numbers)
     else:
         alpha = _on(a, alpha) if b is not None else torch.ones(1, dtype=torch.float32, device=a.device)
         _triton().interpolate_prune(out, a, b, alpha, _on(a, value), _on(a, last), first_bad(a.device))
 
 
 @on_the_vectors_device
-def interpolate_prune_all(out: Tensor, a: Tensor, b: Tensor, alphas: Tensor, values: Tensor, last: Tensor) -> None:
+def interpolate_prune_all(
+    out: Tensor, a: Tensor, b: Tensor, alphas: Tensor | Sequence[float], values: Tensor, last: Tensor
+) -> None:
     alphas, values, last = (_on(a, numbers) for numbers in (alphas, values, last))
     if _core.cuda_compiled:
-        numbers = address("alphas", alphas), address("values", values), address("last", last), alphas.numel()
-        _core.cuda_interpolate_prune_all(address("out", out), address("a", a), address("b", b), *_vector(a), *numbers)
+        numbers = at(alphas), at(values), at(last), alphas.numel()
+        _core.cuda_interpolate_prune_all(at(out), at(a), at(b), *_vector(a), *numbers)
     else:
         _triton().interpolate_prune_all(out, a, b, alphas, values, last, first_bad(a.device))
 
@@ -84,7 +92,7 @@ def interpolate_prune_all(out: Tensor, a: Tensor, b: Tensor, alphas: Tensor, val
 @on_the_vectors_device
 def magnitude_mask(out: Tensor, x: Tensor, value: Tensor, last: Tensor) -> None:
     if _core.cuda_compiled:
-        _core.cuda_magnitude_mask(address("out", out), address("x", x), *_vector(x), _scalar(value), _scalar(last))
+        _core.cuda_magnitude_mask(at(out), at(x), *_vector(x), _scalar(value), _scalar(last))
     else:
         _triton().magnitude_mask(out, x, _on(x, value), _on(x, last), first_bad(x.device))
 
@@ -114,16 +122,23 @@ def raise_if_not_finite(device: torch.device | None = None) -> None:
 
 def _vector(x: Tensor) -> tuple[int, int, int, int]:
     """What the extension wants to know beside addresses: n, dtype, stream, status word."""
-    stream = torch.cuda.current_stream(x.device).cuda_stream
-    return x.numel(), DTYPES[x.dtype], stream, address("the status word", first_bad(x.device))
+    stream = torch._C._cuda_getCurrentRawStream(x.get_device())
+    return x.numel(), DTYPES[x.dtype], stream, at(first_bad(x.device))
 
 
-def _scalar(number: Tensor) -> tuple[float, int]:
+def _scalar(number: Tensor | float) -> tuple[float, int]:
     """A number by its value, or by its address where it lies on a device and must not be read here."""
-    return (0, address("a number", number)) if number.is_cuda else (number.item(), 0)
+    if isinstance(number, float):
+        return number, 0
+    return (0, at(number)) if number.is_cuda else (number.item(), 0)
 
 
-def _on(x: Tensor, numbers: Tensor) -> Tensor:
+def _on(x: Tensor, numbers: Tensor | float | Sequence[float | Tensor]) -> Tensor:
+    """Numbers on the device of a vector, [K]."""
+    if isinstance(numbers, list | tuple) and len(numbers) == 1:
+        (numbers,) = numbers
+    if not isinstance(numbers, Tensor):
+        return torch.tensor(numbers, dtype=torch.float32, device=x.device).reshape(-1)
     return numbers.reshape(-1).to(x.device, non_blocking=True).contiguous()
 
 

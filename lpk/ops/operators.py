@@ -16,6 +16,7 @@ from lpk.ops.checks import (
     check_alphas,
     check_apart,
     check_keep,
+    check_memory,
     check_out,
     check_out_of_packed,
     check_packed,
@@ -25,7 +26,7 @@ from lpk.ops.checks import (
 )
 
 
-def _backend(x: Tensor) -> ModuleType:
+def backend(x: Tensor) -> ModuleType:
     """What runs the operations on this vector's device."""
     if x.device.type not in ("cpu", "cuda"):
         raise ValueError(f"a vector on {x.device} is not supported; CPU and CUDA tensors are")
@@ -34,10 +35,11 @@ def _backend(x: Tensor) -> ModuleType:
 
 @custom_op("lpk::interpolate_out", mutates_args=("out",))
 def _interpolate_out(a: Tensor, b: Tensor, alpha: Tensor, out: Tensor) -> None:
+    check_memory(a=a, b=b, alpha=alpha, out=out)
     check_vectors(a=a, b=b, out=out)
     check_out(out, a=a, b=b)
     check_alphas(alpha)
-    _backend(a).interpolate(out, a, b, alpha)
+    backend(a).interpolate(out, a, b, alpha)
 
 
 @_interpolate_out.register_fake
@@ -47,10 +49,11 @@ def _(a: Tensor, b: Tensor, alpha: Tensor, out: Tensor) -> None:
 
 @custom_op("lpk::interpolate", mutates_args=())
 def _interpolate(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
+    check_memory(a=a, b=b, alpha=alpha)
     check_vectors(a=a, b=b)
     check_alphas(alpha)
     out = torch.empty_like(a)
-    _backend(a).interpolate(out, a, b, alpha)
+    backend(a).interpolate(out, a, b, alpha)
     return out
 
 
@@ -62,10 +65,11 @@ def _(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
 
 @custom_op("lpk::interpolate_threshold", mutates_args=())
 def _interpolate_threshold(a: Tensor, b: Tensor, alphas: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    check_memory(a=a, b=b, alphas=alphas)
     check_vectors(a=a, b=b)
     check_keep(keep, a.numel())
     check_alphas(alphas)
-    return _backend(a).interpolate_threshold(a, b, alphas, keep)
+    return backend(a).interpolate_threshold(a, b, alphas, keep)
 
 
 @_interpolate_threshold.register_fake
@@ -77,11 +81,12 @@ def _(a: Tensor, b: Tensor, alphas: Tensor, keep: int) -> tuple[Tensor, Tensor]:
 
 @custom_op("lpk::interpolate_prune_out", mutates_args=("out",))
 def _interpolate_prune_out(a: Tensor, b: Tensor, alpha: Tensor, value: Tensor, last: Tensor, out: Tensor) -> None:
+    check_memory(a=a, b=b, alpha=alpha, value=value, last=last, out=out)
     check_vectors(a=a, b=b, out=out)
     check_out(out, a=a, b=b)
     check_alphas(alpha)
     check_threshold(value)
-    _backend(a).interpolate_prune(out, a, b, alpha, value, last)
+    backend(a).interpolate_prune(out, a, b, alpha, value, last)
 
 
 @_interpolate_prune_out.register_fake
@@ -91,6 +96,7 @@ def _(a: Tensor, b: Tensor, alpha: Tensor, value: Tensor, last: Tensor, out: Ten
 
 @custom_op("lpk::interpolate_prune", mutates_args=())
 def _interpolate_prune(a: Tensor, b: Tensor, alpha: Tensor, value: Tensor, last: Tensor) -> Tensor:
+    check_memory(a=a)
     out = torch.empty_like(a)
     _interpolate_prune_out(a, b, alpha, value, last, out)
     return out
@@ -104,12 +110,13 @@ def _(a: Tensor, b: Tensor, alpha: Tensor, value: Tensor, last: Tensor) -> Tenso
 
 @custom_op("lpk::interpolate_prune_all_out", mutates_args=("out",))
 def _interpolate_prune_all_out(a: Tensor, b: Tensor, alphas: Tensor, values: Tensor, last: Tensor, out: Tensor) -> None:
+    check_memory(a=a, b=b, alphas=alphas, values=values, last=last, out=out)
     check_vectors(a=a, b=b)
     check_rows(out, a, alphas)
     check_apart(out, a=a, b=b)
     check_alphas(alphas)
     check_threshold(values)
-    _backend(a).interpolate_prune_all(out, a, b, alphas, values, last)
+    backend(a).interpolate_prune_all(out, a, b, alphas, values, last)
 
 
 @_interpolate_prune_all_out.register_fake
@@ -137,16 +144,17 @@ _ONE = torch.ones((), dtype=torch.float32, device="cpu")
 
 def _magnitude_threshold(x: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     """Without b, the interpolation is x itself."""
-    value, last = _backend(x).interpolate_threshold(x, None, _ONE.reshape(1), keep)
+    value, last = backend(x).interpolate_threshold(x, None, _ONE.reshape(1), keep)
     return value.reshape(()), last.reshape(())
 
 
 @custom_op("lpk::magnitude_prune_out", mutates_args=("out",))
 def _magnitude_prune_out(x: Tensor, keep: int, out: Tensor) -> None:
+    check_memory(x=x, out=out)
     check_vectors(x=x, out=out)
     check_out(out, x=x)
     check_keep(keep, x.numel())
-    _backend(x).interpolate_prune(out, x, None, _ONE, *_magnitude_threshold(x, keep))
+    backend(x).interpolate_prune(out, x, None, _ONE, *_magnitude_threshold(x, keep))
 
 
 @_magnitude_prune_out.register_fake
@@ -157,6 +165,7 @@ def _(x: Tensor, keep: int, out: Tensor) -> None:
 
 @custom_op("lpk::magnitude_prune", mutates_args=())
 def _magnitude_prune(x: Tensor, keep: int) -> Tensor:
+    check_memory(x=x)
     out = torch.empty_like(x)
     _magnitude_prune_out(x, keep, out)
     return out
@@ -171,10 +180,11 @@ def _(x: Tensor, keep: int) -> Tensor:
 
 @custom_op("lpk::magnitude_mask", mutates_args=())
 def _magnitude_mask(x: Tensor, keep: int) -> Tensor:
+    check_memory(x=x)
     check_vectors(x=x)
     check_keep(keep, x.numel())
     mask = torch.empty_like(x, dtype=torch.bool)
-    _backend(x).magnitude_mask(mask, x, *_magnitude_threshold(x, keep))
+    backend(x).magnitude_mask(mask, x, *_magnitude_threshold(x, keep))
     return mask
 
 
@@ -187,6 +197,7 @@ def _(x: Tensor, keep: int) -> Tensor:
 
 @custom_op("lpk::pack", mutates_args=(), device_types="cpu")
 def _pack(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_memory(a=a, b=b)
     check_vectors(a=a, b=b)
     support, positions = _empty_support(a)
     m = cpu.find_support(support, positions, a, b)
@@ -221,6 +232,7 @@ def _interpolate_prune_packed_out(
     last: Tensor,
     out: Tensor,
 ) -> None:
+    check_memory(a=a, b=b, support=support, positions=positions, alpha=alpha, value=value, last=last, out=out)
     check_packed(a, b, support, positions, n)
     check_out_of_packed(out, n, a, b=b, support=support, positions=positions)
     check_keep(keep, n)

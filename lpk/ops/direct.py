@@ -1,0 +1,131 @@
+"""The short way of a call: plain vectors go to their kernel at once.
+
+PyTorch's dispatcher and the operators' checks take longer than a kernel does with a small vector. Nothing is decided
+here but whether both can be left out: whatever is not plain, or is watched by somebody, takes the way of the operators,
+which say what is wrong with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from lpk.ops import cpu
+from lpk.ops.memory import holds_vector, obstacle
+
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_tracing = torch._C._get_tracing_state
+_functorch_level = torch._C._functorch.maybe_current_level
+_profiled = torch.autograd._profiler_enabled
+_differentiated = torch.is_grad_enabled
+
+TENSORS = (Tensor, nn.Parameter)
+
+
+def are_plain(first: Tensor, second: Tensor | None = None, out: Tensor | None = None) -> bool:
+    """Whether an operation on these vectors needs no check and is seen by nobody: they are dense vectors in memory, of
+    one supported dtype, size and device, without gradients, and `out` overlaps none of the others unless it is it."""
+    if torch.compiler.is_compiling() or _dispatch_modes() or _function_modes() or _profiled():
+        return False
+    if _tracing() is not None or _functorch_level() is not None or forward_ad._current_level >= 0:
+        return False
+    if type(first) not in TENSORS or (dtype := first.dtype) not in cpu.DTYPES or first.dim() != 1:
+        return False
+    return (
+        _is_plain(first)
+        and (second is None or (_is_like(second, first, dtype) and _is_plain(second)))
+        and (
+            out is None
+            or (
+                _is_like(out, first, dtype)
+                and _is_plain(out)
+                and _are_apart(out, first)
+                and (second is None or _are_apart(out, second))
+            )
+        )
+    )
+
+
+def _is_plain(x: Tensor) -> bool:
+    return x.is_contiguous() and holds_vector(x) and not (x.requires_grad and _differentiated())
+
+
+def _is_like(x: Tensor, first: Tensor, dtype: torch.dtype) -> bool:
+    return (
+        type(x) in TENSORS
+        and x.dtype is dtype
+        and x.dim() == 1
+        and x.numel() == first.numel()
+        and x.get_device() == first.get_device()
+    )
+
+
+def _are_apart(out: Tensor, x: Tensor) -> bool:
+    """Or the same."""
+    return not 0 < abs(out.data_ptr() - x.data_ptr()) < x.nbytes
+
+
+def is_coefficient(alpha: object, x: Tensor) -> bool:
+    """Whether this is a coefficient for a vector, without a further look at it."""
+    if type(alpha) is float:
+        return 0.0 <= alpha <= 1.0
+    return type(alpha) is Tensor and x.is_cuda and _is_number(alpha, torch.float32, x)
+
+
+def coefficients(alphas: object, x: Tensor) -> Tensor | Sequence[float] | None:
+    """Coefficients for a vector as its backend takes them: numbers, or a tensor on its GPU; None where they need a
+    further look."""
+    if type(alphas) is Tensor and _is_row(alphas, torch.float32):
+        if alphas.is_cuda:
+            return alphas if _is_with(alphas, x) else None
+        alphas = alphas.tolist()
+    if type(alphas) not in (list, tuple):
+        return None
+    fit = all(type(alpha) is float and 0.0 <= alpha <= 1.0 for alpha in alphas)  # type: ignore[attr-defined]
+    return alphas if fit else None  # type: ignore[return-value]
+
+
+def is_keep(keep: object, x: Tensor) -> bool:
+    return type(keep) is int and 0 <= keep <= x.numel()
+
+
+def is_threshold(threshold: object, x: Tensor) -> bool:
+    """Whether this is what interpolate_threshold gave for a vector and one coefficient."""
+    if type(threshold) is not tuple or len(threshold) != 2:
+        return False
+    value, last = threshold
+    if not (_is_number(value, torch.float32, x) and _is_number(last, torch.int64, x)):
+        return False
+    return x.is_cuda or value.item() >= 0.0
+
+
+def are_thresholds(thresholds: object, x: Tensor, count: int) -> bool:
+    """Whether this is what interpolate_threshold gave for a vector and so many coefficients."""
+    if type(thresholds) is not tuple or len(thresholds) != 2:
+        return False
+    for numbers, dtype in zip(thresholds, (torch.float32, torch.int64), strict=True):
+        if not (type(numbers) is Tensor and _is_row(numbers, dtype) and len(numbers) == count and _is_with(numbers, x)):
+            return False
+    return x.is_cuda or all(value >= 0.0 for value in thresholds[0].tolist())
+
+
+def changed(out: Tensor) -> Tensor:
+    """A tensor that a kernel was given to write to: what autograd saved of it is not what it is any more."""
+    torch.autograd.graph.increment_version(out)
+    return out
+
+
+def _is_number(value: object, dtype: torch.dtype, x: Tensor) -> bool:
+    return type(value) is Tensor and value.dtype is dtype and value.numel() == 1 and _is_with(value, x)
+
+
+def _is_row(numbers: Tensor, dtype: torch.dtype) -> bool:
+    return numbers.dtype is dtype and numbers.dim() == 1 and numbers.is_contiguous() and obstacle(numbers) is None
+
+
+def _is_with(value: Tensor, x: Tensor) -> bool:
+    return value.get_device() == x.get_device() and not value.requires_grad and obstacle(value) is None
