@@ -54,6 +54,14 @@ lpk::cuda::Scalar<T> scalar(const DeviceScalar<T>& s) {
   return {s.first, reinterpret_cast<const T*>(s.second)};
 }
 
+// And a row of numbers: values, or the address of a row on the device where that is not 0.
+using DeviceNumbers = std::pair<std::vector<float>, uintptr_t>;
+
+lpk::cuda::Numbers numbers(const DeviceNumbers& row) {
+  if (row.second) return {reinterpret_cast<const float*>(row.second), true};
+  return {row.first.data(), false};
+}
+
 lpk::cuda::Vectors vectors(uintptr_t a, uintptr_t b, int64_t n, int dtype, uintptr_t stream, uintptr_t first_bad) {
   return {reinterpret_cast<const void*>(a), reinterpret_cast<const void*>(b), n, static_cast<lpk::Dtype>(dtype),
           reinterpret_cast<cudaStream_t>(stream), reinterpret_cast<int64_t*>(first_bad)};
@@ -71,10 +79,10 @@ void define_cuda(py::module_& m) {
   m.def(
       "cuda_interpolate_threshold",
       [](uintptr_t values, uintptr_t last, uintptr_t a, uintptr_t b, int64_t n, int dtype, uintptr_t stream,
-         uintptr_t first_bad, uintptr_t alphas, int count, int64_t keep, uintptr_t workspace) {
+         uintptr_t first_bad, const DeviceNumbers& alphas, int count, int64_t keep, uintptr_t workspace) {
         lpk::cuda::interpolate_threshold(reinterpret_cast<float*>(values), reinterpret_cast<int64_t*>(last),
                                          vectors(a, b, n, dtype, stream, first_bad),
-                                         reinterpret_cast<const float*>(alphas), count, keep,
+                                         numbers(alphas), count, keep,
                                          reinterpret_cast<void*>(workspace));
       },
       Release());
@@ -89,9 +97,9 @@ void define_cuda(py::module_& m) {
   m.def(
       "cuda_interpolate_prune_all",
       [](uintptr_t out, uintptr_t a, uintptr_t b, int64_t n, int dtype, uintptr_t stream, uintptr_t first_bad,
-         uintptr_t alphas, uintptr_t values, uintptr_t last, int count) {
+         const DeviceNumbers& alphas, uintptr_t values, uintptr_t last, int count) {
         lpk::cuda::interpolate_prune_all(reinterpret_cast<void*>(out), vectors(a, b, n, dtype, stream, first_bad),
-                                         reinterpret_cast<const float*>(alphas), reinterpret_cast<const float*>(values),
+                                         numbers(alphas), reinterpret_cast<const float*>(values),
                                          reinterpret_cast<const int64_t*>(last), count);
       },
       Release());

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <climits>
+#include <cmath>
 
 #include "workspace.cuh"
 
@@ -23,7 +24,7 @@ __device__ inline int64_t sample_position(int64_t n, int64_t count, int64_t i) {
 
 // The sample's keys, and the histogram of their highest bits.
 template <class D>
-__global__ void sample_kernel(Vectors v, const float* alphas, Workspace w, int64_t size) {
+__global__ void sample_kernel(Vectors v, const __grid_constant__ Coefficients alphas, Workspace w, int64_t size) {
   const int k = blockIdx.y;
   __shared__ unsigned histogram[kBins];
   clear(histogram);
@@ -34,7 +35,7 @@ __global__ void sample_kernel(Vectors v, const float* alphas, Workspace w, int64
   for (int e = 0; e < kSamplesPerThread; ++e) {
     const int64_t i = first + e * kThreads;
     if (i >= size) continue;
-    keys[e] = D::key(element<D>(v, alphas[k], sample_position(v.n, size, i)));
+    keys[e] = D::key(element<D>(v, get(alphas, k), sample_position(v.n, size, i)));
   }
 #pragma unroll
   for (int e = 0; e < kSamplesPerThread; ++e) {
@@ -51,7 +52,7 @@ __global__ void sample_kernel(Vectors v, const float* alphas, Workspace w, int64
 // has no end. Both are found at once: their highest bits in the sample's histogram, the others in histograms of what
 // shares these bits.
 template <class D>
-__global__ void bracket_kernel(Workspace w, int size, int64_t upper, int64_t lower) {
+__global__ void bracket_kernel(Workspace w, int size, int64_t upper, int64_t lower, float* values, int64_t* last) {
   constexpr int kBatch = 8;  // reads of a thread that are under way at once
   __shared__ unsigned histograms[2][kBins];
   const int k = blockIdx.x;
@@ -92,6 +93,8 @@ __global__ void bracket_kernel(Workspace w, int size, int64_t upper, int64_t low
   if (threadIdx.x == 0) {
     w.states[k].hi = sought[0] ? prefix[0] : INT_MAX;
     w.states[k].lo = prefix[1];
+    values[k] = INFINITY;  // what nothing survives, should there be no threshold: among NaN
+    last[k] = -1;
   }
   clear(w.histogram(k));
 }

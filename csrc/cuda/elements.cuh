@@ -51,6 +51,10 @@ __device__ T get(Scalar<T> scalar) {
   return scalar.device ? *scalar.device : scalar.value;
 }
 
+__device__ inline float get(const Coefficients& alphas, int k) {
+  return alphas.device ? alphas.device[k] : alphas.values[k];
+}
+
 // x from a and b as they are stored.
 template <class D>
 __device__ typename D::Stored interpolated(typename D::Stored a, typename D::Stored b, float alpha) {

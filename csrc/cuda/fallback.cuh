@@ -20,7 +20,7 @@ __device__ void for_each_key(const Vectors& v, float alpha, int64_t begin, Body 
 
 // A histogram of the next bits of all keys that begin with the bits known so far; and what it tells.
 template <class D>
-__global__ void histogram_kernel(Vectors v, const float* alphas, Workspace w) {
+__global__ void histogram_kernel(Vectors v, const __grid_constant__ Coefficients alphas, Workspace w) {
   const int k = blockIdx.y;
   State& s = w.states[k];
   if (s.status != kUnknown) return;
@@ -30,7 +30,7 @@ __global__ void histogram_kernel(Vectors v, const float* alphas, Workspace w) {
   const int shift = s.shift, bits = next_bits(shift);
   const Key prefix = s.prefix;
   for (int64_t begin = int64_t(blockIdx.x) * kTile; begin < v.n; begin += int64_t(gridDim.x) * kTile)
-    for_each_key<D>(v, alphas[k], begin, [&](Key key) {
+    for_each_key<D>(v, get(alphas, k), begin, [&](Key key) {
       if (int64_t(key) >> shift == prefix) atomicAdd(&histogram[(key >> (shift - bits)) & ((1 << bits) - 1)], 1u);
     });
   __syncthreads();
@@ -51,7 +51,8 @@ __global__ void histogram_kernel(Vectors v, const float* alphas, Workspace w) {
 
 // How many entries of each tile have the threshold's key; then which of them is the last one that survives.
 template <class D>
-__global__ void ties_kernel(Vectors v, const float* alphas, Workspace w, float* values, int64_t* last) {
+__global__ void ties_kernel(Vectors v, const __grid_constant__ Coefficients alphas, Workspace w, float* values,
+                            int64_t* last) {
   const int k = blockIdx.y;
   State& s = w.states[k];
   if (s.status != kTied) return;
@@ -62,7 +63,7 @@ __global__ void ties_kernel(Vectors v, const float* alphas, Workspace w, float* 
     if (threadIdx.x == 0) total = 0;
     __syncthreads();
     unsigned own = 0;
-    for_each_key<D>(v, alphas[k], t * kTile, [&](Key other) { own += other == key; });
+    for_each_key<D>(v, get(alphas, k), t * kTile, [&](Key other) { own += other == key; });
     if (own) atomicAdd(&total, own);
     __syncthreads();
     if (threadIdx.x == 0) equal[t] = total;
@@ -84,7 +85,7 @@ __global__ void ties_kernel(Vectors v, const float* alphas, Workspace w, float* 
   // In the tile a thread has neighbouring entries now.
   const auto is_equal = [&](int e) {
     const int64_t i = tile + threadIdx.x * kPerThread + e;
-    return i < v.n && D::key(element<D>(v, alphas[k], i)) == key;
+    return i < v.n && D::key(element<D>(v, get(alphas, k), i)) == key;
   };
   own = 0;
   for (int e = 0; e < kPerThread; ++e) own += is_equal(e);

@@ -1,5 +1,7 @@
 // The interpolation with what does not survive its threshold set to +0, in one pass: for one
 // coefficient, or for many, which read the vectors once.
+#include <algorithm>
+
 #include "elements.cuh"
 
 namespace lpk::cuda {
@@ -21,10 +23,10 @@ __global__ void prune_kernel(Vectors v, typename D::Stored* out, Scalar<float> a
 
 // Row k of `out` for the k-th coefficient.
 template <class D>
-__global__ void prune_all_kernel(Vectors v, typename D::Stored* out, const float* alphas, const float* values,
-                                 const int64_t* last, int count) {
+__global__ void prune_all_kernel(Vectors v, typename D::Stored* out, const __grid_constant__ Coefficients alphas,
+                                 const float* values, const int64_t* last, int count) {
   const auto tile = own_tile<D>(v);
-  for (int k = 0; k < count; ++k) prune_tile(v, tile, out + k * v.n, alphas[k], Threshold{values[k], last[k]});
+  for (int k = 0; k < count; ++k) prune_tile(v, tile, out + k * v.n, get(alphas, k), Threshold{values[k], last[k]});
 }
 
 }  // namespace
@@ -39,13 +41,17 @@ void interpolate_prune(void* out, const Vectors& v, Scalar<float> alpha, Scalar<
   check_launch();
 }
 
-void interpolate_prune_all(void* out, const Vectors& v, const float* alphas, const float* values, const int64_t* last,
+void interpolate_prune_all(void* out, const Vectors& v, Numbers alphas, const float* values, const int64_t* last,
                            int count) {
-  if (v.n == 0 || count == 0) return;
+  if (v.n == 0) return;
   for_dtype(v.dtype, [&](auto dtype) {
     using D = decltype(dtype);
-    LPK_LAUNCH(prune_all_kernel<D>, unsigned(tiles(v.n)), kThreads, v.stream, v, static_cast<typename D::Stored*>(out),
-               alphas, values, last, count);
+    for (int first = 0; first < count; first += kMostCoefficients) {
+      const int some = std::min(count - first, kMostCoefficients);
+      LPK_LAUNCH(prune_all_kernel<D>, unsigned(tiles(v.n)), kThreads, v.stream, v,
+                 static_cast<typename D::Stored*>(out) + first * v.n, alphas.from(first, some), values + first,
+                 last + first, some);
+    }
   });
   check_launch();
 }

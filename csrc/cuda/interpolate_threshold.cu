@@ -17,7 +17,7 @@ namespace lpk::cuda {
 namespace {
 
 template <class D>
-void thresholds(float* values, int64_t* last, const Vectors& v, const float* alphas, int count, int64_t keep,
+void thresholds(float* values, int64_t* last, const Vectors& v, const Coefficients& alphas, int count, int64_t keep,
                 void* memory) {
   Workspace w{};
   divide(w, memory, v.n, count);
@@ -34,7 +34,8 @@ void thresholds(float* values, int64_t* last, const Vectors& v, const float* alp
   check(cudaMemsetAsync(w.states, 0, std::size_t(cleared), s));
   LPK_LAUNCH(sample_kernel<D>, for_each((size + kThreads * kSamplesPerThread - 1) / (kThreads * kSamplesPerThread)),
              kThreads, s, v, alphas, w, size);
-  LPK_LAUNCH(bracket_kernel<D>, count, kBracketThreads, s, w, int(size), upper, lower);
+  LPK_LAUNCH(bracket_kernel<D>, count, kBracketThreads, s, w, int(size), upper, lower, values,
+             last);
   LPK_LAUNCH(sweep_kernel<D>, unsigned(std::min<int64_t>(tiles(v.n), sweeping)), kThreads, s, v, alphas, w, count, keep);
   LPK_LAUNCH(stored_histogram_kernel, for_each(kListBlocks), kThreads, s, w);
   LPK_LAUNCH(stored_select_kernel<D>, for_each(kListBlocks), kThreads, s, w, values, last);
@@ -50,12 +51,13 @@ int64_t workspace_bytes(int64_t n, int count) {
   return divide(w, nullptr, n, std::min(count, kMostCoefficients));
 }
 
-void interpolate_threshold(float* values, int64_t* last, const Vectors& v, const float* alphas, int count,
-                           int64_t keep, void* workspace) {
+void interpolate_threshold(float* values, int64_t* last, const Vectors& v, Numbers alphas, int count, int64_t keep,
+                           void* workspace) {
   for (int first = 0; first < count; first += kMostCoefficients) {
     const int some = std::min(count - first, kMostCoefficients);
     for_dtype(v.dtype, [&](auto dtype) {
-      thresholds<decltype(dtype)>(values + first, last + first, v, alphas + first, some, keep, workspace);
+      thresholds<decltype(dtype)>(values + first, last + first, v, alphas.from(first, some), some, keep,
+                                    workspace);
     });
   }
   check_launch();

@@ -18,6 +18,31 @@ struct Scalar {
   const T* device;  // null: `value` holds
 };
 
+constexpr int kMostCoefficients = 16;  // of one launch; more are done in turns
+
+// Coefficients that are known on the host, which need no copy to the device, or lie there.
+struct Coefficients {
+  float values[kMostCoefficients];
+  const float* device;  // null: `values` hold
+};
+
+// `count` numbers in a row.
+struct Numbers {
+  const float* at;
+  bool on_device;
+
+  // Those from `first` on, as kernels take them: kMostCoefficients at most.
+  Coefficients from(int first, int count) const {
+    Coefficients some{};
+    if (on_device) {
+      some.device = at + first;
+    } else {
+      for (int k = 0; k < count && k < kMostCoefficients; ++k) some.values[k] = at[first + k];
+    }
+    return some;
+  }
+};
+
 struct Vectors {
   const void* a;
   const void* b;  // null: x = a
@@ -30,15 +55,15 @@ struct Vectors {
 void interpolate(void* out, const Vectors& vectors, Scalar<float> alpha);
 void interpolate_prune(void* out, const Vectors& vectors, Scalar<float> alpha, Scalar<float> value,
                        Scalar<int64_t> last);
-// out: [count][n]; alphas, values and last: `count` numbers each, on the device.
-void interpolate_prune_all(void* out, const Vectors& vectors, const float* alphas, const float* values,
-                           const int64_t* last, int count);
+// out: [count][n]; values and last: `count` numbers each, on the device, and alphas, there or on the host.
+void interpolate_prune_all(void* out, const Vectors& vectors, Numbers alphas, const float* values, const int64_t* last,
+                           int count);
 void magnitude_mask(bool* out, const Vectors& vectors, Scalar<float> value, Scalar<int64_t> last);
 
-// alphas, values and last: `count` numbers each, on the device; 1 <= keep <= n. The workspace has workspace_bytes(n, count)
-// bytes, aligned to 256, and needs no initialization.
-void interpolate_threshold(float* values, int64_t* last, const Vectors& vectors, const float* alphas, int count,
-                           int64_t keep, void* workspace);
+// values and last: `count` numbers each, on the device, and alphas, there or on the host; 1 <= keep <= n. The workspace has
+// workspace_bytes(n, count) bytes, aligned to 256, and needs no initialization.
+void interpolate_threshold(float* values, int64_t* last, const Vectors& vectors, Numbers alphas, int count, int64_t keep,
+                           void* workspace);
 int64_t workspace_bytes(int64_t n, int count);
 
 }  // namespace lpk::cuda

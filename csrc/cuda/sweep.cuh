@@ -78,14 +78,14 @@ __device__ void judge(State& s, int64_t n, int64_t room, int64_t keep) {
 __device__ inline unsigned existing(int size) { return (1u << ((size + kThreads - 1 - int(threadIdx.x)) / kThreads)) - 1; }
 
 template <class D>
-__global__ void __launch_bounds__(kThreads, 4) sweep_kernel(Vectors v, const float* alphas, Workspace w, int count,
-                                                         int64_t keep) {
+__global__ void __launch_bounds__(kThreads, 4) sweep_kernel(Vectors v, const __grid_constant__ Coefficients alphas,
+                                                            Workspace w, int count, int64_t keep) {
   __shared__ Word stage[kMostCoefficients][kStage];
   __shared__ Swept swept[kMostCoefficients];
   if (threadIdx.x < count) {
     const int k = threadIdx.x;
     // Without b it reads as zeros: x = fma(1, a, 0).
-    swept[k] = begin<D>(w.states[k], v.b ? alphas[k] : 1.0f);
+    swept[k] = begin<D>(w.states[k], v.b ? get(alphas, k) : 1.0f);
   }
   __syncthreads();
   for (int64_t begin = int64_t(blockIdx.x) * kTile; begin < v.n; begin += int64_t(gridDim.x) * kTile) {

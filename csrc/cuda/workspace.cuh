@@ -5,7 +5,6 @@
 
 namespace lpk::cuda {
 
-constexpr int kMostCoefficients = 16;  // of one sweep; more are done in turns
 constexpr int kSample = 1 << 17;
 
 // An entry of a vector: its key, and after it its index counted backwards. Of two words the larger one is that of the entry

@@ -50,18 +50,20 @@ def interpolate_threshold(
     a: Tensor, b: Tensor | None, alphas: Tensor | Sequence[float | Tensor], keep: int
 ) -> tuple[Tensor, Tensor]:
     count = len(alphas)
-    values = torch.full((count,), torch.inf, dtype=torch.float32, device=a.device)
-    last = torch.full((count,), -1, dtype=torch.int64, device=a.device)
+    compiled = _core.cuda_compiled and keep > 0 and count > 0
+    values = (
+        a.new_empty(count, dtype=torch.float32) if compiled else a.new_full((count,), torch.inf, dtype=torch.float32)
+    )
+    last = a.new_empty(count, dtype=torch.int64) if compiled else a.new_full((count,), -1, dtype=torch.int64)
     if keep == 0 or count == 0:
         return values, last
-    # Ones are no copy from the host.
-    alphas = _on(a, alphas) if b is not None else torch.ones(count, dtype=torch.float32, device=a.device)
-    if not _core.cuda_compiled:
-        return _triton().interpolate_threshold(a, b, alphas, keep, first_bad(a.device))
-    workspace = torch.empty(_core.cuda_workspace_bytes(a.numel(), count), dtype=torch.uint8, device=a.device)
-    results = at(values), at(last)
-    extra = at(alphas), count, keep, at(workspace)
-    _core.cuda_interpolate_threshold(*results, at(a), at(b), *_vector(a), *extra)
+    if not compiled:
+        return _triton().interpolate_threshold(a, b, _on(a, alphas), keep, first_bad(a.device))
+    workspace = a.new_empty(_core.cuda_workspace_bytes(a.numel(), count), dtype=torch.uint8)
+    known = _known(alphas)
+    _core.cuda_interpolate_threshold(
+        at(values), at(last), at(a), at(b), *_vector(a), _row(known), count, keep, at(workspace)
+    )
     return values, last
 
 
@@ -81,12 +83,13 @@ def interpolate_prune(
 def interpolate_prune_all(
     out: Tensor, a: Tensor, b: Tensor, alphas: Tensor | Sequence[float], values: Tensor, last: Tensor
 ) -> None:
-    alphas, values, last = (_on(a, numbers) for numbers in (alphas, values, last))
+    values, last = _on(a, values), _on(a, last)
     if _core.cuda_compiled:
-        numbers = at(alphas), at(values), at(last), alphas.numel()
-        _core.cuda_interpolate_prune_all(at(out), at(a), at(b), *_vector(a), *numbers)
+        known = _known(alphas)
+        cuts = _row(known), at(values), at(last), len(alphas)
+        _core.cuda_interpolate_prune_all(at(out), at(a), at(b), *_vector(a), *cuts)
     else:
-        _triton().interpolate_prune_all(out, a, b, alphas, values, last, first_bad(a.device))
+        _triton().interpolate_prune_all(out, a, b, _on(a, alphas), values, last, first_bad(a.device))
 
 
 @on_the_vectors_device
@@ -131,6 +134,20 @@ def _scalar(number: Tensor | float) -> tuple[float, int]:
     if isinstance(number, float):
         return number, 0
     return (0, at(number)) if number.is_cuda else (number.item(), 0)
+
+
+def _known(alphas: Tensor | Sequence[float | Tensor]) -> Tensor | Sequence[float]:
+    """Coefficients as numbers, or in a row on a device, where they must not be read here."""
+    if isinstance(alphas, list | tuple) and len(alphas) == 1 and isinstance(alphas[0], Tensor):
+        alphas = alphas[0].reshape(1)
+    if not isinstance(alphas, Tensor):
+        return alphas  # type: ignore[return-value]
+    return alphas.contiguous() if alphas.is_cuda else alphas.tolist()
+
+
+def _row(alphas: Tensor | Sequence[float]) -> tuple[Sequence[float], int]:
+    """Coefficients by their values, or by their address."""
+    return ([], at(alphas)) if isinstance(alphas, Tensor) else (alphas, 0)
 
 
 def _on(x: Tensor, numbers: Tensor | float | Sequence[float | Tensor]) -> Tensor:

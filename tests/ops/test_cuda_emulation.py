@@ -50,12 +50,12 @@ def common(a, b, bad):
     return pointer(a), pointer(b), ctypes.c_int64(a.numel()), DTYPES[a.dtype], pointer(bad)
 
 
-def search(emulated, values, last, a, b, bad, alphas, keep):
+def search(emulated, values, last, a, b, bad, alphas, keep, on_device=True):
     """Calls the kernels; returns how many entries the sweep stored, -1 if some threshold was not among them."""
     stored = ctypes.c_int64()
     emulated.interpolate_threshold(
-        pointer(values), pointer(last), *common(a, b, bad), pointer(alphas), len(alphas), ctypes.c_int64(keep),
-        ctypes.byref(stored),
+        pointer(values), pointer(last), *common(a, b, bad), pointer(alphas), on_device, len(alphas),
+        ctypes.c_int64(keep), ctypes.byref(stored),
     )  # fmt: skip
     return stored.value
 
@@ -68,7 +68,7 @@ def thresholds(emulated, a, b, alphas, keep, by_bracket=False):
     for backwards in (True, False):
         values, last = torch.zeros(len(alphas)), torch.zeros(len(alphas), dtype=torch.int64)
         emulated.run_backwards(backwards)
-        stored = search(emulated, values, last, a, b, bad, alphas, keep)
+        stored = search(emulated, values, last, a, b, bad, alphas, keep, on_device=backwards)
         assert not by_bracket or 0 < stored <= len(alphas) * width
         results.append((values, last))
     assert bad.item() == NEVER
@@ -134,7 +134,7 @@ def test_elementwise_kernels(emulated, dtype):
     assert torch.equal(reference.bits(out), reference.bits(reference.interpolate_prune(a, b, alpha, keep)))
     values, lasts = thresholds(emulated, a, b, ALPHAS, keep)
     rows, alphas = a.new_empty(len(ALPHAS), n), torch.tensor(ALPHAS)
-    numbers = pointer(alphas), pointer(values), pointer(lasts), len(ALPHAS)
+    numbers = pointer(alphas), True, pointer(values), pointer(lasts), len(ALPHAS)
     emulated.interpolate_prune_all(pointer(rows), *common(a, b, bad), *numbers)
     for row, each in zip(rows, ALPHAS, strict=True):
         assert torch.equal(reference.bits(row), reference.bits(reference.interpolate_prune(a, b, each, keep)))
@@ -172,5 +172,5 @@ def test_bad_weights_lead_nowhere(emulated, dtype):
     for x, keep in ((one, 1), (half, 4000), (half, 1), (sparse, n - 100), (torch.full((n,), nan).to(dtype), n // 2)):
         bad, values, last = torch.tensor([NEVER]), torch.zeros(1), torch.zeros(1, dtype=torch.int64)
         search(emulated, values, last, x, None, bad, torch.ones(1), keep)
-        assert bad.item() == int((~x.isfinite()).nonzero()[0]) and 0 <= last.item() < n
+        assert bad.item() == int((~x.isfinite()).nonzero()[0]) and -1 <= last.item() < n
         assert x is not one or (values.item(), last.item()) == (inf, 3456)

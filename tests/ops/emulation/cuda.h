@@ -20,6 +20,8 @@
 #define LPK_EMULATED
 #undef __shared__
 #define __shared__ static
+#undef __grid_constant__
+#define __grid_constant__
 #define __launch_bounds__(...)
 
 namespace emulation {

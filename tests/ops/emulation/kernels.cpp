@@ -22,9 +22,9 @@ void interpolate(void* out, const void* a, const void* b, int64_t n, int dtype, 
 // stored: of the last coefficients that were done together, how many entries the sweep stored in all; -1 unless all their
 // thresholds were found among these.
 void interpolate_threshold(float* values, int64_t* last, const void* a, const void* b, int64_t n, int dtype,
-                           int64_t* first_bad, const float* alphas, int count, int64_t keep, int64_t* stored) {
+                           int64_t* first_bad, const float* alphas, int on_device, int count, int64_t keep, int64_t* stored) {
   std::vector<char> workspace(std::size_t(lpk::cuda::workspace_bytes(n, count)), char(0x5a));
-  lpk::cuda::interpolate_threshold(values, last, Vectors{a, b, n, Dtype(dtype), nullptr, first_bad}, alphas, count, keep,
+  lpk::cuda::interpolate_threshold(values, last, Vectors{a, b, n, Dtype(dtype), nullptr, first_bad}, {alphas, on_device != 0}, count, keep,
                                    workspace.data());
   const int together = (count - 1) % lpk::cuda::kMostCoefficients + 1;
   lpk::cuda::Workspace w{};
@@ -42,8 +42,9 @@ void interpolate_prune(void* out, const void* a, const void* b, int64_t n, int d
 }
 
 void interpolate_prune_all(void* out, const void* a, const void* b, int64_t n, int dtype, int64_t* first_bad,
-                           const float* alphas, const float* values, const int64_t* last, int count) {
-  lpk::cuda::interpolate_prune_all(out, Vectors{a, b, n, Dtype(dtype), nullptr, first_bad}, alphas, values, last, count);
+                           const float* alphas, int on_device, const float* values, const int64_t* last, int count) {
+  lpk::cuda::interpolate_prune_all(out, Vectors{a, b, n, Dtype(dtype), nullptr, first_bad}, {alphas, on_device != 0}, values,
+                                   last, count);
 }
 
 void magnitude_mask(bool* out, const void* x, int64_t n, int dtype, int64_t* first_bad, float value, int64_t last) {
