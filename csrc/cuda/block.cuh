@@ -1,6 +1,6 @@
 // What the threads of a block do together: find the entry of a rank, and tell which block is the last one.
-// Blocks have kThreads or 1024 threads. Every thread of the block must call these functions, with the same arguments
-// unless told otherwise, and gets the same results.
+// Every thread of the block must call these functions, with the same arguments unless told otherwise, and gets the same
+// results.
 #pragma once
 
 #include "elements.cuh"

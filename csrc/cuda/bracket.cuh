@@ -9,7 +9,6 @@
 namespace lpk::cuda {
 
 constexpr int kSamplesPerThread = 4;
-constexpr int kBracketThreads = 1024;
 
 // One entry of each of `count` stretches, at a place that does not repeat from stretch to stretch: channels do.
 __device__ inline int64_t sample_position(int64_t n, int64_t count, int64_t i) {
@@ -22,10 +21,18 @@ __device__ inline int64_t sample_position(int64_t n, int64_t count, int64_t i) {
   return begin + int64_t(z % uint64_t(each + (i < rest)));
 }
 
-// The sample's keys, and the histogram of their highest bits.
+// Both ends of a bracket are found alike: the bin of their highest bits in a histogram of the sample, then of the next bits
+// among the entries that share these.
+__device__ inline unsigned long long* histogram_of_end(const Workspace& w, int k, int end) {
+  return w.histogram(k) + int64_t(end) * kBins;
+}
+
+// The sample's keys, and the bins of their highest bits that hold the entries `ranks` from the top; 0: none is sought.
 template <class D>
-__global__ void sample_kernel(Vectors v, const __grid_constant__ Coefficients alphas, Workspace w, int64_t size) {
+__global__ void sample_kernel(Vectors v, const __grid_constant__ Coefficients alphas, Workspace w, int64_t size,
+                              int64_t upper, int64_t lower) {
   const int k = blockIdx.y;
+  State& s = w.states[k];
   __shared__ unsigned histogram[kBins];
   clear(histogram);
   __syncthreads();
@@ -46,57 +53,95 @@ __global__ void sample_kernel(Vectors v, const __grid_constant__ Coefficients al
   }
   __syncthreads();
   add_to(w.histogram(k), histogram);
+  if (!last_of(&s.tickets, gridDim.x)) return;
+  int64_t ranks[2] = {upper, lower};
+  Key prefixes[2] = {-1, -1};  // of what is not sought: no key's
+#pragma unroll
+  for (int end = 0; end < 2; ++end)
+    if (ranks[end] > 0) prefixes[end] = find_bin(w.histogram(k), ranks[end]);
+  if (threadIdx.x == 0) {
+    for (int end = 0; end < 2; ++end) s.ends[end] = {prefixes[end], ranks[end]};
+  }
+  clear(w.histogram(k));
 }
 
-// The bracket: the sampled keys that are `upper` and `lower` entries from the top. Where the sample ends before, the bracket
-// has no end. Both are found at once: their highest bits in the sample's histogram, the others in histograms of what
-// shares these bits.
-template <class D>
-__global__ void bracket_kernel(Workspace w, int size, int64_t upper, int64_t lower, float* values, int64_t* last) {
-  constexpr int kBatch = 8;  // reads of a thread that are under way at once
-  __shared__ unsigned histograms[2][kBins];
-  const int k = blockIdx.x;
-  const Key* sample = w.sample + int64_t(k) * kSample;
-  const bool sought[2] = {upper >= 1, lower <= size};
-  int64_t rank[2] = {upper, lower};
-  Key prefix[2] = {-1, -1};
+// The keys of a batch of sampled entries, of which many are under way at once; -1 where there are none.
+template <int kBatch>
+__device__ void read_sample(const Key* sample, int64_t begin, int64_t size, Key (&keys)[kBatch]) {
 #pragma unroll
-  for (int h = 0; h < 2; ++h)
-    if (sought[h]) prefix[h] = find_bin(w.histogram(k), rank[h]);
-  for (int shift = D::kKeyBits - kBinBits; shift > 0;) {
+  for (int e = 0; e < kBatch; ++e) {
+    const int64_t i = begin + e * int64_t(blockDim.x) + threadIdx.x;
+    keys[e] = i < size ? sample[i] : -1;
+  }
+}
+
+// The bracket: keys that the sampled entries sought in sample_kernel do not lie outside of. The next bits tell them apart
+// well enough: what is left of a bin is narrow, and belongs to the bracket. Only where a bin holds many entries, which may
+// all be equal, does the last block find the entry's own key.
+template <class D>
+__global__ void bracket_kernel(Workspace w, int64_t size, float* values, int64_t* last) {
+  constexpr int kBatch = 8, kFirstShift = D::kKeyBits - kBinBits, kBits = kFirstShift < kBinBits ? kFirstShift : kBinBits;
+  constexpr int kManyOf = 64;  // many: more than one of so many
+  __shared__ unsigned histograms[2][kBins];
+  const int k = blockIdx.y;
+  State& s = w.states[k];
+  const Key* sample = w.sample + int64_t(k) * kSample;
+  const auto count = [&](const Key (&keys)[2], auto& sampled, int shift, int bits) {
+#pragma unroll
+    for (const Key key : sampled)
+#pragma unroll
+      for (int end = 0; end < 2; ++end)
+        if (key >= 0 && key >> shift == keys[end])
+          atomicAdd(&histograms[end][(key >> (shift - bits)) & ((1 << bits) - 1)], 1u);
+  };
+  clear(histograms[0]);
+  clear(histograms[1]);
+  __syncthreads();
+  Key prefixes[2] = {s.ends[0].prefix, s.ends[1].prefix};
+  {
+    Key sampled[kSamplesPerThread];
+    read_sample(sample, int64_t(blockIdx.x) * kThreads * kSamplesPerThread, size, sampled);
+    count(prefixes, sampled, kFirstShift, kBits);
+  }
+  __syncthreads();
+  for (int end = 0; end < 2; ++end) add_to(histogram_of_end(w, k, end), histograms[end]);
+  if (!last_of(&s.tickets, gridDim.x)) return;
+
+  const bool sought[2] = {prefixes[0] >= 0, prefixes[1] >= 0};
+  int64_t ranks[2] = {s.ends[0].rank, s.ends[1].rank};
+  int shift = kFirstShift - kBits;
+  bool many = false;
+#pragma unroll
+  for (int end = 0; end < 2; ++end) {
+    if (!sought[end]) continue;
+    const unsigned long long* histogram = histogram_of_end(w, k, end);
+    const int bin = find_bin(histogram, ranks[end]);
+    many = many || int64_t(histogram[bin]) * kManyOf > size;
+    prefixes[end] = (prefixes[end] << kBits) | bin;
+  }
+  __syncthreads();  // all have read the histograms
+  for (; many && shift > 0; shift -= next_bits(shift)) {
     const int bits = next_bits(shift);
     clear(histograms[0]);
     clear(histograms[1]);
     __syncthreads();
-    for (int begin = threadIdx.x; begin < size; begin += kBatch * kBracketThreads) {
-      Key keys[kBatch];
-#pragma unroll
-      for (int e = 0; e < kBatch; ++e) {
-        const int i = begin + e * kBracketThreads;
-        keys[e] = i < size ? sample[i] : -1;
-      }
-#pragma unroll
-      for (int e = 0; e < kBatch; ++e) {
-        if (keys[e] < 0) continue;
-#pragma unroll
-        for (int h = 0; h < 2; ++h)
-          if ((keys[e] >> shift) == prefix[h])
-            atomicAdd(&histograms[h][(keys[e] >> (shift - bits)) & ((1 << bits) - 1)], 1u);
-      }
+    for (int64_t begin = 0; begin < size; begin += kBatch * kThreads) {
+      Key sampled[kBatch];
+      read_sample(sample, begin, size, sampled);
+      count(prefixes, sampled, shift, bits);
     }
     __syncthreads();
 #pragma unroll
-    for (int h = 0; h < 2; ++h)
-      if (sought[h]) prefix[h] = (prefix[h] << bits) | find_bin(histograms[h], rank[h]);
-    shift -= bits;
+    for (int end = 0; end < 2; ++end)
+      if (sought[end]) prefixes[end] = (prefixes[end] << bits) | find_bin(histograms[end], ranks[end]);
   }
   if (threadIdx.x == 0) {
-    w.states[k].hi = sought[0] ? prefix[0] : INT_MAX;
-    w.states[k].lo = prefix[1];
+    s.hi = sought[0] ? (prefixes[0] << shift) | ((1 << shift) - 1) : INT_MAX;
+    s.lo = sought[1] ? prefixes[1] << shift : -1;
     values[k] = INFINITY;  // what nothing survives, should there be no threshold: among NaN
     last[k] = -1;
   }
-  clear(w.histogram(k));
+  for (int end = 0; end < 2; ++end) clear(histogram_of_end(w, k, end));
 }
 
 }  // namespace lpk::cuda

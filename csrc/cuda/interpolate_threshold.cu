@@ -32,10 +32,10 @@ void thresholds(float* values, int64_t* last, const Vectors& v, const Coefficien
 
   const auto cleared = reinterpret_cast<char*>(w.equal) - reinterpret_cast<char*>(w.states);  // states and histograms
   check(cudaMemsetAsync(w.states, 0, std::size_t(cleared), s));
-  LPK_LAUNCH(sample_kernel<D>, for_each((size + kThreads * kSamplesPerThread - 1) / (kThreads * kSamplesPerThread)),
-             kThreads, s, v, alphas, w, size);
-  LPK_LAUNCH(bracket_kernel<D>, count, kBracketThreads, s, w, int(size), upper, lower, values,
-             last);
+  const auto sampling = for_each((size + kThreads * kSamplesPerThread - 1) / (kThreads * kSamplesPerThread));
+  LPK_LAUNCH(sample_kernel<D>, sampling, kThreads, s, v, alphas, w, size, std::max<int64_t>(upper, 0),
+             lower <= size ? lower : 0);
+  LPK_LAUNCH(bracket_kernel<D>, sampling, kThreads, s, w, size, values, last);
   LPK_LAUNCH(sweep_kernel<D>, unsigned(std::min<int64_t>(tiles(v.n), sweeping)), kThreads, s, v, alphas, w, count, keep);
   LPK_LAUNCH(stored_histogram_kernel, for_each(kListBlocks), kThreads, s, w);
   LPK_LAUNCH(stored_select_kernel<D>, for_each(kListBlocks), kThreads, s, w, values, last);

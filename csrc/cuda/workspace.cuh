@@ -26,8 +26,15 @@ enum Status : int {
   kDone = 3,
 };
 
+// An end of a bracket that is sought: the bits of its key that are known, and its rank among the entries that share them.
+struct End {
+  Key prefix;
+  int64_t rank;
+};
+
 // What is known about one coefficient. All zero to begin with.
 struct State {
+  End ends[2];                               // the upper one, and the lower
   Key lo, hi;                                // the bracket: -1 and INT_MAX where it has no end
   unsigned long long above_hi, at_hi, at_lo;
   unsigned long long stored;                 // entries between lo and hi, even those that found no room
@@ -46,14 +53,14 @@ struct State {
 
 struct Workspace {
   State* states;
-  unsigned long long* histograms;  // [count][kBins]
+  unsigned long long* histograms;  // [count][2][kBins]: of both ends of a bracket; later the first is used alone
   unsigned* equal;                 // [count][tiles]
   Key* sample;                     // [count][kSample]
   Word* stored;                    // [count][room]
   Word* listed;                    // [count][room]
   int64_t room;                    // 0 for a vector that is too long for words
 
-  __device__ unsigned long long* histogram(int k) const { return histograms + int64_t(k) * kBins; }
+  __device__ unsigned long long* histogram(int k) const { return histograms + int64_t(k) * 2 * kBins; }
 };
 
 // Divides the memory for `count` coefficients into parts; returns how many bytes it takes. Without memory it only counts.
@@ -66,7 +73,7 @@ inline int64_t divide(Workspace& w, void* memory, int64_t n, int count) {
   };
   w.room = n < kMostIndexed ? n / 40 + 65536 : 0;
   take(w.states, count);
-  take(w.histograms, int64_t(count) * kBins);
+  take(w.histograms, int64_t(count) * 2 * kBins);
   take(w.equal, count * tiles(n));
   take(w.sample, int64_t(count) * kSample);
   take(w.stored, count * w.room);
