@@ -1,6 +1,6 @@
 // Runs the CUDA kernels of csrc/cuda on a CPU, without a GPU: a test of their logic, not of their speed or of races.
-// The threads of a block are fibers that run in turn from one barrier to the next; blocks run one after the other, forwards
-// or backwards.
+// The threads of a block are fibers that run in turn, each until it has to wait for others of its warp or block; blocks run
+// one after the other, forwards or backwards.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -43,16 +43,38 @@ inline unsigned current;
 inline std::function<void()> body;
 inline bool backwards = false;  // the last block and the last thread come first: shows where a barrier is missing
 
-// Without the system calls of swapcontext.
-inline void barrier() {
+// The next thread's turn, without the system calls of swapcontext.
+inline void yield() {
   if (!_setjmp(fibers[current]->resume)) _longjmp(scheduler, 1);
 }
+
+// What a block or a warp waits at: those of its threads that have not ended.
+struct Barrier {
+  unsigned threads = 0, arrived = 0;
+  unsigned long long passed = 0;
+
+  void wait() {
+    ++arrived;
+    for (const unsigned long long before = passed; passed == before;) {
+      if (arrived < threads) {
+        yield();
+      } else {
+        arrived = 0;
+        ++passed;
+      }
+    }
+  }
+};
+inline Barrier block;
+inline std::vector<Barrier> warps;
 
 inline void run() {
   for (;;) {
     body();
     fibers[current]->running = false;
-    barrier();
+    --block.threads;
+    --warps[current / 32].threads;
+    yield();
   }
 }
 
@@ -74,25 +96,28 @@ inline void resume(unsigned thread) {
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-inline void __syncthreads() { emulation::barrier(); }
+inline void __syncthreads() { emulation::block.wait(); }
+inline void __syncwarp() { emulation::warps[threadIdx.x / 32].wait(); }
 inline void __threadfence() {}
 
 namespace emulation {
 
-// Each thread of the block hands over a value; what combine() makes of those of all.
+// Each thread of a warp or block hands over a value; what combine() makes of those of all.
 template <class Combine>
-unsigned long long exchange(unsigned long long value, Combine combine) {
+unsigned long long exchange(Barrier& barrier, unsigned long long value, Combine combine) {
   exchanged[threadIdx.x] = value;
-  barrier();
+  barrier.wait();
   const unsigned long long result = combine();
-  barrier();
+  barrier.wait();
   return result;
 }
+
+inline Barrier& warp() { return warps[threadIdx.x / 32]; }
 
 }  // namespace emulation
 
 inline unsigned __reduce_add_sync(unsigned, unsigned value) {
-  return unsigned(emulation::exchange(value, [] {
+  return unsigned(emulation::exchange(emulation::warp(), value, [] {
     const unsigned first = threadIdx.x / 32 * 32;
     unsigned long long sum = 0;
     for (unsigned i = first; i < std::min(first + 32, blockDim.x); ++i) sum += emulation::exchanged[i];
@@ -101,13 +126,13 @@ inline unsigned __reduce_add_sync(unsigned, unsigned value) {
 }
 
 inline unsigned long long __shfl_up_sync(unsigned, unsigned long long value, unsigned distance) {
-  return emulation::exchange(value, [=] {
+  return emulation::exchange(emulation::warp(), value, [=] {
     return emulation::exchanged[threadIdx.x % 32 >= distance ? threadIdx.x - distance : threadIdx.x];
   });
 }
 
 inline int __syncthreads_or(int value) {
-  return int(emulation::exchange(value != 0, [] {
+  return int(emulation::exchange(emulation::block, value != 0, [] {
     unsigned long long any = 0;
     for (unsigned i = 0; i < blockDim.x; ++i) any |= emulation::exchanged[i];
     return any;
@@ -160,6 +185,8 @@ void emulate(dim3 blocks, unsigned threads, Body&& kernel) {
     for (unsigned x = 0; x < blocks.x; ++x) {
       blockIdx = dim3(backwards ? blocks.x - 1 - x : x, y);
       for (unsigned t = 0; t < threads; ++t) fibers[t]->running = true;
+      block = {threads};
+      warps.assign(threads / 32, {32});
       for (bool any = true; any;) {
         any = false;
         for (unsigned i = 0; i < threads; ++i) {
