@@ -60,8 +60,9 @@ def search(emulated, values, last, a, b, bad, alphas, keep, on_device=True):
     return stored.value
 
 
-def thresholds(emulated, a, b, alphas, keep, by_bracket=False):
-    """With the threads in either order, which must not matter; by_bracket: in brackets that are as narrow as meant."""
+def thresholds(emulated, a, b, alphas, keep, by_bracket=False, by_counts=False):
+    """With the threads in either order, which must not matter; by_counts: among what the sweep stored; by_bracket: in
+    brackets that are as narrow as meant, too."""
     alphas = torch.tensor(alphas, dtype=torch.float32)
     bad, results = torch.tensor([NEVER]), []
     width = 9 * (keep * (1 - keep / a.numel())) ** 0.5 + 8  # where the sample is the whole vector
@@ -70,6 +71,7 @@ def thresholds(emulated, a, b, alphas, keep, by_bracket=False):
         emulated.run_backwards(backwards)
         stored = search(emulated, values, last, a, b, bad, alphas, keep, on_device=backwards)
         assert not by_bracket or 0 < stored <= len(alphas) * width
+        assert not by_counts or stored > 0
         results.append((values, last))
     assert bad.item() == NEVER
     assert all(map(torch.equal, *results))
@@ -88,6 +90,32 @@ def test_thresholds(emulated, kind, dtype):
         values, last = thresholds(emulated, a, b, ALPHAS, keep, by_bracket=found)
         expected_values, expected_last = reference.interpolate_threshold(a, b, ALPHAS, keep)
         assert torch.equal(values, expected_values) and torch.equal(last, expected_last), keep
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("scale", [1e-42, 1e-33, 1e-3, 1.0, 1e30, 1e34])
+def test_where_the_sweep_must_not_be_rough(emulated, scale, alpha):
+    """It computes roughly first: entries that are far larger than the threshold, or cancel each other near it, and
+    magnitudes at either end of float32 need a closer look."""
+    n, near = 9001, 2000
+    a, b = (vector("normal", n, seed, torch.float32).double() for seed in (11, 12))
+    a[::7] *= 80
+    a[:near] = torch.logspace(-1, 3, near, dtype=torch.float64)
+    size = 1 + torch.linspace(-1e-5, 1e-5, near)[torch.randperm(near, generator=torch.Generator().manual_seed(0))]
+    b[:near] = (size - alpha * a[:near]) / (1 - alpha)
+    a, b = (a * scale).float(), (b * scale).float()
+    keep = int((reference.interpolate(a, b, alpha).abs().double() >= scale).sum())  # the bracket lies among those near
+    values, last = thresholds(emulated, a, b, [alpha], keep)
+    expected = reference.interpolate_threshold(a, b, [alpha], keep)
+    assert torch.equal(values, expected[0]) and torch.equal(last, expected[1])
+
+
+def test_differences_that_overflow(emulated):
+    a, b = (3e38 * torch.rand(2, 5000, generator=torch.Generator().manual_seed(0)) + 1e37).unbind()
+    a[::2] *= -1
+    values, last = thresholds(emulated, a, b, ALPHAS, 1000, by_counts=True)
+    expected = reference.interpolate_threshold(a, b, ALPHAS, 1000)
+    assert torch.equal(values, expected[0]) and torch.equal(last, expected[1])
 
 
 @pytest.mark.parametrize("n", [1, 2, 31, 257, 2047, 2049, 8193])
