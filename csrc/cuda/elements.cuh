@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 #endif
 
+#include <atomic>
 #include <stdexcept>
 #include <string>
 
@@ -149,18 +150,25 @@ __device__ Tile<D> own_tile(const Vectors& v) {
   return Tile<D>(v, int64_t(blockIdx.x) * kTile);
 }
 
+constexpr int kMostDevices = 64;  // that are remembered
+
 // As many blocks of a kernel as the device runs at once.
-template <class Kernel>
-unsigned resident_blocks(Kernel kernel) {
+template <auto kernel>
+unsigned resident_blocks() {
 #ifdef LPK_EMULATED
-  (void)kernel;
   return 3;
 #else
-  int device = 0, processors = 0, each = 0;
+  static std::atomic<unsigned> known[kMostDevices];  // of each device; 0: not yet
+  int device = 0;
   check(cudaGetDevice(&device));
+  auto& own = known[device % kMostDevices];
+  if (device < kMostDevices && own.load() != 0) return own.load();
+  int processors = 0, each = 0;
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kThreads, 0));
-  return unsigned(processors * (each > 0 ? each : 1));
+  const auto blocks = unsigned(processors * (each > 0 ? each : 1));
+  if (device < kMostDevices) own.store(blocks);
+  return blocks;
 #endif
 }
 

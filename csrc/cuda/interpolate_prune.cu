@@ -21,12 +21,19 @@ __global__ void prune_kernel(Vectors v, typename D::Stored* out, Scalar<float> a
   prune_tile(v, own_tile<D>(v), out, get(alpha), Threshold{get(value), get(last)});
 }
 
-// Row k of `out` for the k-th coefficient.
+// Tiles of a and b that stay in the cache while all rows of `out` are written for them, one after the other: a block
+// that wrote its tile of all rows would have the device write to thousands of places at once.
+constexpr int64_t kTilesTogether = 1024;
+
+// Row k of `out` for the k-th coefficient: a block for each tile of each row.
 template <class D>
 __global__ void prune_all_kernel(Vectors v, typename D::Stored* out, const __grid_constant__ Coefficients alphas,
                                  const float* values, const int64_t* last, int count) {
-  const auto tile = own_tile<D>(v);
-  for (int k = 0; k < count; ++k) prune_tile(v, tile, out + k * v.n, get(alphas, k), Threshold{values[k], last[k]});
+  const int64_t first = int64_t(blockIdx.x) / (kTilesTogether * count) * kTilesTogether, left = tiles(v.n) - first;
+  const int64_t together = left < kTilesTogether ? left : kTilesTogether, index = int64_t(blockIdx.x) - first * count;
+  const int k = int(index / together);
+  prune_tile(v, Tile<D>(v, (first + index % together) * kTile), out + k * v.n, get(alphas, k),
+             Threshold{values[k], last[k]});
 }
 
 }  // namespace
@@ -48,7 +55,7 @@ void interpolate_prune_all(void* out, const Vectors& v, Numbers alphas, const fl
     using D = decltype(dtype);
     for (int first = 0; first < count; first += kMostCoefficients) {
       const int some = std::min(count - first, kMostCoefficients);
-      LPK_LAUNCH(prune_all_kernel<D>, unsigned(tiles(v.n)), kThreads, v.stream, v,
+      LPK_LAUNCH(prune_all_kernel<D>, unsigned(tiles(v.n) * some), kThreads, v.stream, v,
                  static_cast<typename D::Stored*>(out) + first * v.n, alphas.from(first, some), values + first,
                  last + first, some);
     }

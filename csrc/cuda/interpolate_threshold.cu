@@ -28,7 +28,7 @@ void thresholds(float* values, int64_t* last, const Vectors& v, const Coefficien
   const auto s = v.stream;
   const auto for_each = [&](int64_t blocks) { return dim3(unsigned(blocks), unsigned(count)); };  // coefficient
   const auto whole = for_each(std::min<int64_t>(tiles(v.n), kFallbackBlocks));
-  const unsigned sweeping = resident_blocks(sweep_kernel<D>);
+  const unsigned sweeping = resident_blocks<sweep_kernel<D>>();
 
   const auto cleared = reinterpret_cast<char*>(w.equal) - reinterpret_cast<char*>(w.states);  // states and histograms
   check(cudaMemsetAsync(w.states, 0, std::size_t(cleared), s));
