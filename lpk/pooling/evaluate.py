@@ -290,6 +290,6 @@ class Evaluator:
         return [] if self._tally is None else self._tally.state
 
     def _buffers(self) -> list[Tensor]:
-        """What a forward pass may change beside BatchNorm's statistics."""
-        buffers = self.flat.model.buffers()
-        return [x for x in buffers if x.layout == torch.strided and not x.is_quantized and not x.is_complex()]
+        """What a forward pass may change beside BatchNorm's statistics: buffers that can be written back."""
+        buffers = [x for x in self.flat.model.buffers() if x.layout == torch.strided and not x.is_quantized]
+        return [x for x in buffers if not x.is_complex() and all(x.stride(d) or n == 1 for d, n in enumerate(x.shape))]

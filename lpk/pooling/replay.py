@@ -138,9 +138,9 @@ class Replayed:
 
     def _record(self, inputs: Sequence[Tensor]) -> None:
         """Records the function, and does for these inputs what it does, by whichever way will be taken."""
-        self._inputs = [torch.empty_like(x, device=self.recorder.device).copy_(x) for x in inputs]
         before = [x.clone() for x in self.state()]
         try:
+            self._inputs = [torch.empty_like(x, device=self.recorder.device).copy_(x) for x in inputs]
             with self.recorder.aside(), self.recorder.without_waiting():
                 self.function(*self._inputs)  # also what libraries do once for a stream
             expected = [x.clone() for x in self.state()]

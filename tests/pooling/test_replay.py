@@ -126,6 +126,7 @@ def test_a_model_s_own_buffers_are_as_after_calls(gpu, validation):
             self.body = make_network()
             self.register_buffer("seen", torch.zeros(3))
             self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+            self.register_buffer("expanded", torch.ones(1, dtype=torch.int64).expand(4), persistent=False)
 
         def forward(self, x):
             self.seen += x.mean()
