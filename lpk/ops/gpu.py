@@ -151,11 +151,16 @@ def _row(alphas: Tensor | Sequence[float]) -> tuple[Sequence[float], int]:
 
 
 def _on(x: Tensor, numbers: Tensor | float | Sequence[float | Tensor]) -> Tensor:
-    """Numbers on the device of a vector, [K]."""
+    """Numbers on the device of a vector, [K]. A copy from memory that is not pinned would wait for all that the device
+    has to do before it."""
     if isinstance(numbers, list | tuple) and len(numbers) == 1:
         (numbers,) = numbers
+    if isinstance(numbers, float):
+        return torch.full((1,), numbers, dtype=torch.float32, device=x.device)
     if not isinstance(numbers, Tensor):
-        return torch.tensor(numbers, dtype=torch.float32, device=x.device).reshape(-1)
+        numbers = torch.tensor(numbers, dtype=torch.float32, device="cpu")
+    if numbers.device.type == "cpu" and x.is_cuda:
+        numbers = numbers.pin_memory()
     return numbers.reshape(-1).to(x.device, non_blocking=True).contiguous()
 
 
