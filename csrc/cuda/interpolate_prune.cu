@@ -23,7 +23,11 @@ __global__ void prune_kernel(Vectors v, typename D::Stored* out, Scalar<float> a
 
 // Tiles of a and b that stay in the cache while all rows of `out` are written for them, one after the other: a block
 // that wrote its tile of all rows would have the device write to thousands of places at once.
+#ifdef LPK_EMULATED
+constexpr int64_t kTilesTogether = 2;
+#else
 constexpr int64_t kTilesTogether = 1024;
+#endif
 
 // Row k of `out` for the k-th coefficient: a block for each tile of each row.
 template <class D>

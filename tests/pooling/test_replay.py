@@ -144,6 +144,23 @@ def test_a_model_s_own_buffers_are_as_after_calls(gpu, validation):
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
 
 
+@pytest.mark.parametrize("backend", ["torch", "graph"])
+def test_every_network_is_calibrated_with_its_own_weights(monkeypatch, validation, calibration, backend):
+    options = {"validation": validation, "calibration": calibration, "batch_size": 20}
+    expected = make_evaluator(make_network(), backend="torch", **options)
+    expected.calibrate()  # it takes a CPU's way from here on
+    with monkeypatch.context() as patched:
+        like_a_gpu(patched)
+        made = make_evaluator(make_network(), backend=backend, **options)
+        for scale in (1.0, 0.5, 3.0, -1.0):
+            for evaluator in (expected, made):
+                evaluator.flat.weights.mul_(scale)
+                evaluator.written()
+                evaluator.calibrate()
+            torch.testing.assert_close(made.flat.rest, expected.flat.rest, rtol=1e-4, atol=1e-5)
+            assert abs(made.score().value - expected.score().value) <= 1
+
+
 def test_the_host_reads_only_where_the_bound_can_act(validation):
     reads = []
     made = make_evaluator(make_network(), validation=validation, statistics="leave", batch_size=10, backend="torch")
