@@ -128,9 +128,11 @@ def interpolate_prune(
         and is_keep(keep, a)
         and (threshold is None or is_threshold(threshold, a))
     ):
-        pair = backend(a).interpolate_threshold(a, b, [alpha], keep) if threshold is None else threshold
+        if threshold is None:
+            alphas = alpha.reshape(1) if isinstance(alpha, Tensor) else [alpha]
+            threshold = backend(a).interpolate_threshold(a, b, alphas, keep)
         result = torch.empty_like(a) if out is None else changed(out)
-        backend(a).interpolate_prune(result, a, b, alpha, *pair)
+        backend(a).interpolate_prune(result, a, b, alpha, *threshold)
         return result
     check_inputs(a=a, b=b, alpha=alpha, threshold=threshold, out=out)
     check_keep(keep, a.numel())

@@ -47,18 +47,14 @@ def interpolate(out: Tensor, a: Tensor, b: Tensor, alpha: Tensor | float) -> Non
 
 @on_the_vectors_device
 def interpolate_threshold(
-    a: Tensor, b: Tensor | None, alphas: Tensor | Sequence[float | Tensor], keep: int
+    a: Tensor, b: Tensor | None, alphas: Tensor | Sequence[float], keep: int
 ) -> tuple[Tensor, Tensor]:
     count = len(alphas)
-    compiled = _core.cuda_compiled and keep > 0 and count > 0
-    values = (
-        a.new_empty(count, dtype=torch.float32) if compiled else a.new_full((count,), torch.inf, dtype=torch.float32)
-    )
-    last = a.new_empty(count, dtype=torch.int64) if compiled else a.new_full((count,), -1, dtype=torch.int64)
     if keep == 0 or count == 0:
-        return values, last
-    if not compiled:
+        return a.new_full((count,), torch.inf, dtype=torch.float32), a.new_full((count,), -1, dtype=torch.int64)
+    if not _core.cuda_compiled:
         return _triton().interpolate_threshold(a, b, _on(a, alphas), keep, first_bad(a.device))
+    values, last = a.new_empty(count, dtype=torch.float32), a.new_empty(count, dtype=torch.int64)
     workspace = a.new_empty(_core.cuda_workspace_bytes(a.numel(), count), dtype=torch.uint8)
     known = _known(alphas)
     _core.cuda_interpolate_threshold(
@@ -75,7 +71,7 @@ def interpolate_prune(
         numbers = _scalar(alpha), _scalar(value), _scalar(last)
         _core.cuda_interpolate_prune(at(out), at(a), at(b), *_vector(a), *numbers)
     else:
-        alpha = _on(a, alpha) if b is not None else torch.ones(1, dtype=torch.float32, device=a.device)
+        alpha = _on(a, 1.0 if b is None else alpha)
         _triton().interpolate_prune(out, a, b, alpha, _on(a, value), _on(a, last), first_bad(a.device))
 
 
@@ -136,12 +132,10 @@ def _scalar(number: Tensor | float) -> tuple[float, int]:
     return (0, at(number)) if number.is_cuda else (number.item(), 0)
 
 
-def _known(alphas: Tensor | Sequence[float | Tensor]) -> Tensor | Sequence[float]:
+def _known(alphas: Tensor | Sequence[float]) -> Tensor | Sequence[float]:
     """Coefficients as numbers, or in a row on a device, where they must not be read here."""
-    if isinstance(alphas, list | tuple) and len(alphas) == 1 and isinstance(alphas[0], Tensor):
-        alphas = alphas[0].reshape(1)
     if not isinstance(alphas, Tensor):
-        return alphas  # type: ignore[return-value]
+        return alphas
     return alphas.contiguous() if alphas.is_cuda else alphas.tolist()
 
 
@@ -150,11 +144,9 @@ def _row(alphas: Tensor | Sequence[float]) -> tuple[Sequence[float], int]:
     return ([], at(alphas)) if isinstance(alphas, Tensor) else (alphas, 0)
 
 
-def _on(x: Tensor, numbers: Tensor | float | Sequence[float | Tensor]) -> Tensor:
+def _on(x: Tensor, numbers: Tensor | float | Sequence[float]) -> Tensor:
     """Numbers on the device of a vector, [K]. A copy from memory that is not pinned would wait for all that the device
     has to do before it."""
-    if isinstance(numbers, list | tuple) and len(numbers) == 1:
-        (numbers,) = numbers
     if isinstance(numbers, float):
         return torch.full((1,), numbers, dtype=torch.float32, device=x.device)
     if not isinstance(numbers, Tensor):

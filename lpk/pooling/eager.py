@@ -115,17 +115,23 @@ class Eager:
 
     def _choose(self, inputs: Tensor) -> None:
         """How the model is computed: by what computes the same for these inputs."""
-        if self.on_gpu and len(copies := LaidOut(self.model, self.autocast)):
-            expected = self._forward(self.model, inputs)
-            copies.write()
-            with copies.used():
-                same = alike(self._forward(self.model, inputs), expected)
-            if same:
-                self.laid_out = copies
-                self._write = self._recorder.replayed(copies.write, lambda: copies.copies)
+        copies = LaidOut(self.model, self.autocast) if self.on_gpu else None
+        if copies and self._computes_with(copies, inputs):
+            self.laid_out = copies
+            self._write = self._recorder.replayed(copies.write, lambda: copies.copies)
         self.folded = self._fold(inputs) if self.batchnorms else None
         if self.folded is not None:
             self._update = self._recorder.replayed(self.folded.update, self.folded.tensors)
+
+    def _computes_with(self, copies: LaidOut, inputs: Tensor) -> bool:
+        """Whether the model computes the same with copies of its weights."""
+        expected = self._forward(self.model, inputs)
+        copies.write()
+        try:
+            with copies.used():
+                return alike(self._forward(self.model, inputs), expected)
+        except RuntimeError:  # a forward that turns autocast off does not take weights of its dtype
+            return False
 
     def _fold(self, inputs: Tensor) -> Folded | None:
         """The folded model; None where the model can't be traced, or not so that it computes the same."""
@@ -151,7 +157,7 @@ def _used(copies: LaidOut | None) -> AbstractContextManager[None]:
 
 def alike(a: object, b: object) -> bool:
     """Whether two ways of computing the same gave the same tensor, up to rounding: that of all layers adds up."""
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.dtype != b.dtype:
         return False
     rounding = 1e-1 if b.dtype.itemsize == 2 else 1e-2
     return a.shape == b.shape and bool((a - b).abs().max() <= rounding * b.abs().max())

@@ -186,6 +186,28 @@ def test_a_gpu_without_fused_convolutions_computes_the_same(monkeypatch):
     assert eager.folded is not None and fused(eager.folded.network) == 0
 
 
+class OwnPrecision(nn.Module):
+    """Its last layer computes in float32 whatever autocast says."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.last = make_network(), nn.Linear(3, 3)
+
+    def forward(self, x):
+        x = self.body(x)
+        with torch.autocast("cpu", enabled=False):
+            return self.last(x.float())
+
+
+@torch.no_grad()
+def test_a_forward_may_turn_autocast_off(monkeypatch):
+    like_a_gpu(monkeypatch)
+    network, x = with_random_statistics(OwnPrecision()).requires_grad_(False), torch.randn(8, 1, 6, 6)
+    eager = Eager(copy.deepcopy(network), torch.bfloat16)
+    torch.testing.assert_close(eager(x), network(x), rtol=0.1, atol=0.1)
+    assert eager.laid_out is None and len(eager.measure(x)) == 2
+
+
 @torch.no_grad()
 def test_a_wrong_fused_convolution_is_noticed(monkeypatch):
     like_a_gpu(monkeypatch)
