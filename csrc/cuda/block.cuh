@@ -1,7 +1,11 @@
-// What the threads of a block do together: find the entry of a rank, and tell which block is the last one.
+// What the threads of a block do together, as finding the entry of a rank; and how all blocks wait for each other.
 // Every thread of the block must call these functions, with the same arguments unless told otherwise, and gets the same
 // results.
 #pragma once
+
+#ifndef LPK_EMULATED
+#include <cooperative_groups.h>
+#endif
 
 #include "elements.cuh"
 
@@ -10,20 +14,8 @@ namespace lpk::cuda {
 constexpr int kBinBits = 11;
 constexpr int kBins = 1 << kBinBits;
 
-// Whether this block is the last of `blocks` to ask; it then sees what the others wrote before they asked. `tickets` is 0
-// before the first one asks, and again afterwards.
-__device__ inline bool last_of(unsigned* tickets, unsigned blocks) {
-  __shared__ bool last;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    last = atomicAdd(tickets, 1u) == blocks - 1;
-    if (last) *tickets = 0;
-  }
-  __syncthreads();
-  __threadfence();
-  return last;
-}
+// Waits until all blocks of a kernel that run together have come here, and sees what they wrote before.
+__device__ inline void wait_for_all_blocks() { cooperative_groups::this_grid().sync(); }
 
 // Each thread has `own` entries, which follow those of the threads before it. Calls found(left) in the thread that has the
 // entry of `rank` (from 1) as its own number `left` (from 1).
@@ -48,13 +40,16 @@ __device__ void find_thread(unsigned long long own, int64_t rank, Found found) {
 // The bin that holds the entry of `rank` (from 1, that of the highest bin first); the rank becomes that within the bin.
 template <class Count>
 __device__ int find_bin(const Count* histogram, int64_t& rank) {
+  constexpr int kEach = kBins / kThreads;
   __shared__ int found_bin;
   __shared__ int64_t found_rank;
-  const int each = kBins / int(blockDim.x), first = kBins - 1 - int(threadIdx.x) * each;  // downwards from there
+  const int first = kBins - 1 - int(threadIdx.x) * kEach;  // downwards from there
   unsigned long long own = 0;
-  for (int i = 0; i < each; ++i) own += histogram[first - i];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) own += histogram[first - i];
   find_thread(own, rank, [&](int64_t left) {
     int bin = first;
+#pragma unroll 1
     while (left > int64_t(histogram[bin])) left -= int64_t(histogram[bin--]);
     found_bin = bin;
     found_rank = left;

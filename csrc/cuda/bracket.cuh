@@ -8,8 +8,6 @@
 
 namespace lpk::cuda {
 
-constexpr int kSamplesPerThread = 4;
-
 // One entry of each of `count` stretches, at a place that does not repeat from stretch to stretch: channels do.
 __device__ inline int64_t sample_position(int64_t n, int64_t count, int64_t i) {
   uint64_t z = 0x9e3779b97f4a7c15ull * uint64_t(i + 2);  // splitmix64
@@ -21,127 +19,150 @@ __device__ inline int64_t sample_position(int64_t n, int64_t count, int64_t i) {
   return begin + int64_t(z % uint64_t(each + (i < rest)));
 }
 
+// Clears what is counted in, and gathers the sample: a and b are read once for all coefficients.
+template <class D>
+__device__ void begin_search(const Search& s) {
+  using Stored = typename D::Stored;
+  struct Pair {
+    Stored a, b;
+  };
+  const Share share{0, blockIdx.x, gridDim.x};
+  const int64_t cleared = (reinterpret_cast<char*>(s.w.stamps) - reinterpret_cast<char*>(s.w.states)) / 8;
+  auto* clearing = reinterpret_cast<unsigned long long*>(s.w.states);
+  for (int64_t i = share.index * kThreads + threadIdx.x; i < cleared; i += share.of * kThreads) clearing[i] = 0;
+  const auto *a = static_cast<const Stored*>(s.v.a), *b = static_cast<const Stored*>(s.v.b ? s.v.b : s.v.a);
+  const auto load = [&](int64_t i) {
+    const int64_t from = sample_position(s.v.n, s.size, i);
+    return Pair{a[from], b[from]};
+  };
+  for_each_of(share, s.size, load, [&](const Pair& pair, int64_t i) {
+    static_cast<Stored*>(s.w.sample_a)[i] = pair.a;
+    static_cast<Stored*>(s.w.sample_b)[i] = pair.b;
+  });
+}
+
+// Calls body(key) for the sampled entries that are a share.
+template <class D, class Body>
+__device__ void for_each_sampled(const Search& s, const Share& share, Body body) {
+  Vectors sample = s.v;
+  sample.a = s.w.sample_a;
+  sample.b = s.v.b ? s.w.sample_b : nullptr;
+  const float alpha = s.alpha(share.k);
+  const auto load = [&](int64_t i) { return D::key(element<D>(sample, alpha, i)); };
+  for_each_of(share, s.size, load, [&](Key key, int64_t) { body(key); });
+}
+
 // Both ends of a bracket are found alike: the bin of their highest bits in a histogram of the sample, then of the next bits
 // among the entries that share these.
-__device__ inline unsigned long long* histogram_of_end(const Workspace& w, int k, int end) {
-  return w.histogram(k) + int64_t(end) * kBins;
-}
+constexpr int kEnds = 2;
 
-// The sample's keys, and the bins of their highest bits that hold the entries `ranks` from the top; 0: none is sought.
 template <class D>
-__global__ void sample_kernel(Vectors v, const __grid_constant__ Coefficients alphas, Workspace w, int64_t size,
-                              int64_t upper, int64_t lower) {
-  const int k = blockIdx.y;
-  State& s = w.states[k];
-  __shared__ unsigned histogram[kBins];
-  clear(histogram);
-  __syncthreads();
-  const int64_t first = int64_t(blockIdx.x) * kThreads * kSamplesPerThread + threadIdx.x;
-  Key keys[kSamplesPerThread];
-#pragma unroll
-  for (int e = 0; e < kSamplesPerThread; ++e) {
-    const int64_t i = first + e * kThreads;
-    if (i >= size) continue;
-    keys[e] = D::key(element<D>(v, get(alphas, k), sample_position(v.n, size, i)));
-  }
-#pragma unroll
-  for (int e = 0; e < kSamplesPerThread; ++e) {
-    const int64_t i = first + e * kThreads;
-    if (i >= size) continue;
-    w.sample[int64_t(k) * kSample + i] = keys[e];
-    atomicAdd(&histogram[keys[e] >> (D::kKeyBits - kBinBits)], 1u);
-  }
-  __syncthreads();
-  add_to(w.histogram(k), histogram);
-  if (!last_of(&s.tickets, gridDim.x)) return;
-  int64_t ranks[2] = {upper, lower};
-  Key prefixes[2] = {-1, -1};  // of what is not sought: no key's
-#pragma unroll
-  for (int end = 0; end < 2; ++end)
-    if (ranks[end] > 0) prefixes[end] = find_bin(w.histogram(k), ranks[end]);
-  if (threadIdx.x == 0) {
-    for (int end = 0; end < 2; ++end) s.ends[end] = {prefixes[end], ranks[end]};
-  }
-  clear(w.histogram(k));
-}
-
-// The keys of a batch of sampled entries, of which many are under way at once; -1 where there are none.
-template <int kBatch>
-__device__ void read_sample(const Key* sample, int64_t begin, int64_t size, Key (&keys)[kBatch]) {
-#pragma unroll
-  for (int e = 0; e < kBatch; ++e) {
-    const int64_t i = begin + e * int64_t(blockDim.x) + threadIdx.x;
-    keys[e] = i < size ? sample[i] : -1;
-  }
-}
-
-// The bracket: keys that the sampled entries sought in sample_kernel do not lie outside of. The next bits tell them apart
-// well enough: what is left of a bin is narrow, and belongs to the bracket. Only where a bin holds many entries, which may
-// all be equal, does the last block find the entry's own key.
+constexpr int kFirstShift = D::kKeyBits - kBinBits;
 template <class D>
-__global__ void bracket_kernel(Workspace w, int64_t size, float* values, int64_t* last) {
-  constexpr int kBatch = 8, kFirstShift = D::kKeyBits - kBinBits, kBits = kFirstShift < kBinBits ? kFirstShift : kBinBits;
-  constexpr int kManyOf = 64;  // many: more than one of so many
-  __shared__ unsigned histograms[2][kBins];
-  const int k = blockIdx.y;
-  State& s = w.states[k];
-  const Key* sample = w.sample + int64_t(k) * kSample;
-  const auto count = [&](const Key (&keys)[2], auto& sampled, int shift, int bits) {
-#pragma unroll
-    for (const Key key : sampled)
-#pragma unroll
-      for (int end = 0; end < 2; ++end)
-        if (key >= 0 && key >> shift == keys[end])
-          atomicAdd(&histograms[end][(key >> (shift - bits)) & ((1 << bits) - 1)], 1u);
-  };
+constexpr int kNextBits = kFirstShift<D> < kBinBits ? kFirstShift<D> : kBinBits;
+
+template <class D>
+__device__ void count_sample(const Search& s, unsigned* histogram) {
+  for_each_share(s.count, [&](const Share& share) {
+    clear(histogram);
+    __syncthreads();
+    for_each_sampled<D>(s, share, [&](Key key) { atomicAdd(&histogram[key >> kFirstShift<D>], 1u); });
+    __syncthreads();
+    add_to(s.w.histogram(share.k, kOfSample), histogram);
+    __syncthreads();
+  });
+}
+
+// An end of a bracket: the bits of its key that are known, -1 where it is not sought, and its rank among the entries that
+// share them.
+struct End {
+  Key prefix;
+  int64_t rank;
+};
+
+// Goes on with both ends by histograms of the next bits: histogram(end).
+template <class Histogram>
+__device__ void narrow_ends(End (&ends)[kEnds], int bits, Histogram histogram) {
+#pragma unroll 1
+  for (int end = 0; end < kEnds; ++end) {
+    End own = ends[end];
+    if (own.prefix < 0) continue;
+    own.prefix = (own.prefix << bits) | find_bin(histogram(end), own.rank);
+    if (threadIdx.x == 0) ends[end] = own;
+  }
+  __syncthreads();
+}
+
+// What the histogram of the sample's highest bits tells of both ends.
+__device__ inline void find_ends(const Search& s, int k, End (&ends)[kEnds]) {
+  if (threadIdx.x < kEnds) {
+    const int64_t rank = threadIdx.x == 0 ? s.upper : s.lower;
+    ends[threadIdx.x] = {rank > 0 ? 0 : -1, rank};
+  }
+  __syncthreads();
+  narrow_ends(ends, kBinBits, [&](int) { return s.w.histogram(k, kOfSample); });
+}
+
+// A histogram, for each end, of the next bits of the sampled keys that begin as it does.
+template <class D>
+__device__ void count_beside(const Search& s, const Share& share, const End (&ends)[kEnds], int shift, int bits,
+                             unsigned (*histograms)[kBins]) {
   clear(histograms[0]);
   clear(histograms[1]);
+  const Key upper = ends[0].prefix, lower = ends[1].prefix;
   __syncthreads();
-  Key prefixes[2] = {s.ends[0].prefix, s.ends[1].prefix};
-  {
-    Key sampled[kSamplesPerThread];
-    read_sample(sample, int64_t(blockIdx.x) * kThreads * kSamplesPerThread, size, sampled);
-    count(prefixes, sampled, kFirstShift, kBits);
-  }
+  for_each_sampled<D>(s, share, [&](Key key) {
+    const int bin = (key >> (shift - bits)) & ((1 << bits) - 1);
+    if (key >> shift == upper) atomicAdd(&histograms[0][bin], 1u);
+    if (key >> shift == lower) atomicAdd(&histograms[1][bin], 1u);
+  });
   __syncthreads();
-  for (int end = 0; end < 2; ++end) add_to(histogram_of_end(w, k, end), histograms[end]);
-  if (!last_of(&s.tickets, gridDim.x)) return;
+}
 
-  const bool sought[2] = {prefixes[0] >= 0, prefixes[1] >= 0};
-  int64_t ranks[2] = {s.ends[0].rank, s.ends[1].rank};
-  int shift = kFirstShift - kBits;
-  bool many = false;
-#pragma unroll
-  for (int end = 0; end < 2; ++end) {
-    if (!sought[end]) continue;
-    const unsigned long long* histogram = histogram_of_end(w, k, end);
-    const int bin = find_bin(histogram, ranks[end]);
-    many = many || int64_t(histogram[bin]) * kManyOf > size;
-    prefixes[end] = (prefixes[end] << kBits) | bin;
-  }
-  __syncthreads();  // all have read the histograms
-  for (; many && shift > 0; shift -= next_bits(shift)) {
-    const int bits = next_bits(shift);
-    clear(histograms[0]);
-    clear(histograms[1]);
+template <class D>
+__device__ void count_near_ends(const Search& s, unsigned (*histograms)[kBins]) {
+  __shared__ End ends[kEnds];
+  for_each_share(s.count, [&](const Share& share) {
+    find_ends(s, share.k, ends);
+    count_beside<D>(s, share, ends, kFirstShift<D>, kNextBits<D>, histograms);
+    for (int end = 0; end < kEnds; ++end) add_to(s.w.histogram(share.k, kOfUpperEnd + end), histograms[end]);
     __syncthreads();
-    for (int64_t begin = 0; begin < size; begin += kBatch * kThreads) {
-      Key sampled[kBatch];
-      read_sample(sample, begin, size, sampled);
-      count(prefixes, sampled, shift, bits);
+  });
+}
+
+// The bracket: keys that the sampled entries sought do not lie outside of. The bits known by now tell them apart well enough:
+// what is left of a bin is narrow, and belongs to the bracket. Only where a bin holds many entries, which may all be equal,
+// is the entry's own key found.
+template <class D>
+__device__ void find_bracket(const Search& s, unsigned (*histograms)[kBins]) {
+  constexpr int kManyOf = 64;  // many: more than one of so many
+  __shared__ End ends[kEnds];
+  for_each_share(s.count, [&](const Share& share) {
+    if (!share.is_first()) return;
+    const int k = share.k;
+    const auto histogram = [&](int end) { return s.w.histogram(k, kOfUpperEnd + end); };
+    find_ends(s, k, ends);
+    narrow_ends(ends, kNextBits<D>, histogram);
+    bool many = false;
+    for (int end = 0; end < kEnds; ++end) {
+      const Key prefix = ends[end].prefix;
+      many = many || (prefix >= 0 && int64_t(histogram(end)[prefix & ((1 << kNextBits<D>) - 1)]) * kManyOf > s.size);
+    }
+    int shift = kFirstShift<D> - kNextBits<D>;
+#pragma unroll 1
+    for (; many && shift > 0; shift -= next_bits(shift)) {
+      count_beside<D>(s, Share{k, 0, 1}, ends, shift, next_bits(shift), histograms);
+      narrow_ends(ends, next_bits(shift), [&](int end) { return histograms[end]; });
+    }
+    if (threadIdx.x == 0) {
+      State& state = s.w.states[k];
+      state.hi = ends[0].prefix >= 0 ? (ends[0].prefix << shift) | ((1 << shift) - 1) : INT_MAX;
+      state.lo = ends[1].prefix >= 0 ? ends[1].prefix << shift : -1;
+      s.values[k] = INFINITY;  // what nothing survives, should there be no threshold: among NaN
+      s.last[k] = -1;
     }
     __syncthreads();
-#pragma unroll
-    for (int end = 0; end < 2; ++end)
-      if (sought[end]) prefixes[end] = (prefixes[end] << bits) | find_bin(histograms[end], ranks[end]);
-  }
-  if (threadIdx.x == 0) {
-    s.hi = sought[0] ? (prefixes[0] << shift) | ((1 << shift) - 1) : INT_MAX;
-    s.lo = sought[1] ? prefixes[1] << shift : -1;
-    values[k] = INFINITY;  // what nothing survives, should there be no threshold: among NaN
-    last[k] = -1;
-  }
-  for (int end = 0; end < 2; ++end) clear(histogram_of_end(w, k, end));
+  });
 }
 
 }  // namespace lpk::cuda

@@ -172,6 +172,16 @@ unsigned resident_blocks() {
 #endif
 }
 
+// Launches a kernel whose blocks wait for each other: all of them run at once, or none.
+template <auto kernel, class Argument>
+void launch_together(unsigned blocks, cudaStream_t stream, Argument argument) {
+#ifdef LPK_EMULATED
+  emulate_together(blocks, kThreads, [=] { kernel(argument); });
+#else
+  void* arguments[] = {&argument};
+  check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), blocks, kThreads, arguments, 0, stream));
+#endif
+}
 
 // body(D{}) with the dtype's D.
 template <class Body>

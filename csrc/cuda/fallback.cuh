@@ -1,100 +1,118 @@
 // Where a bracket does not hold the threshold, or holds too much: its key by histograms of all entries; and where many
-// entries have the threshold's key, the last one of them that survives. These kernels are always launched, so that the
-// host need not ask, and return at once where nothing is left to do.
+// entries have the threshold's key, the last one of them that survives.
 #pragma once
 
-#include "workspace.cuh"
+#include "verdict.cuh"
 
 namespace lpk::cuda {
 
-constexpr int kFallbackBlocks = 256;  // for each coefficient
+// Calls body(share) for the shares in the coefficients that are pending.
+template <class Body>
+__device__ void for_each_pending(const Verdicts& verdicts, Body body) {
+  for_each_share(verdicts.pending_count, [&](Share share) {
+    share.k = verdicts.pending[share.k];
+    body(share);
+  });
+}
 
-// Calls body(key) for a thread's entries of the tile that begins there.
+// Calls body(key) for a thread's entries of a tile.
 template <class D, class Body>
-__device__ void for_each_key(const Vectors& v, float alpha, int64_t begin, Body body) {
-  const Tile<D> tile(v, begin);
+__device__ void for_each_key(const Search& s, int k, int64_t tile_index, Body body) {
+  const Tile<D> tile(s.v, tile_index * kTile);
+  const float alpha = s.alpha(k);
 #pragma unroll
   for (int e = 0; e < kPerThread; ++e)
-    if (tile.exists(e)) body(D::key(v.b ? interpolated<D>(tile.a[e], tile.b[e], alpha) : tile.a[e]));
+    if (tile.exists(e)) body(D::key(s.v.b ? interpolated<D>(tile.a[e], tile.b[e], alpha) : tile.a[e]));
 }
 
-// A histogram of the next bits of all keys that begin with the bits known so far; and what it tells.
+// A histogram of the next bits of all keys that begin with the bits known so far.
 template <class D>
-__global__ void histogram_kernel(Vectors v, const __grid_constant__ Coefficients alphas, Workspace w) {
-  const int k = blockIdx.y;
-  State& s = w.states[k];
-  if (s.status != kUnknown) return;
-  __shared__ unsigned histogram[kBins];
-  clear(histogram);
-  __syncthreads();
-  const int shift = s.shift, bits = next_bits(shift);
-  const Key prefix = s.prefix;
-  for (int64_t begin = int64_t(blockIdx.x) * kTile; begin < v.n; begin += int64_t(gridDim.x) * kTile)
-    for_each_key<D>(v, get(alphas, k), begin, [&](Key key) {
-      if (int64_t(key) >> shift == prefix) atomicAdd(&histogram[(key >> (shift - bits)) & ((1 << bits) - 1)], 1u);
-    });
-  __syncthreads();
-  add_to(w.histogram(k), histogram);
-  if (!last_of(&s.tickets, gridDim.x)) return;
-  int64_t rank = s.rank;
-  const int bin = find_bin(w.histogram(k), rank);
-  clear(w.histogram(k));
-  if (threadIdx.x != 0) return;
-  s.rank = rank;
-  s.shift = shift - bits;
-  s.prefix = (prefix << bits) | bin;
-  if (s.shift == 0) {
-    s.status = kTied;
-    s.key = s.prefix;
-  }
-}
-
-// How many entries of each tile have the threshold's key; then which of them is the last one that survives.
-template <class D>
-__global__ void ties_kernel(Vectors v, const __grid_constant__ Coefficients alphas, Workspace w, float* values,
-                            int64_t* last) {
-  const int k = blockIdx.y;
-  State& s = w.states[k];
-  if (s.status != kTied) return;
-  unsigned* equal = w.equal + k * tiles(v.n);
-  const Key key = s.key;
-  __shared__ unsigned total;
-  for (int64_t t = blockIdx.x; t < tiles(v.n); t += gridDim.x) {
-    if (threadIdx.x == 0) total = 0;
+__device__ void count_keys(const Search& s, const Verdicts& verdicts, int round, unsigned* histogram) {
+  for_each_pending(verdicts, [&](const Share& share) {
+    const Verdict& verdict = verdicts.of[share.k];
+    if (verdict.status != kUnknown) return;
+    const int shift = verdict.shift, bits = next_bits(shift);
+    const Key prefix = verdict.prefix;
     __syncthreads();
-    unsigned own = 0;
-    for_each_key<D>(v, get(alphas, k), t * kTile, [&](Key other) { own += other == key; });
-    if (own) atomicAdd(&total, own);
+    clear(histogram);
     __syncthreads();
-    if (threadIdx.x == 0) equal[t] = total;
+    for (int64_t tile = share.index; tile < tiles(s.v.n); tile += share.of)
+      for_each_key<D>(s, share.k, tile, [&](Key key) {
+        if (int64_t(key) >> shift == prefix) atomicAdd(&histogram[(key >> (shift - bits)) & ((1 << bits) - 1)], 1u);
+      });
     __syncthreads();
-  }
-  if (!last_of(&s.tickets, gridDim.x)) return;
-
-  __shared__ int64_t tile, rank;  // the tile that holds the last survivor, and which of its entries with this key it is
-  if (threadIdx.x == 0) tile = rank = 0;  // where NaN or infinity misled the counts there is none: nobody is sought then
-  const int64_t each = (tiles(v.n) + kThreads - 1) / kThreads, first = threadIdx.x * each;
-  unsigned long long own = 0;
-  for (int64_t t = first; t < first + each && t < tiles(v.n); ++t) own += equal[t];
-  find_thread(own, s.rank, [&](int64_t left) {
-    int64_t t = first;
-    while (left > int64_t(equal[t])) left -= equal[t++];
-    tile = t * kTile;
-    rank = left;
+    add_to(s.w.histogram(share.k, kOfKeys + round), histogram);
   });
-  // In the tile a thread has neighbouring entries now.
-  const auto is_equal = [&](int e) {
-    const int64_t i = tile + threadIdx.x * kPerThread + e;
-    return i < v.n && D::key(element<D>(v, get(alphas, k), i)) == key;
-  };
-  own = 0;
-  for (int e = 0; e < kPerThread; ++e) own += is_equal(e);
-  find_thread(own, rank, [&](int64_t left) {
-    int e = 0;
-    while (!is_equal(e) || --left > 0) ++e;
-    values[k] = D::value(key);
-    last[k] = tile + threadIdx.x * kPerThread + e;
-    s.status = kDone;
+}
+
+// What it tells, noted by each block for its own coefficients.
+__device__ inline void narrow(const Search& s, Verdicts& verdicts, int round) {
+  for_each_pending(verdicts, [&](const Share& share) {
+    Verdict& verdict = verdicts.of[share.k];
+    if (verdict.status != kUnknown) return;
+    int64_t rank = verdict.rank;
+    const int bin = find_bin(s.w.histogram(share.k, kOfKeys + round), rank);
+    if (threadIdx.x == 0) {
+      const int bits = next_bits(verdict.shift);
+      const Status status = verdict.shift == bits ? kTied : kUnknown;
+      verdict = {status, rank, (verdict.prefix << bits) | bin, verdict.shift - bits};
+    }
+    __syncthreads();
+  });
+}
+
+// How many entries of each tile have the threshold's key.
+template <class D>
+__device__ void count_ties(const Search& s, const Verdicts& verdicts) {
+  __shared__ unsigned total;
+  for_each_pending(verdicts, [&](const Share& share) {
+    const Key key = verdicts.of[share.k].prefix;
+    for (int64_t tile = share.index; tile < tiles(s.v.n); tile += share.of) {
+      if (threadIdx.x == 0) total = 0;
+      __syncthreads();
+      unsigned own = 0;
+      for_each_key<D>(s, share.k, tile, [&](Key other) { own += other == key; });
+      if (own) atomicAdd(&total, own);
+      __syncthreads();
+      if (threadIdx.x == 0) s.w.equal[share.k * tiles(s.v.n) + tile] = total;
+      __syncthreads();
+    }
+  });
+}
+
+// Which of them is the last one that survives.
+template <class D>
+__device__ void find_last(const Search& s, const Verdicts& verdicts) {
+  __shared__ int64_t tile, rank;  // the tile that holds it, and which of its entries with this key it is
+  for_each_pending(verdicts, [&](const Share& share) {
+    if (!share.is_first()) return;
+    const int k = share.k;
+    const unsigned* equal = s.w.equal + k * tiles(s.v.n);
+    const Key key = verdicts.of[k].prefix;
+    if (threadIdx.x == 0) tile = rank = 0;  // where NaN or infinity misled the counts there is none: nobody is sought then
+    const int64_t each = (tiles(s.v.n) + kThreads - 1) / kThreads, first = threadIdx.x * each;
+    unsigned long long own = 0;
+    for (int64_t t = first; t < first + each && t < tiles(s.v.n); ++t) own += equal[t];
+    __syncthreads();
+    find_thread(own, verdicts.of[k].rank, [&](int64_t left) {
+      int64_t t = first;
+      while (left > int64_t(equal[t])) left -= equal[t++];
+      tile = t * kTile;
+      rank = left;
+    });
+    // In the tile a thread has neighbouring entries now.
+    const auto is_equal = [&](int e) {
+      const int64_t i = tile + threadIdx.x * kPerThread + e;
+      return i < s.v.n && D::key(element<D>(s.v, s.alpha(k), i)) == key;
+    };
+    own = 0;
+    for (int e = 0; e < kPerThread; ++e) own += is_equal(e);
+    find_thread(own, rank, [&](int64_t left) {
+      int e = 0;
+      while (!is_equal(e) || --left > 0) ++e;
+      s.values[k] = D::value(key);
+      s.last[k] = tile + threadIdx.x * kPerThread + e;
+    });
   });
 }
 

@@ -18,7 +18,9 @@ __device__ void prune_tile(const Vectors& v, const Tile<D>& tile, typename D::St
 template <class D>
 __global__ void prune_kernel(Vectors v, typename D::Stored* out, Scalar<float> alpha, Scalar<float> value,
                              Scalar<int64_t> last) {
-  prune_tile(v, own_tile<D>(v), out, get(alpha), Threshold{get(value), get(last)});
+  // The last tiles first: the search for the threshold read them last, so that some of them are still in the cache.
+  const int64_t tile = int64_t(gridDim.x) - 1 - blockIdx.x;
+  prune_tile(v, Tile<D>(v, tile * kTile), out, get(alpha), Threshold{get(value), get(last)});
 }
 
 // Tiles of a and b that stay in the cache while all rows of `out` are written for them, one after the other: a block

@@ -1,9 +1,12 @@
 // The keep-th largest magnitude of an interpolation, exactly and without sorting, for many coefficients at once.
 //
 // As on a CPU: a sample gives each coefficient a bracket (bracket.cuh), one sweep over a and b counts for all coefficients and
-// stores the few entries inside their brackets (sweep.cuh), and the threshold is selected among those (stored.cuh). Where
-// the bracket does not tell, histograms of all entries do (fallback.cuh). Which of several equal magnitudes survives is
-// decided by their indices, never by the order in which threads arrive.
+// stores the few entries inside their brackets (sweep.cuh), the counts tell where each threshold is (verdict.cuh), and it is
+// selected among what is stored (stored.cuh). Where the bracket does not tell, histograms of all entries do (fallback.cuh).
+// Which of several equal magnitudes survives is decided by their indices, never by the order in which threads arrive.
+//
+// All of it is one kernel, whose blocks run together and wait for each other between the phases: a kernel for each would cost
+// the host more than a small vector costs the device.
 #include <algorithm>
 #include <cmath>
 
@@ -16,32 +19,76 @@
 namespace lpk::cuda {
 namespace {
 
-template <class D>
-void thresholds(float* values, int64_t* last, const Vectors& v, const Coefficients& alphas, int count, int64_t keep,
-                void* memory) {
-  Workspace w{};
-  divide(w, memory, v.n, count);
-  const int64_t size = std::min<int64_t>(kSample, v.n);
-  const double share = double(keep) / double(v.n), expected = share * double(size);
-  const double width = kBracketSigmas * std::sqrt(expected * (1.0 - share)) + 2.0;
-  const auto upper = int64_t(std::floor(expected - width)) + 1, lower = int64_t(std::ceil(expected + width)) + 1;
-  const auto s = v.stream;
-  const auto for_each = [&](int64_t blocks) { return dim3(unsigned(blocks), unsigned(count)); };  // coefficient
-  const auto whole = for_each(std::min<int64_t>(tiles(v.n), kFallbackBlocks));
-  const unsigned sweeping = resident_blocks<sweep_kernel<D>>();
+// What a block has at hand, for one phase after the other.
+union Memory {
+  unsigned histograms[kEnds][kBins];
+  SweepMemory sweep;
+  Word few[kFew];
+};
 
-  const auto cleared = reinterpret_cast<char*>(w.equal) - reinterpret_cast<char*>(w.states);  // states and histograms
-  check(cudaMemsetAsync(w.states, 0, std::size_t(cleared), s));
-  const auto sampling = for_each((size + kThreads * kSamplesPerThread - 1) / (kThreads * kSamplesPerThread));
-  LPK_LAUNCH(sample_kernel<D>, sampling, kThreads, s, v, alphas, w, size, std::max<int64_t>(upper, 0),
-             lower <= size ? lower : 0);
-  LPK_LAUNCH(bracket_kernel<D>, sampling, kThreads, s, w, size, values, last);
-  LPK_LAUNCH(sweep_kernel<D>, unsigned(std::min<int64_t>(tiles(v.n), sweeping)), kThreads, s, v, alphas, w, count, keep);
-  LPK_LAUNCH(stored_histogram_kernel, for_each(kListBlocks), kThreads, s, w);
-  LPK_LAUNCH(stored_select_kernel<D>, for_each(kListBlocks), kThreads, s, w, values, last);
-  for (int bits = D::kKeyBits; bits > 0; bits -= next_bits(bits))
-    LPK_LAUNCH(histogram_kernel<D>, whole, kThreads, s, v, alphas, w);
-  LPK_LAUNCH(ties_kernel<D>, whole, kThreads, s, v, alphas, w, values, last);
+// Notes when the next phase begins, which is when all blocks have done the last one.
+struct Phases {
+  const Search& s;
+  int begun = 0;
+
+  __device__ void next() {
+    if (begun > 0) wait_for_all_blocks();
+    if (blockIdx.x == 0 && threadIdx.x == 0) s.w.stamps[begun] = clock64();
+    ++begun;
+  }
+};
+
+template <class D>
+__global__ void __launch_bounds__(kThreads, 4) search_kernel(const __grid_constant__ Search s) {
+  __shared__ Memory memory;
+  __shared__ Verdicts verdicts;
+  Phases phases{s};
+  phases.next();
+  begin_search<D>(s);
+  phases.next();
+  count_sample<D>(s, memory.histograms[0]);
+  phases.next();
+  count_near_ends<D>(s, memory.histograms);
+  phases.next();
+  find_bracket<D>(s, memory.histograms);
+  phases.next();
+  sweep<D>(s, memory.sweep);
+  phases.next();
+  judge<D>(s, verdicts);
+  count_stored(s, verdicts, memory.histograms[0]);
+  phases.next();
+  list_stored(s, verdicts);
+  phases.next();
+  select_listed<D>(s, verdicts, memory.histograms[0], memory.few);
+  if (verdicts.pending_count == 0) return;
+  if (verdicts.any_unknown) {
+#pragma unroll 1
+    for (int round = 0, left = D::kKeyBits; left > 0; ++round, left -= next_bits(left)) {
+      count_keys<D>(s, verdicts, round, memory.histograms[0]);
+      phases.next();
+      narrow(s, verdicts, round);
+    }
+  }
+  count_ties<D>(s, verdicts);
+  phases.next();
+  find_last<D>(s, verdicts);
+}
+
+template <class D>
+void search(Search s, void* memory) {
+  divide(s.w, memory, s.v.n, s.count);
+  if (s.values == nullptr) {
+    s.values = s.w.values;
+    s.last = s.w.last;
+  }
+  s.size = std::min<int64_t>(kSample, s.v.n);
+  const double share = double(s.keep) / double(s.v.n), expected = share * double(s.size);
+  const double width = kBracketSigmas * std::sqrt(expected * (1.0 - share)) + 2.0;
+  s.upper = std::max<int64_t>(int64_t(std::floor(expected - width)) + 1, 0);
+  s.lower = int64_t(std::ceil(expected + width)) + 1;
+  if (s.lower > s.size) s.lower = 0;
+  const int64_t useful = std::max<int64_t>(tiles(s.v.n), s.count);
+  launch_together<search_kernel<D>>(unsigned(std::min<int64_t>(resident_blocks<search_kernel<D>>(), useful)), s.v.stream, s);
 }
 
 }  // namespace
@@ -54,13 +101,15 @@ int64_t workspace_bytes(int64_t n, int count) {
 void interpolate_threshold(float* values, int64_t* last, const Vectors& v, Numbers alphas, int count, int64_t keep,
                            void* workspace) {
   for (int first = 0; first < count; first += kMostCoefficients) {
-    const int some = std::min(count - first, kMostCoefficients);
-    for_dtype(v.dtype, [&](auto dtype) {
-      thresholds<decltype(dtype)>(values + first, last + first, v, alphas.from(first, some), some, keep,
-                                    workspace);
-    });
+    Search s{};
+    s.v = v;
+    s.count = std::min(count - first, kMostCoefficients);
+    s.alphas = alphas.from(first, s.count);
+    s.keep = keep;
+    s.values = values + first;
+    s.last = last + first;
+    for_dtype(v.dtype, [&](auto dtype) { search<decltype(dtype)>(s, workspace); });
   }
-  check_launch();
 }
 
 }  // namespace lpk::cuda

@@ -2,48 +2,85 @@
 // the one of its rank in that list.
 #pragma once
 
-#include "workspace.cuh"
+#include "verdict.cuh"
 
 namespace lpk::cuda {
 
+constexpr int kFew = 512;  // words that are compared each with each
+
 #ifdef LPK_EMULATED
-constexpr int kListBlocks = 3;
+constexpr int64_t kStoredEach = 64;
 #else
-constexpr int kListBlocks = 256;  // for each coefficient
+constexpr int64_t kStoredEach = 4096;  // stored entries that are worth a block's while, at least
 #endif
 
-// Calls body(word) for the stored entries that are the block's share.
+// Calls body(share) for the shares in the stored entries of coefficients whose threshold is among them.
 template <class Body>
-__device__ void for_each_stored(const Workspace& w, int k, Body body) {
-  const Word* stored = w.stored + k * w.room;
-  const auto size = int64_t(w.states[k].stored);
-  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < size; i += int64_t(gridDim.x) * kThreads)
-    body(stored[i]);
+__device__ void for_each_share_of_stored(const Search& s, const Verdicts& verdicts, Body body) {
+  for_each_share(s.count, [&](Share share) {
+    if (verdicts.of[share.k].status != kInBracket) return;
+    const int64_t worth = (int64_t(s.w.states[share.k].stored) + kStoredEach - 1) / kStoredEach;
+    if (share.of > worth) share.of = worth;
+    if (share.index < share.of) body(share);
+  });
 }
 
-__global__ void stored_histogram_kernel(Workspace w) {
-  const int k = blockIdx.y;
-  const State& s = w.states[k];
-  if (s.status != kInBracket) return;
-  __shared__ unsigned histogram[kBins];
-  clear(histogram);
-  __syncthreads();
-  const Word first = s.first_word();
-  const int shift = s.shift;
-  for_each_stored(w, k, [&](Word word) { atomicAdd(&histogram[(word - first) >> shift], 1u); });
-  __syncthreads();
-  add_to(w.histogram(k), histogram);
+// Calls body(word) for the stored entries that are a share.
+template <class Body>
+__device__ void for_each_stored(const Search& s, const Share& share, Body body) {
+  const Word* stored = s.w.stored + share.k * s.w.room;
+  const auto load = [&](int64_t i) { return stored[i]; };
+  for_each_of(share, int64_t(s.w.states[share.k].stored), load, [&](Word word, int64_t) { body(word); });
 }
 
-// The word of `rank` (from 1, the largest first) among those in which all but the lowest `shift` bits are `prefix`, and which
-// are all that is listed; words count from `first`.
-__device__ inline Word select_word(const Word* listed, int64_t size, Word first, Word prefix, int shift, int64_t rank) {
-  __shared__ unsigned histogram[kBins];
+__device__ inline void count_stored(const Search& s, const Verdicts& verdicts, unsigned* histogram) {
+  for_each_share_of_stored(s, verdicts, [&](const Share& share) {
+    const Word first = s.w.states[share.k].first_word();
+    const int shift = verdicts.of[share.k].shift;
+    clear(histogram);
+    __syncthreads();
+    for_each_stored(s, share, [&](Word word) { atomicAdd(&histogram[(word - first) >> shift], 1u); });
+    __syncthreads();
+    add_to(s.w.histogram(share.k, kOfStored), histogram);
+    __syncthreads();
+  });
+}
+
+__device__ inline void list_stored(const Search& s, const Verdicts& verdicts) {
+  for_each_share_of_stored(s, verdicts, [&](const Share& share) {
+    State& state = s.w.states[share.k];
+    const Word first = state.first_word();
+    const Verdict& verdict = verdicts.of[share.k];
+    int64_t rank = verdict.rank;
+    const auto bin = Word(find_bin(s.w.histogram(share.k, kOfStored), rank));
+    Word* listed = s.w.listed + share.k * s.w.room;
+    for_each_stored(s, share, [&](Word word) {
+      if ((word - first) >> verdict.shift == bin) listed[atomicAdd(&state.listed, 1ull)] = word;
+    });
+  });
+}
+
+// Calls found(word) for the word of `rank` (from 1, the largest first) among few, which no two threads share.
+template <class Found>
+__device__ void select_among_few(Word* few, const Word* listed, int size, int64_t rank, Found found) {
+  for (int i = threadIdx.x; i < size; i += kThreads) few[i] = listed[i];
+  __syncthreads();
+  for (int i = threadIdx.x; i < size; i += kThreads) {
+    int larger = 0;
+    for (int j = 0; j < size; ++j) larger += few[j] > few[i];
+    if (larger == rank - 1) found(few[i]);
+  }
+}
+
+// The same among many, in which all but the lowest `shift` bits are `prefix`; words count from `first`.
+template <class Found>
+__device__ void select_among_many(unsigned* histogram, const Word* listed, int64_t size, Word first, Word prefix, int shift,
+                                  int64_t rank, Found found) {
   while (shift > 0) {
     const int bits = next_bits(shift);
     clear(histogram);
     __syncthreads();
-    for (int64_t i = threadIdx.x; i < size; i += blockDim.x) {
+    for (int64_t i = threadIdx.x; i < size; i += kThreads) {
       const Word x = listed[i] - first;
       if (x >> shift == prefix) atomicAdd(&histogram[(x >> (shift - bits)) & ((1 << bits) - 1)], 1u);
     }
@@ -51,29 +88,30 @@ __device__ inline Word select_word(const Word* listed, int64_t size, Word first,
     prefix = (prefix << bits) | Word(find_bin(histogram, rank));
     shift -= bits;
   }
-  return first + prefix;
+  if (threadIdx.x == 0) found(first + prefix);
 }
 
 template <class D>
-__global__ void stored_select_kernel(Workspace w, float* values, int64_t* last) {
-  const int k = blockIdx.y;
-  State& s = w.states[k];
-  if (s.status != kInBracket) return;
-  Word* listed = w.listed + k * w.room;
-  const Word first = s.first_word();
-  const int shift = s.shift;
-  int64_t rank = s.rank;
-  const auto bin = Word(find_bin(w.histogram(k), rank));
-  for_each_stored(w, k, [&](Word word) {
-    if ((word - first) >> shift == bin) listed[atomicAdd(&s.listed, 1ull)] = word;
+__device__ void select_listed(const Search& s, const Verdicts& verdicts, unsigned* histogram, Word* few) {
+  for_each_share_of_stored(s, verdicts, [&](const Share& share) {
+    if (!share.is_first()) return;
+    const int k = share.k;
+    const Verdict& verdict = verdicts.of[k];
+    const auto size = int64_t(s.w.states[k].listed);
+    const Word first = s.w.states[k].first_word(), *listed = s.w.listed + k * s.w.room;
+    int64_t rank = verdict.rank;
+    const auto bin = Word(find_bin(s.w.histogram(k, kOfStored), rank));
+    const auto found = [&](Word word) {
+      s.values[k] = D::value(key_of(word));
+      s.last[k] = index_of(word);
+    };
+    if (size <= kFew) {
+      select_among_few(few, listed, int(size), rank, found);
+    } else {
+      select_among_many(histogram, listed, size, first, bin, verdict.shift, rank, found);
+    }
+    __syncthreads();
   });
-  if (!last_of(&s.tickets, gridDim.x)) return;
-  const Word word = select_word(listed, int64_t(s.listed), first, bin, shift, rank);
-  if (threadIdx.x == 0) {
-    values[k] = D::value(key_of(word));
-    last[k] = index_of(word);
-    s.status = kDone;
-  }
 }
 
 }  // namespace lpk::cuda

@@ -66,33 +66,6 @@ __device__ inline void flush(const Workspace& w, int count, Swept* swept, const 
   __syncthreads();
 }
 
-// Where the counts tell that the threshold is: inside the bracket, at one of its ends, or elsewhere.
-template <class D>
-__device__ void judge(State& s, int64_t n, int64_t room, int64_t keep) {
-  const int64_t from_hi = s.hi == 0 ? n : int64_t(s.above_hi + s.at_hi);
-  const int64_t above_lo = from_hi + int64_t(s.stored);
-  const int64_t from_lo = s.lo == 0 ? n : above_lo + int64_t(s.at_lo);
-  s.status = kUnknown;
-  s.shift = D::kKeyBits;
-  s.prefix = 0;
-  s.rank = keep;
-  if (keep <= int64_t(s.above_hi) || keep > from_lo) return;
-  if (keep <= from_hi) {
-    s.status = kTied;
-    s.key = s.hi;
-    s.rank = keep - int64_t(s.above_hi);
-  } else if (keep > above_lo) {
-    s.status = kTied;
-    s.key = s.lo;
-    s.rank = keep - above_lo;
-  } else if (int64_t(s.stored) <= room) {
-    s.status = kInBracket;
-    s.rank = keep - from_hi;
-    s.shift = 0;
-    while (((s.words() - 1) >> s.shift) >= kBins) ++s.shift;
-  }
-}
-
 // Bit e: whether the thread's e-th entry of a tile of this size exists.
 __device__ inline unsigned existing(int size) { return (1u << ((size + kThreads - 1 - int(threadIdx.x)) / kThreads)) - 1; }
 
@@ -205,91 +178,110 @@ __device__ inline void add_counts(Swept* swept, int count, unsigned (&counts)[kW
   }
 }
 
+// What a block has at hand for the sweep.
+struct SweepMemory {
+  Word stage[kMostCoefficients][kStage];
+  Swept swept[kMostCoefficients];
+  unsigned short queues[kWarps][kQueue];
+  float far;  // entries of which a or b is larger are not known roughly; 0: none is to be known so
+};
+
 template <class D>
-__global__ void __launch_bounds__(kThreads, 4) sweep_kernel(Vectors v, const __grid_constant__ Coefficients alphas,
-                                                            Workspace w, int count, int64_t keep) {
-  __shared__ Word stage[kMostCoefficients][kStage];
-  __shared__ Swept swept[kMostCoefficients];
-  __shared__ unsigned short queues[kWarps][kQueue];
-  __shared__ float far;  // entries of which a or b is larger are not known roughly; 0: none is to be known so
-  if (threadIdx.x < count) {
-    const int k = threadIdx.x;
-    // Without b it reads as zeros: x = fma(1, a, 0).
-    swept[k] = begin<D>(w.states[k], v.b ? get(alphas, k) : 1.0f);
-  }
+__device__ void begin_sweep(const Search& s, SweepMemory& memory) {
+  if (threadIdx.x < s.count) memory.swept[threadIdx.x] = begin<D>(s.w.states[threadIdx.x], s.alpha(threadIdx.x));
   __syncthreads();
   if (threadIdx.x == 0) {
     float least = kRough<D> ? INFINITY : 0.0f;
-    for (int k = 0; k < count; ++k) least = fminf(least, swept[k].lo);
-    far = least >= kLeast && least <= kMost ? kFar * least : 0.0f;
+    for (int k = 0; k < s.count; ++k) least = fminf(least, memory.swept[k].lo);
+    memory.far = least >= kLeast && least <= kMost ? kFar * least : 0.0f;
   }
   __syncthreads();
-  if (far > 0.0f && threadIdx.x < count) {
-    swept[threadIdx.x].hi *= 1.0f + kNear;
-    swept[threadIdx.x].lowest *= 1.0f - kNear;
+  if (memory.far > 0.0f && threadIdx.x < s.count) {
+    memory.swept[threadIdx.x].hi *= 1.0f + kNear;
+    memory.swept[threadIdx.x].lowest *= 1.0f - kNear;
   }
   __syncthreads();
-  unsigned counts[kWords] = {}, marks[kWords];
-  int uncounted = 0;
-  for (int64_t begin = int64_t(blockIdx.x) * kTile; begin < v.n; begin += int64_t(gridDim.x) * kTile) {
-    Tile<D> tile(v, begin);
-    float largest = 0.0f;  // of |a| and |b|; NaN is larger than nothing
-    bool all_finite = true;
-    const auto both_finite = [&](int e) { return finite(D::widen(tile.a[e])) && finite(D::widen(tile.b[e])); };
+}
+
+// Reports what is not finite, and returns the largest of |a| and |b|; NaN is larger than nothing.
+template <class D>
+__device__ float look_over(const Vectors& v, const Tile<D>& tile) {
+  float largest = 0.0f;
+  bool all_finite = true;
+  const auto both_finite = [&](int e) { return finite(D::widen(tile.a[e])) && finite(D::widen(tile.b[e])); };
+#pragma unroll
+  for (int e = 0; e < kPerThread; ++e) {
+    all_finite = all_finite && both_finite(e);
+    largest = fmaxf(largest, fmaxf(fabsf(D::widen(tile.a[e])), fabsf(D::widen(tile.b[e]))));
+  }
+  if (!all_finite) {
+#pragma unroll
+    for (int e = 0; e < kPerThread; ++e)
+      if (!both_finite(e)) report(v, tile.index(e));
+  }
+  return largest;
+}
+
+// compare(), roughly; entries that are too large for that are marked for all coefficients. The tile holds something else
+// afterwards.
+template <class D>
+__device__ void compare_roughly(const SweepMemory& memory, int count, Tile<D>& tile, float largest,
+                                unsigned (&counts)[kWords], unsigned (&marks)[kWords]) {
+  unsigned far_away = 0;
+  if (largest > memory.far) {
 #pragma unroll
     for (int e = 0; e < kPerThread; ++e) {
-      all_finite = all_finite && both_finite(e);
-      largest = fmaxf(largest, fmaxf(fabsf(D::widen(tile.a[e])), fabsf(D::widen(tile.b[e]))));
+      if (fmaxf(fabsf(tile.a[e]), fabsf(tile.b[e])) <= memory.far) continue;
+      far_away |= 1u << e;
+      tile.a[e] = tile.b[e] = 0.0f;
     }
-    if (!all_finite) {
+  }
 #pragma unroll
-      for (int e = 0; e < kPerThread; ++e)
-        if (!both_finite(e)) report(v, tile.index(e));
-    }
+  for (int e = 0; e < kPerThread; ++e) tile.a[e] -= tile.b[e];
+  compare(memory.swept, count, tile.a, tile.b,
+          [](float step, float b, float alpha) { return __fmaf_rn(alpha, step, b); }, counts, marks);
+#pragma unroll
+  for (int word = 0; word < kWords; ++word)
+    if (word * kTogether < count) marks[word] |= in_all(far_away) & bytes(count - word * kTogether);
+}
+
+template <class D>
+__device__ void sweep(const Search& s, SweepMemory& memory) {
+  Swept* swept = memory.swept;
+  begin_sweep<D>(s, memory);
+  const bool roughly = memory.far > 0.0f;
+  unsigned counts[kWords] = {}, marks[kWords];
+  int uncounted = 0;
+  for (int64_t begin = int64_t(blockIdx.x) * kTile; begin < s.v.n; begin += int64_t(gridDim.x) * kTile) {
+    Tile<D> tile(s.v, begin);
+    const float largest = look_over(s.v, tile);
     if constexpr (kRough<D>) {
-      if (far > 0.0f) {
-        unsigned far_away = 0;
-        if (largest > far) {
-#pragma unroll
-          for (int e = 0; e < kPerThread; ++e) {
-            if (fmaxf(fabsf(tile.a[e]), fabsf(tile.b[e])) <= far) continue;
-            far_away |= 1u << e;
-            tile.a[e] = tile.b[e] = 0.0f;
-          }
-        }
-#pragma unroll
-        for (int e = 0; e < kPerThread; ++e) tile.a[e] -= tile.b[e];
-        compare(swept, count, tile.a, tile.b, [](float step, float b, float alpha) { return __fmaf_rn(alpha, step, b); },
-                counts, marks);
-#pragma unroll
-        for (int word = 0; word < kWords; ++word)
-          if (word * kTogether < count) marks[word] |= in_all(far_away) & bytes(count - word * kTogether);
-      }
+      if (roughly) compare_roughly(memory, s.count, tile, largest, counts, marks);
     }
-    if (!kRough<D> || far == 0.0f)
-      compare(swept, count, tile.a, tile.b,
+    if (!kRough<D> || !roughly)
+      compare(swept, s.count, tile.a, tile.b,
               [](auto a, auto b, float alpha) { return D::widen(interpolated<D>(a, b, alpha)); }, counts, marks);
     const unsigned exist = in_all(existing(tile.size));
 #pragma unroll
     for (int word = 0; word < kWords; ++word) marks[word] &= exist;
-    const bool crowded = look_at_marked<D>(v, w, swept, stage, queues[threadIdx.x / 32], begin, marks);
+    const bool crowded =
+        look_at_marked<D>(s.v, s.w, swept, memory.stage, memory.queues[threadIdx.x / 32], begin, marks);
     if (++uncounted == kTilesCounted) {
-      add_counts(swept, count, counts);
+      add_counts(swept, s.count, counts);
       uncounted = 0;
     }
-    if (__syncthreads_or(crowded)) flush(w, count, swept, stage);
+    if (__syncthreads_or(crowded)) flush(s.w, s.count, swept, memory.stage);
   }
-  add_counts(swept, count, counts);
+  add_counts(swept, s.count, counts);
   __syncthreads();
-  flush(w, count, swept, stage);
-  if (threadIdx.x < count) {
-    const int k = threadIdx.x;
-    atomicAdd(&w.states[k].above_hi, (unsigned long long)swept[k].above_hi);
-    atomicAdd(&w.states[k].at_hi, (unsigned long long)swept[k].at_hi);
-    atomicAdd(&w.states[k].at_lo, (unsigned long long)swept[k].at_lo);
+  flush(s.w, s.count, swept, memory.stage);
+  if (threadIdx.x < s.count) {
+    State& state = s.w.states[threadIdx.x];
+    const Swept& own = swept[threadIdx.x];
+    atomicAdd(&state.above_hi, (unsigned long long)own.above_hi);
+    atomicAdd(&state.at_hi, (unsigned long long)own.at_hi);
+    atomicAdd(&state.at_lo, (unsigned long long)own.at_lo);
   }
-  if (last_of(&w.states[0].tickets, gridDim.x) && threadIdx.x < count)
-    judge<D>(w.states[threadIdx.x], v.n, w.room, keep);
 }
 
 }  // namespace lpk::cuda

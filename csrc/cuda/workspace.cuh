@@ -1,11 +1,11 @@
-// What the search for thresholds keeps on the device between its kernels.
+// What the search for thresholds is given, and what it keeps on the device.
 #pragma once
 
 #include "block.cuh"
 
 namespace lpk::cuda {
 
-constexpr int kSample = 1 << 17;
+constexpr int kSample = 1 << 18;
 
 // An entry of a vector: its key, and after it its index counted backwards. Of two words the larger one is that of the entry
 // that survives longer: the larger magnitude, or the smaller index.
@@ -19,49 +19,46 @@ __host__ __device__ inline Word word_of(Key key, int64_t index) {
 __device__ inline Key key_of(Word word) { return Key(word >> kIndexBits); }
 __device__ inline int64_t index_of(Word word) { return kMostIndexed - 1 - int64_t(word & Word(kMostIndexed - 1)); }
 
-enum Status : int {
-  kUnknown = 0,    // no histogram nor bracket tells yet where the threshold is
-  kInBracket = 1,  // it is among the stored entries
-  kTied = 2,       // its key is known, the index of the last survivor is not
-  kDone = 3,
-};
-
-// An end of a bracket that is sought: the bits of its key that are known, and its rank among the entries that share them.
-struct End {
-  Key prefix;
-  int64_t rank;
-};
-
-// What is known about one coefficient. All zero to begin with.
+// What is found out about one coefficient. All zero to begin with.
 struct State {
-  End ends[2];                               // the upper one, and the lower
   Key lo, hi;                                // the bracket: -1 and INT_MAX where it has no end
   unsigned long long above_hi, at_hi, at_lo;
   unsigned long long stored;                 // entries between lo and hi, even those that found no room
   unsigned long long listed;                 // those of the bin that holds the threshold
-  int status;
-  int shift;                                 // of the histogram: an entry's bin is its key, or word, >> shift
-  Key prefix;                                // kUnknown: the bits of the threshold's key that are known, key >> shift
-  int64_t rank;                              // the threshold's among the entries that it is sought in, from 1
-  Key key;                                   // kTied
-  unsigned tickets;
 
   // The words strictly between lo and hi: their distances from the first one are what the histogram is of.
   __device__ Word first_word() const { return Word(lo + 1) << kIndexBits; }
   __device__ Word words() const { return (Word(hi) << kIndexBits) - first_word(); }
 };
 
+// Each histogram is counted once in a search: what all blocks read is written by none of them meanwhile.
+enum Histogram : int {
+  kOfSample = 0,                                    // the highest bits of the sampled keys
+  kOfUpperEnd = 1,                                  // the next ones, near either end of the bracket
+  kOfLowerEnd = 2,
+  kOfStored = 3,                                    // the stored words
+  kOfKeys = 4,                                      // all keys, in rounds
+  kHistograms = kOfKeys + (31 + kBinBits - 1) / kBinBits,
+};
+
 struct Workspace {
-  State* states;
-  unsigned long long* histograms;  // [count][2][kBins]: of both ends of a bracket; later the first is used alone
+  State* states;                   // [count]
+  unsigned long long* histograms;  // [count][kHistograms][kBins]
+  long long* stamps;               // [kMostStamps]: when each phase began, in clocks of the first block's multiprocessor
   unsigned* equal;                 // [count][tiles]
-  Key* sample;                     // [count][kSample]
+  void *sample_a, *sample_b;       // [kSample]
   Word* stored;                    // [count][room]
   Word* listed;                    // [count][room]
+  float* values;                   // [count]: for thresholds that nobody else is given
+  int64_t* last;
   int64_t room;                    // 0 for a vector that is too long for words
 
-  __device__ unsigned long long* histogram(int k) const { return histograms + int64_t(k) * 2 * kBins; }
+  __device__ unsigned long long* histogram(int k, int which) const {
+    return histograms + (int64_t(k) * kHistograms + which) * kBins;
+  }
 };
+
+constexpr int kMostStamps = 16;
 
 // Divides the memory for `count` coefficients into parts; returns how many bytes it takes. Without memory it only counts.
 inline int64_t divide(Workspace& w, void* memory, int64_t n, int count) {
@@ -71,14 +68,70 @@ inline int64_t divide(Workspace& w, void* memory, int64_t n, int count) {
     if (memory) part = reinterpret_cast<Number*>(static_cast<char*>(memory) + bytes);
     bytes += (numbers * int64_t(sizeof(Number)) + 255) / 256 * 256;
   };
-  w.room = n < kMostIndexed ? n / 40 + 65536 : 0;
+  auto *a = reinterpret_cast<float*>(w.sample_a), *b = a;
+  w.room = n < kMostIndexed ? n / 64 + 65536 : 0;
   take(w.states, count);
-  take(w.histograms, int64_t(count) * 2 * kBins);
+  take(w.histograms, int64_t(count) * kHistograms * kBins);
+  take(w.stamps, kMostStamps);
+  take(w.values, count);
+  take(w.last, count);
   take(w.equal, count * tiles(n));
-  take(w.sample, int64_t(count) * kSample);
+  take(a, kSample);
+  take(b, kSample);
   take(w.stored, count * w.room);
   take(w.listed, count * w.room);
+  w.sample_a = a;
+  w.sample_b = b;
   return bytes;
+}
+
+// A search as its kernel is given it.
+struct Search {
+  Vectors v;
+  Coefficients alphas;
+  int count;     // of the coefficients
+  int64_t keep;
+  int64_t size;  // of the sample
+  int64_t upper, lower;  // ranks in the sample, from the top, between which the threshold should be; 0: none is sought
+  Workspace w;
+  float* values;
+  int64_t* last;
+
+  // Without b it reads as zeros: x = fma(1, a, 0).
+  __device__ float alpha(int k) const { return v.b ? get(alphas, k) : 1.0f; }
+};
+
+// A block's share in what all blocks do for one coefficient: the index-th of `of` shares. The first one does alone what is
+// done once.
+struct Share {
+  int k;
+  int64_t index, of;
+
+  __device__ bool is_first() const { return index == 0; }
+};
+
+// Blocks are shared out among `count` coefficients. Calls body(share), once where there are as many blocks.
+template <class Body>
+__device__ void for_each_share(int count, Body body) {
+  const int blocks = int(gridDim.x), block = int(blockIdx.x);
+  for (int k = block % count; k < count; k += blocks)
+    body(Share{k, block / count, blocks > k ? (blocks - 1 - k) / count + 1 : 1});
+}
+
+// Calls body(load(i), i) for the entries i < size that are a share; several loads are under way at once.
+template <class Load, class Body>
+__device__ void for_each_of(const Share& share, int64_t size, Load load, Body body) {
+  constexpr int kAtOnce = 4;
+  const int64_t step = share.of * kThreads;
+  for (int64_t first = share.index * kThreads + threadIdx.x; first < size; first += kAtOnce * step) {
+    decltype(load(first)) loaded[kAtOnce];
+#pragma unroll
+    for (int e = 0; e < kAtOnce; ++e)
+      if (first + e * step < size) loaded[e] = load(first + e * step);
+#pragma unroll
+    for (int e = 0; e < kAtOnce; ++e)
+      if (first + e * step < size) body(loaded[e], first + e * step);
+  }
 }
 
 }  // namespace lpk::cuda

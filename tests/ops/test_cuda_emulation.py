@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 ALPHAS = (0.05, 0.5, 0.7)
 NEVER = 2**63 - 1
+SAMPLE = 2**18
 
 
 def cuda_headers() -> Path | None:
@@ -138,10 +139,10 @@ def test_more_coefficients_than_one_sweep_takes(emulated):
 @pytest.mark.parametrize("factor", [0.0, 1e-3, 1e3])
 def test_a_sample_that_misleads(emulated, factor):
     """Larger than the sample, with all sampled entries far from the others: the bracket misses."""
-    n = 300_007
+    n = 2 * SAMPLE - 9
     x = vector("normal", n, 4, torch.float32)
-    where = torch.tensor([emulated.sample_position(*map(ctypes.c_int64, (n, 1 << 17, i))) for i in range(1 << 17)])
-    assert where.unique().numel() == 1 << 17 and int(where.max()) < n
+    where = torch.tensor([emulated.sample_position(*map(ctypes.c_int64, (n, SAMPLE, i))) for i in range(SAMPLE)])
+    assert where.unique().numel() == SAMPLE and int(where.max()) < n
     x[where] *= factor
     for keep in (n // 10, n // 2):
         values, last = thresholds(emulated, x, None, [1.0], keep)

@@ -1,6 +1,7 @@
 // Runs the CUDA kernels of csrc/cuda on a CPU, without a GPU: a test of their logic, not of their speed or of races.
 // The threads of a block are fibers that run in turn, each until it has to wait for others of its warp or block; blocks run
-// one after the other, forwards or backwards.
+// one after the other, forwards or backwards. Where blocks wait for each other, each has a thread of the system, and with it
+// its own memory; they take turns, from one wait to the next.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -11,15 +12,20 @@
 
 #include <algorithm>
 #include <cmath>
+#include <condition_variable>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <mutex>
+#include <thread>
 #include <vector>
 
 #define LPK_EMULATED
 #undef __shared__
-#define __shared__ static
+#define __shared__ static thread_local
 #undef __grid_constant__
 #define __grid_constant__
 #define __launch_bounds__(...)
@@ -30,17 +36,17 @@ constexpr std::size_t kStack = 1 << 16;
 
 // One thread of a block. It is started once and takes part in one block after the other.
 struct Fiber {
-  std::vector<char> stack = std::vector<char>(kStack);
+  std::unique_ptr<char[]> stack = std::make_unique_for_overwrite<char[]>(kStack);
   ucontext_t start;
   jmp_buf resume;
   bool started = false, running = false;
 };
 
-inline std::vector<std::unique_ptr<Fiber>> fibers;
-inline jmp_buf scheduler;
-inline std::vector<unsigned long long> exchanged;
-inline unsigned current;
-inline std::function<void()> body;
+inline thread_local std::vector<std::unique_ptr<Fiber>> fibers;
+inline thread_local jmp_buf scheduler;
+inline thread_local std::vector<unsigned long long> exchanged;
+inline thread_local unsigned current;
+inline thread_local std::function<void()> body;
 inline bool backwards = false;  // the last block and the last thread come first: shows where a barrier is missing
 
 // The next thread's turn, without the system calls of swapcontext.
@@ -65,8 +71,8 @@ struct Barrier {
     }
   }
 };
-inline Barrier block;
-inline std::vector<Barrier> warps;
+inline thread_local Barrier block;
+inline thread_local std::vector<Barrier> warps;
 
 inline void run() {
   for (;;) {
@@ -85,7 +91,7 @@ inline void resume(unsigned thread) {
   if (fiber.started) _longjmp(fiber.resume, 1);
   fiber.started = true;
   getcontext(&fiber.start);
-  fiber.start.uc_stack.ss_sp = fiber.stack.data();
+  fiber.start.uc_stack.ss_sp = fiber.stack.get();
   fiber.start.uc_stack.ss_size = kStack;
   fiber.start.uc_link = nullptr;
   makecontext(&fiber.start, run, 0);
@@ -94,11 +100,68 @@ inline void resume(unsigned thread) {
 
 }  // namespace emulation
 
-inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulation {
+
+// The blocks of a kernel that wait for each other, in the order in which they take turns.
+class Turns {
+ public:
+  explicit Turns(unsigned blocks) : waits_(blocks) {}
+
+  void begin(unsigned place) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return turn_ == place; });
+  }
+  void wait(unsigned place) {
+    ++waits_[place];
+    pass_on(place);
+    begin(place);
+  }
+  void end(unsigned place) { pass_on(place); }
+
+ private:
+  void pass_on(unsigned place) {
+    std::unique_lock lock(mutex_);
+    if (place > 0 && waits_[place] != waits_[0]) misled("a block waits more often, or less, than another");
+    turn_ = (place + 1) % waits_.size();
+    changed_.notify_all();
+  }
+  [[noreturn]] static void misled(const char* what) {
+    std::fprintf(stderr, "emulation: %s\n", what);
+    std::abort();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<unsigned> waits_;  // of each block, so far
+  unsigned turn_ = 0;
+};
+inline thread_local Turns* turns = nullptr;
+inline thread_local unsigned place = 0;
+
+}  // namespace emulation
 
 inline void __syncthreads() { emulation::block.wait(); }
+
+namespace cooperative_groups {
+
+struct Grid {
+  void sync() const {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      const dim3 own = threadIdx;
+      emulation::turns->wait(emulation::place);
+      threadIdx = own;
+    }
+    __syncthreads();
+  }
+};
+inline Grid this_grid() { return {}; }
+
+}  // namespace cooperative_groups
+
 inline void __syncwarp() { emulation::warps[threadIdx.x / 32].wait(); }
-inline void __threadfence() {}
 
 namespace emulation {
 
@@ -166,39 +229,56 @@ inline float __int_as_float(int i) {
   return x;
 }
 
-extern "C" inline cudaError_t cudaMemsetAsync(void* at, int value, std::size_t bytes, cudaStream_t) {
-  std::memset(at, value, bytes);
-  return cudaSuccess;
-}
 extern "C" inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 extern "C" inline const char* cudaGetErrorString(cudaError_t) { return ""; }
 
-template <class Body>
-void emulate(dim3 blocks, unsigned threads, Body&& kernel) {
-  using namespace emulation;
+inline long long clock64() { return 0; }
+
+namespace emulation {
+
+// Runs one block to its end.
+inline void run_block(dim3 index, dim3 blocks, unsigned threads, const std::function<void()>& kernel) {
   body = kernel;
   gridDim = blocks;
   blockDim = dim3(threads);
+  blockIdx = index;
   exchanged.resize(threads);
   while (fibers.size() < threads) fibers.push_back(std::make_unique<Fiber>());
-  for (unsigned y = 0; y < blocks.y; ++y) {
-    for (unsigned x = 0; x < blocks.x; ++x) {
-      blockIdx = dim3(backwards ? blocks.x - 1 - x : x, y);
-      for (unsigned t = 0; t < threads; ++t) fibers[t]->running = true;
-      block = {threads};
-      warps.assign(threads / 32, {32});
-      for (bool any = true; any;) {
-        any = false;
-        for (unsigned i = 0; i < threads; ++i) {
-          const unsigned t = backwards ? threads - 1 - i : i;
-          if (!fibers[t]->running) continue;
-          any = true;
-          threadIdx = dim3(t);
-          resume(t);
-        }
-      }
+  for (unsigned t = 0; t < threads; ++t) fibers[t]->running = true;
+  block = {threads};
+  warps.assign(threads / 32, {32});
+  for (bool any = true; any;) {
+    any = false;
+    for (unsigned i = 0; i < threads; ++i) {
+      const unsigned t = backwards ? threads - 1 - i : i;
+      if (!fibers[t]->running) continue;
+      any = true;
+      threadIdx = dim3(t);
+      resume(t);
     }
   }
+}
+
+}  // namespace emulation
+
+inline void emulate(dim3 blocks, unsigned threads, const std::function<void()>& kernel) {
+  for (unsigned y = 0; y < blocks.y; ++y)
+    for (unsigned x = 0; x < blocks.x; ++x)
+      emulation::run_block(dim3(emulation::backwards ? blocks.x - 1 - x : x, y), blocks, threads, kernel);
+}
+
+inline void emulate_together(unsigned blocks, unsigned threads, const std::function<void()>& kernel) {
+  emulation::Turns turns(blocks);
+  std::vector<std::thread> system_threads;
+  for (unsigned place = 0; place < blocks; ++place)
+    system_threads.emplace_back([&, place] {
+      emulation::turns = &turns;
+      emulation::place = place;
+      turns.begin(place);
+      emulation::run_block(dim3(emulation::backwards ? blocks - 1 - place : place), dim3(blocks), threads, kernel);
+      turns.end(place);
+    });
+  for (auto& thread : system_threads) thread.join();
 }
 
 #define LPK_LAUNCH(kernel, blocks, threads, stream, ...) \
