@@ -1,4 +1,4 @@
-"""Builds the extension lpk._core with CMake and Ninja.
+"""Builds the extensions with CMake and Ninja: lpk._core, and lpk._plain where PyTorch is installed, for its version.
 
 Environment: LPK_CUDA=0/1 leaves the CUDA kernels out or insists on them (default: where nvcc is found),
 LPK_CUDA_ARCHS picks GPU architectures ("80;90"), LPK_WERROR=1 makes warnings errors, LPK_SANITIZE names a sanitizer.
@@ -6,7 +6,9 @@ LPK_CUDA_ARCHS picks GPU architectures ("80;90"), LPK_WERROR=1 makes warnings er
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -45,10 +47,19 @@ def cuda_options() -> list[str]:
     return ["-DLPK_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DLPK_CUDA_ARCHS={archs}"]
 
 
+def torch_options() -> list[str]:
+    found = None if os.environ.get("LPK_SANITIZE") else importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return ["-DLPK_TORCH="]
+    folder = Path(found.origin).parent
+    return [f"-DLPK_TORCH={folder}", f"-DLPK_TORCH_VERSION={runpy.run_path(str(folder / 'version.py'))['__version__']}"]
+
+
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         import pybind11
 
+        name = ext.name.rpartition(".")[2]
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{os.environ.get('LPK_SANITIZE') or 'release'}"
@@ -60,13 +71,17 @@ class CMakeBuild(build_ext):
             f"-DLPK_WERROR={'ON' if os.environ.get('LPK_WERROR') == '1' else 'OFF'}",
             f"-DLPK_SANITIZE={os.environ.get('LPK_SANITIZE', '')}",
             *cuda_options(),
+            *torch_options(),
         ]  # fmt: skip
         cache = build / "CMakeCache.txt"
         if cache.exists() and not self.same_tools(cache):
             shutil.rmtree(build)  # pip builds in a new environment each time: its paths are gone
-        subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(build)], check=True)
-        built = next((build / "out").glob("_core*"))
+        if name == "_core":
+            subprocess.run(configure, check=True)
+            subprocess.run(["cmake", "--build", str(build)], check=True)
+        built = next((build / "out").glob(f"{name}*"), None)
+        if built is None:  # lpk._plain, which is left out without PyTorch
+            return
         temporary = target.with_name(target.name + ".new")
         shutil.copy2(built, temporary)
         temporary.replace(target)
@@ -78,4 +93,6 @@ class CMakeBuild(build_ext):
         return all(Path(path).exists() for path in named)
 
 
-setup(ext_modules=[Extension("lpk._core", sources=[])], cmdclass={"build_ext": CMakeBuild})
+EXTENSIONS = [Extension("lpk._core", sources=[]), Extension("lpk._plain", sources=[], optional=True)]
+
+setup(ext_modules=EXTENSIONS, cmdclass={"build_ext": CMakeBuild})

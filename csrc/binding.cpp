@@ -111,6 +111,33 @@ void define_cuda(py::module_& m) {
                                   scalar(value), scalar(last));
       },
       Release());
+  m.def(
+      "cuda_find_and_prune",
+      [](uintptr_t out, uintptr_t a, uintptr_t b, int64_t n, int dtype, uintptr_t stream, uintptr_t first_bad,
+         const DeviceNumbers& alpha, int64_t keep, uintptr_t workspace) {
+        lpk::cuda::find_and_prune(reinterpret_cast<void*>(out), vectors(a, b, n, dtype, stream, first_bad),
+                                  numbers(alpha), keep, reinterpret_cast<void*>(workspace));
+      },
+      Release());
+  m.def(
+      "cuda_find_and_prune_all",
+      [](uintptr_t out, uintptr_t a, uintptr_t b, int64_t n, int dtype, uintptr_t stream, uintptr_t first_bad,
+         const DeviceNumbers& alphas, int count, int64_t keep, uintptr_t workspace) {
+        lpk::cuda::find_and_prune_all(reinterpret_cast<void*>(out), vectors(a, b, n, dtype, stream, first_bad),
+                                      numbers(alphas), count, keep, reinterpret_cast<void*>(workspace));
+      },
+      Release());
+  m.def(
+      "cuda_find_and_mask",
+      [](uintptr_t out, uintptr_t x, int64_t n, int dtype, uintptr_t stream, uintptr_t first_bad, int64_t keep,
+         uintptr_t workspace) {
+        lpk::cuda::find_and_mask(reinterpret_cast<bool*>(out), vectors(x, 0, n, dtype, stream, first_bad), keep,
+                                 reinterpret_cast<void*>(workspace));
+      },
+      Release());
+  m.def("cuda_phases", [](uintptr_t workspace, int64_t n, int count) {
+    return reinterpret_cast<uintptr_t>(lpk::cuda::phases(reinterpret_cast<void*>(workspace), n, count)) - workspace;
+  });
 }
 
 #endif
@@ -192,6 +219,11 @@ PYBIND11_MODULE(_core, m) {
   m.def("set_selection", &lpk::cpu::set_selection);
   m.def("sample_positions", &lpk::cpu::sample_positions);
 
+#ifdef LPK_TORCH_VERSION
+  m.attr("torch_version") = LPK_TORCH_VERSION;  // that lpk._plain was compiled for
+#else
+  m.attr("torch_version") = "";
+#endif
 #ifdef LPK_CUDA
   define_cuda(m);
   m.attr("cuda_compiled") = true;

@@ -2,6 +2,7 @@ from collections.abc import Sequence
 
 cuda_compiled: bool
 cuda_architectures: str
+torch_version: str
 chunk: int
 
 def interpolate(out: int, a: int, b: int, n: int, dtype: int, threads: int, alpha: float) -> None: ...
@@ -97,6 +98,35 @@ def cuda_magnitude_mask(
     value: tuple[float, int],
     last: tuple[float, int],
 ) -> None: ...
+def cuda_find_and_prune(
+    out: int,
+    a: int,
+    b: int,
+    n: int,
+    dtype: int,
+    stream: int,
+    first_bad: int,
+    alpha: tuple[Sequence[float], int],
+    keep: int,
+    workspace: int,
+) -> None: ...
+def cuda_find_and_prune_all(
+    out: int,
+    a: int,
+    b: int,
+    n: int,
+    dtype: int,
+    stream: int,
+    first_bad: int,
+    alphas: tuple[Sequence[float], int],
+    count: int,
+    keep: int,
+    workspace: int,
+) -> None: ...
+def cuda_find_and_mask(
+    out: int, x: int, n: int, dtype: int, stream: int, first_bad: int, keep: int, workspace: int
+) -> None: ...
+def cuda_phases(workspace: int, n: int, count: int) -> int: ...
 
 # The inference engine: csrc/cpu/engine/engine.h says what each does.
 

@@ -54,19 +54,46 @@ void interpolate_prune(void* out, const Vectors& v, Scalar<float> alpha, Scalar<
   check_launch();
 }
 
-void interpolate_prune_all(void* out, const Vectors& v, Numbers alphas, const float* values, const int64_t* last,
-                           int count) {
-  if (v.n == 0) return;
+namespace {
+
+// So many coefficients as one launch takes.
+void prune_some(void* out, const Vectors& v, const Coefficients& alphas, Thresholds thresholds, int count) {
   for_dtype(v.dtype, [&](auto dtype) {
     using D = decltype(dtype);
-    for (int first = 0; first < count; first += kMostCoefficients) {
-      const int some = std::min(count - first, kMostCoefficients);
-      LPK_LAUNCH(prune_all_kernel<D>, unsigned(tiles(v.n) * some), kThreads, v.stream, v,
-                 static_cast<typename D::Stored*>(out) + first * v.n, alphas.from(first, some), values + first,
-                 last + first, some);
-    }
+    LPK_LAUNCH(prune_all_kernel<D>, unsigned(tiles(v.n) * count), kThreads, v.stream, v,
+               static_cast<typename D::Stored*>(out), alphas, thresholds.values, thresholds.last, count);
   });
   check_launch();
+}
+
+// Calls body(rows, alphas, first, count) for the coefficients from the first-th on that one launch takes.
+template <class Body>
+void for_some(void* out, const Vectors& v, Numbers alphas, int count, Body body) {
+  const int64_t row = v.n * (v.dtype == kFloat32 ? 4 : 2);
+  for (int first = 0; v.n > 0 && first < count; first += kMostCoefficients) {
+    const int some = std::min(count - first, kMostCoefficients);
+    body(static_cast<char*>(out) + first * row, alphas.from(first, some), first, some);
+  }
+}
+
+}  // namespace
+
+void interpolate_prune_all(void* out, const Vectors& v, Numbers alphas, const float* values, const int64_t* last,
+                           int count) {
+  for_some(out, v, alphas, count, [&](void* rows, const Coefficients& some, int first, int how_many) {
+    prune_some(rows, v, some, {values + first, last + first}, how_many);
+  });
+}
+
+void find_and_prune(void* out, const Vectors& v, Numbers alpha, int64_t keep, void* workspace) {
+  const auto found = find_thresholds(v, alpha.from(0, 1), 1, keep, workspace);
+  interpolate_prune(out, v, alpha.first(), {0.0f, found.values}, {0, found.last});
+}
+
+void find_and_prune_all(void* out, const Vectors& v, Numbers alphas, int count, int64_t keep, void* workspace) {
+  for_some(out, v, alphas, count, [&](void* rows, const Coefficients& some, int, int how_many) {
+    prune_some(rows, v, some, find_thresholds(v, some, how_many, keep, workspace), how_many);
+  });
 }
 
 }  // namespace lpk::cuda

@@ -75,12 +75,7 @@ __global__ void __launch_bounds__(kThreads, 4) search_kernel(const __grid_consta
 }
 
 template <class D>
-void search(Search s, void* memory) {
-  divide(s.w, memory, s.v.n, s.count);
-  if (s.values == nullptr) {
-    s.values = s.w.values;
-    s.last = s.w.last;
-  }
+void launch(Search& s) {
   s.size = std::min<int64_t>(kSample, s.v.n);
   const double share = double(s.keep) / double(s.v.n), expected = share * double(s.size);
   const double width = kBracketSigmas * std::sqrt(expected * (1.0 - share)) + 2.0;
@@ -89,6 +84,21 @@ void search(Search s, void* memory) {
   if (s.lower > s.size) s.lower = 0;
   const int64_t useful = std::max<int64_t>(tiles(s.v.n), s.count);
   launch_together<search_kernel<D>>(unsigned(std::min<int64_t>(resident_blocks<search_kernel<D>>(), useful)), s.v.stream, s);
+}
+
+// Thresholds go to where they are wanted, or into the workspace.
+Thresholds search(const Vectors& v, const Coefficients& alphas, int count, int64_t keep, void* workspace,
+                  float* values = nullptr, int64_t* last = nullptr) {
+  Search s{};
+  divide(s.w, workspace, v.n, count);
+  s.v = v;
+  s.alphas = alphas;
+  s.count = count;
+  s.keep = keep;
+  s.values = values ? values : s.w.values;
+  s.last = last ? last : s.w.last;
+  for_dtype(v.dtype, [&](auto dtype) { launch<decltype(dtype)>(s); });
+  return {s.values, s.last};
 }
 
 }  // namespace
@@ -101,15 +111,19 @@ int64_t workspace_bytes(int64_t n, int count) {
 void interpolate_threshold(float* values, int64_t* last, const Vectors& v, Numbers alphas, int count, int64_t keep,
                            void* workspace) {
   for (int first = 0; first < count; first += kMostCoefficients) {
-    Search s{};
-    s.v = v;
-    s.count = std::min(count - first, kMostCoefficients);
-    s.alphas = alphas.from(first, s.count);
-    s.keep = keep;
-    s.values = values + first;
-    s.last = last + first;
-    for_dtype(v.dtype, [&](auto dtype) { search<decltype(dtype)>(s, workspace); });
+    const int some = std::min(count - first, kMostCoefficients);
+    search(v, alphas.from(first, some), some, keep, workspace, values + first, last + first);
   }
+}
+
+Thresholds find_thresholds(const Vectors& v, const Coefficients& alphas, int count, int64_t keep, void* workspace) {
+  return search(v, alphas, count, keep, workspace);
+}
+
+const long long* phases(void* workspace, int64_t n, int count) {
+  Workspace w{};
+  divide(w, workspace, n, count);
+  return w.stamps;
 }
 
 }  // namespace lpk::cuda

@@ -20,4 +20,9 @@ void magnitude_mask(bool* out, const Vectors& v, Scalar<float> value, Scalar<int
   check_launch();
 }
 
+void find_and_mask(bool* out, const Vectors& v, int64_t keep, void* workspace) {
+  const auto found = find_thresholds(v, {}, 1, keep, workspace);
+  magnitude_mask(out, v, {0.0f, found.values}, {0, found.last});
+}
+
 }  // namespace lpk::cuda

@@ -31,6 +31,8 @@ struct Numbers {
   const float* at;
   bool on_device;
 
+  Scalar<float> first() const { return on_device ? Scalar<float>{0.0f, at} : Scalar<float>{*at, nullptr}; }
+
   // Those from `first` on, as kernels take them: kMostCoefficients at most.
   Coefficients from(int first, int count) const {
     Coefficients some{};
@@ -65,5 +67,21 @@ void magnitude_mask(bool* out, const Vectors& vectors, Scalar<float> value, Scal
 void interpolate_threshold(float* values, int64_t* last, const Vectors& vectors, Numbers alphas, int count, int64_t keep,
                            void* workspace);
 int64_t workspace_bytes(int64_t n, int count);
+
+// The same for kMostCoefficients at most, with the thresholds in the workspace.
+struct Thresholds {
+  const float* values;
+  const int64_t* last;
+};
+Thresholds find_thresholds(const Vectors& vectors, const Coefficients& alphas, int count, int64_t keep, void* workspace);
+
+// The operations above with their thresholds found first.
+void find_and_prune(void* out, const Vectors& vectors, Numbers alpha, int64_t keep, void* workspace);
+void find_and_prune_all(void* out, const Vectors& vectors, Numbers alphas, int count, int64_t keep, void* workspace);
+void find_and_mask(bool* out, const Vectors& vectors, int64_t keep, void* workspace);
+
+// When the phases of the last search that used a workspace began, in clocks of one multiprocessor, [kMostStamps]; in it.
+constexpr int kMostStamps = 16;
+const long long* phases(void* workspace, int64_t n, int count);
 
 }  // namespace lpk::cuda

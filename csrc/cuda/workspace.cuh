@@ -44,7 +44,7 @@ enum Histogram : int {
 struct Workspace {
   State* states;                   // [count]
   unsigned long long* histograms;  // [count][kHistograms][kBins]
-  long long* stamps;               // [kMostStamps]: when each phase began, in clocks of the first block's multiprocessor
+  long long* stamps;               // [kMostStamps]
   unsigned* equal;                 // [count][tiles]
   void *sample_a, *sample_b;       // [kSample]
   Word* stored;                    // [count][room]
@@ -57,8 +57,6 @@ struct Workspace {
     return histograms + (int64_t(k) * kHistograms + which) * kBins;
   }
 };
-
-constexpr int kMostStamps = 16;
 
 // Divides the memory for `count` coefficients into parts; returns how many bytes it takes. Without memory it only counts.
 inline int64_t divide(Workspace& w, void* memory, int64_t n, int count) {

@@ -36,7 +36,16 @@ from torch import Tensor
 from lpk import _core
 from lpk.ops import operators as operators  # registers torch.ops.lpk
 from lpk.ops.checks import Threshold, check_inputs, check_keep, check_on_cpu, number, numbers, threshold_pair
-from lpk.ops.direct import are_plain, are_thresholds, changed, coefficients, is_coefficient, is_keep, is_threshold
+from lpk.ops.direct import (
+    are_plain,
+    are_rows,
+    are_thresholds,
+    changed,
+    coefficients,
+    is_coefficient,
+    is_keep,
+    is_threshold,
+)
 from lpk.ops.gpu import raise_if_not_finite as raise_if_not_finite
 from lpk.ops.operators import backend
 
@@ -128,11 +137,11 @@ def interpolate_prune(
         and is_keep(keep, a)
         and (threshold is None or is_threshold(threshold, a))
     ):
-        if threshold is None:
-            alphas = alpha.reshape(1) if isinstance(alpha, Tensor) else [alpha]
-            threshold = backend(a).interpolate_threshold(a, b, alphas, keep)
         result = torch.empty_like(a) if out is None else changed(out)
-        backend(a).interpolate_prune(result, a, b, alpha, *threshold)
+        if threshold is None:
+            backend(a).find_and_prune(result, a, b, alpha, keep)
+        else:
+            backend(a).interpolate_prune(result, a, b, alpha, *threshold)
         return result
     check_inputs(a=a, b=b, alpha=alpha, threshold=threshold, out=out)
     check_keep(keep, a.numel())
@@ -167,12 +176,19 @@ def interpolate_prune_all(
     Returns:
         `out`, or a new matrix [K, n] of the dtype of `a`: row k is pruned for coefficient k.
     """
-    if out is None and are_plain(a, b) and is_keep(keep, a) and (known := coefficients(alphas, a)) is not None:
-        given = thresholds if thresholds is not None else backend(a).interpolate_threshold(a, b, known, keep)
-        if are_thresholds(given, a, len(known)):
-            out = a.new_empty(len(known), len(a))
-            backend(a).interpolate_prune_all(out, a, b, known, *given)
-            return out
+    if (
+        are_plain(a, b)
+        and is_keep(keep, a)
+        and (known := coefficients(alphas, a)) is not None
+        and (thresholds is None or are_thresholds(thresholds, a, len(known)))
+        and (out is None or are_rows(out, len(known), a, b))
+    ):
+        rows = a.new_empty(len(known), len(a)) if out is None else changed(out)
+        if thresholds is None:
+            backend(a).find_and_prune_all(rows, a, b, known, keep)
+        else:
+            backend(a).interpolate_prune_all(rows, a, b, known, *thresholds)
+        return rows
     check_inputs(a=a, b=b, alphas=alphas, thresholds=thresholds, out=out)
     check_keep(keep, a.numel())
     alphas = numbers("alphas", alphas, torch.float32)
@@ -263,9 +279,8 @@ def magnitude_prune(x: Tensor, keep: int, *, out: Tensor | None = None) -> Tenso
         `out`, or a new vector [n] of the dtype of `x`.
     """
     if are_plain(x, None, out) and is_keep(keep, x):
-        value, last = backend(x).interpolate_threshold(x, None, [1.0], keep)
         result = torch.empty_like(x) if out is None else changed(out)
-        backend(x).interpolate_prune(result, x, None, 1.0, value, last)
+        backend(x).find_and_prune(result, x, None, 1.0, keep)
         return result
     check_inputs(x=x, out=out)
     check_keep(keep, x.numel())
@@ -288,7 +303,7 @@ def magnitude_mask(x: Tensor, keep: int) -> Tensor:
     with torch.no_grad():
         if are_plain(x) and is_keep(keep, x):
             mask = torch.empty_like(x, dtype=torch.bool)
-            backend(x).magnitude_mask(mask, x, *backend(x).interpolate_threshold(x, None, [1.0], keep))
+            backend(x).find_and_mask(mask, x, keep)
             return mask
         check_inputs(x=x)
         check_keep(keep, x.numel())

@@ -47,6 +47,23 @@ def magnitude_mask(out: Tensor, x: Tensor, value: Tensor, last: Tensor) -> None:
     _core.magnitude_mask(at(out), at(x), *_vector(x), int(value.view(torch.int32)), int(last))
 
 
+def find_and_prune(out: Tensor, a: Tensor, b: Tensor | None, alpha: Tensor | float, keep: int) -> None:
+    """interpolate_prune where the threshold is not known."""
+    vectors = at(a), at(b), *_vector(a)
+    (bits,), (last,) = _core.interpolate_threshold(*vectors, [float(alpha)], keep)
+    _core.interpolate_prune(at(out), *vectors, float(alpha), bits, last)
+
+
+def find_and_prune_all(out: Tensor, a: Tensor, b: Tensor, alphas: Tensor | Sequence[float], keep: int) -> None:
+    vectors, known = (at(a), at(b), *_vector(a)), _list(alphas)
+    _core.interpolate_prune_all(at(out), *vectors, known, *_core.interpolate_threshold(*vectors, known, keep))
+
+
+def find_and_mask(out: Tensor, x: Tensor, keep: int) -> None:
+    (bits,), (last,) = _core.interpolate_threshold(at(x), 0, *_vector(x), [1.0], keep)
+    _core.magnitude_mask(at(out), at(x), *_vector(x), bits, last)
+
+
 def find_support(support: Tensor, positions: Tensor, a: Tensor, b: Tensor) -> int:
     """Fills in both; returns how many elements are in the support."""
     return _core.find_support(at(support), at(positions), at(a), at(b), *_vector(a))

@@ -7,12 +7,14 @@ which say what is wrong with it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from lpk import _core
 from lpk.ops import cpu
 from lpk.ops.memory import holds_vector, obstacle
 
@@ -25,6 +27,11 @@ _differentiated = torch.is_grad_enabled
 
 TENSORS = (Tensor, nn.Parameter)
 
+_plain = None  # compiled for one version of PyTorch alone
+if _core.torch_version == torch.__version__:
+    with contextlib.suppress(ImportError):
+        from lpk import _plain
+
 
 def are_plain(first: Tensor, second: Tensor | None = None, out: Tensor | None = None) -> bool:
     """Whether an operation on these vectors needs no check and is seen by nobody: they are dense vectors in memory, of
@@ -33,6 +40,11 @@ def are_plain(first: Tensor, second: Tensor | None = None, out: Tensor | None = 
         return False
     if _tracing() is not None or _functorch_level() is not None or forward_ad._current_level >= 0:
         return False
+    return _look(first, second, out)
+
+
+def _look_in_python(first: Tensor, second: Tensor | None, out: Tensor | None) -> bool:
+    """What `are_plain` says of the tensors; csrc/plain.cpp does the same."""
     if type(first) not in TENSORS or (dtype := first.dtype) not in cpu.DTYPES or first.dim() != 1:
         return False
     return (
@@ -48,6 +60,9 @@ def are_plain(first: Tensor, second: Tensor | None = None, out: Tensor | None = 
             )
         )
     )
+
+
+_look = _plain.are_plain if _plain is not None else _look_in_python
 
 
 def _is_plain(x: Tensor) -> bool:
@@ -111,6 +126,19 @@ def are_thresholds(thresholds: object, x: Tensor, count: int) -> bool:
         if not (type(numbers) is Tensor and _is_row(numbers, dtype) and len(numbers) == count and _is_with(numbers, x)):
             return False
     return x.is_cuda or all(value >= 0.0 for value in thresholds[0].tolist())
+
+
+def are_rows(out: object, count: int, a: Tensor, b: Tensor) -> bool:
+    """Whether this is plain memory for so many rows like `a`, apart from both vectors."""
+    return (
+        type(out) in TENSORS
+        and isinstance(out, Tensor)
+        and out.dtype is a.dtype
+        and out.shape == (count, a.numel())
+        and out.get_device() == a.get_device()
+        and _is_plain(out)
+        and all(not (x.data_ptr() - out.nbytes < out.data_ptr() < x.data_ptr() + x.nbytes) for x in (a, b))
+    )
 
 
 def changed(out: Tensor) -> Tensor:

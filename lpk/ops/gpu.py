@@ -55,8 +55,7 @@ def interpolate_threshold(
     if not _core.cuda_compiled:
         return _triton().interpolate_threshold(a, b, _on(a, alphas), keep, first_bad(a.device))
     values, last = a.new_empty(count, dtype=torch.float32), a.new_empty(count, dtype=torch.int64)
-    workspace = a.new_empty(_core.cuda_workspace_bytes(a.numel(), count), dtype=torch.uint8)
-    known = _known(alphas)
+    workspace, known = _workspace(a, count), _known(alphas)
     _core.cuda_interpolate_threshold(
         at(values), at(last), at(a), at(b), *_vector(a), _row(known), count, keep, at(workspace)
     )
@@ -96,6 +95,32 @@ def magnitude_mask(out: Tensor, x: Tensor, value: Tensor, last: Tensor) -> None:
         _triton().magnitude_mask(out, x, _on(x, value), _on(x, last), first_bad(x.device))
 
 
+@on_the_vectors_device
+def find_and_prune(out: Tensor, a: Tensor, b: Tensor | None, alpha: Tensor | float, keep: int) -> None:
+    """interpolate_prune where the threshold is not known: one call of the extension for both."""
+    alphas = alpha.reshape(1) if isinstance(alpha, Tensor) else [alpha]
+    if not _core.cuda_compiled or keep == 0:
+        return interpolate_prune(out, a, b, alpha, *interpolate_threshold(a, b, alphas, keep))
+    workspace, known = _workspace(a, 1), _known(alphas)
+    _core.cuda_find_and_prune(at(out), at(a), at(b), *_vector(a), _row(known), keep, at(workspace))
+
+
+@on_the_vectors_device
+def find_and_prune_all(out: Tensor, a: Tensor, b: Tensor, alphas: Tensor | Sequence[float], keep: int) -> None:
+    count = len(alphas)
+    if not _core.cuda_compiled or keep == 0 or count == 0:
+        return interpolate_prune_all(out, a, b, alphas, *interpolate_threshold(a, b, alphas, keep))
+    workspace, known = _workspace(a, count), _known(alphas)
+    _core.cuda_find_and_prune_all(at(out), at(a), at(b), *_vector(a), _row(known), count, keep, at(workspace))
+
+
+@on_the_vectors_device
+def find_and_mask(out: Tensor, x: Tensor, keep: int) -> None:
+    if not _core.cuda_compiled or keep == 0:
+        return magnitude_mask(out, x, *interpolate_threshold(x, None, [1.0], keep))
+    _core.cuda_find_and_mask(at(out), at(x), *_vector(x), keep, at(_workspace(x, 1)))
+
+
 def first_bad(device: torch.device) -> Tensor:
     """The device's status word, int64 [1]: the index of the first bad element since it was last read."""
     if device not in _status:
@@ -123,6 +148,11 @@ def _vector(x: Tensor) -> tuple[int, int, int, int]:
     """What the extension wants to know beside addresses: n, dtype, stream, status word."""
     stream = torch._C._cuda_getCurrentRawStream(x.get_device())
     return x.numel(), DTYPES[x.dtype], stream, at(first_bad(x.device))
+
+
+def _workspace(x: Tensor, count: int) -> Tensor:
+    """For a search for the thresholds of so many coefficients. Freed before it was used, as any memory: in order."""
+    return x.new_empty(_core.cuda_workspace_bytes(x.numel(), count), dtype=torch.uint8)
 
 
 def _scalar(number: Tensor | float) -> tuple[float, int]:

@@ -139,22 +139,13 @@ def _(a: Tensor, b: Tensor, alphas: Tensor, values: Tensor, last: Tensor) -> Ten
     return a.new_empty(len(alphas), len(a))
 
 
-_ONE = torch.ones((), dtype=torch.float32, device="cpu")
-
-
-def _magnitude_threshold(x: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """Without b, the interpolation is x itself."""
-    value, last = backend(x).interpolate_threshold(x, None, _ONE.reshape(1), keep)
-    return value.reshape(()), last.reshape(())
-
-
 @custom_op("lpk::magnitude_prune_out", mutates_args=("out",))
 def _magnitude_prune_out(x: Tensor, keep: int, out: Tensor) -> None:
     check_memory(x=x, out=out)
     check_vectors(x=x, out=out)
     check_out(out, x=x)
     check_keep(keep, x.numel())
-    backend(x).interpolate_prune(out, x, None, _ONE, *_magnitude_threshold(x, keep))
+    backend(x).find_and_prune(out, x, None, 1.0, keep)
 
 
 @_magnitude_prune_out.register_fake
@@ -184,7 +175,7 @@ def _magnitude_mask(x: Tensor, keep: int) -> Tensor:
     check_vectors(x=x)
     check_keep(keep, x.numel())
     mask = torch.empty_like(x, dtype=torch.bool)
-    backend(x).magnitude_mask(mask, x, *_magnitude_threshold(x, keep))
+    backend(x).find_and_mask(mask, x, keep)
     return mask
 
 
