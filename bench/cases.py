@@ -65,8 +65,10 @@ class Case:
                 # NumPy has no bfloat16 and computes float16 in software.
                 if self.device == "cpu" and self.dtype == torch.float32:
                     yield name
-            elif library == "cupy":
-                if self.device == "cuda" and self.dtype == torch.float32 and importlib.util.find_spec("cupy"):
+            elif library in ("cub", "cupy", "flashinfer"):
+                # CUB is no module: bench.cub_peer builds it, or says why it can't.
+                found = library == "cub" or importlib.util.find_spec(library)
+                if self.device == "cuda" and self.dtype == torch.float32 and found:
                     yield name
             else:
                 yield name

@@ -11,12 +11,13 @@ from types import SimpleNamespace
 
 import matplotlib
 import pytest
+import torch
 
 import bench.plot
 import bench.table
-from bench import conftest, results
+from bench import conftest, results, test_interpolate_prune
 from bench.cases import LARGE, RESNET18, cases, dtype_name
-from lpk import _core
+from lpk import _core, ops
 from lpk.tickets import files
 from tests.bench.command import MACHINE, command
 
@@ -223,6 +224,16 @@ def test_triton_is_timed_beside_cuda(compiled, monkeypatch):
     with conftest.backend("lpk.triton"):
         assert not _core.cuda_compiled
     assert _core.cuda_compiled == compiled
+
+
+def test_one_coefficient_is_the_call_for_one(monkeypatch):
+    """Not the one for all coefficients, with a single one."""
+    asked = []
+    monkeypatch.setattr(ops, "interpolate_prune", lambda *inputs, out: asked.append((inputs, out)))
+    a, b = torch.ones(5), torch.ones(5)
+    test_interpolate_prune.call_of("lpk", a, b, [0.3], 2)()
+    ((inputs, out),) = asked
+    assert inputs == (a, b, 0.3, 2) and out.shape == a.shape
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
