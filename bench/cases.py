@@ -14,6 +14,16 @@ RESNET18 = 11_164_352  # its prunable weights
 LARGE = 2**26  # what fills a GPU
 PAPER = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
+# The functions of lpk.ops that run on every device, and PyTorch's single call that does most of the same.
+COMPARABLE = {
+    "interpolate": "torch.lerp",
+    "interpolate_threshold": "torch.topk",
+    "interpolate_prune": "torch.topk",
+    "interpolate_prune_all": "torch.topk",
+    "magnitude_prune": "torch.topk",
+    "magnitude_mask": "torch.topk",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
