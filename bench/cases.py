@@ -14,6 +14,16 @@ RESNET18 = 11_164_352  # its prunable weights
 LARGE = 2**26  # what fills a GPU
 PAPER = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
+# The functions of lpk.ops that run on every device, and PyTorch's single call that does most of the same.
+COMPARABLE = {
+    "interpolate": "torch.lerp",
+    "interpolate_threshold": "torch.topk",
+    "interpolate_prune": "torch.topk",
+    "interpolate_prune_all": "torch.topk",
+    "magnitude_prune": "torch.topk",
+    "magnitude_mask": "torch.topk",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -65,8 +75,10 @@ class Case:
                 # NumPy has no bfloat16 and computes float16 in software.
                 if self.device == "cpu" and self.dtype == torch.float32:
                     yield name
-            elif library == "cupy":
-                if self.device == "cuda" and self.dtype == torch.float32 and importlib.util.find_spec("cupy"):
+            elif library in ("cub", "cupy", "flashinfer"):
+                # CUB is no module: bench.cub_peer builds it, or says why it can't.
+                found = library == "cub" or importlib.util.find_spec(library)
+                if self.device == "cuda" and self.dtype == torch.float32 and found:
                     yield name
             else:
                 yield name

@@ -2,8 +2,8 @@
 
 `pytest bench` takes a minute and a half; `pytest bench --sizes full` covers sizes, densities, dtypes, distributions,
 coefficient counts and threads. `--results DIR` writes the rows to DIR/<machine>.json. Where PyTorch finds a GPU, every
-operation is measured there too. Every number is a median. The floor is the time that a plain copy on the same device
-would need to move the bytes that the operation must move.
+operation is measured there too, and what a call costs there alone. Every number is a median. The floor is the time that
+a plain copy on the same device would need to move the bytes that the operation must move.
 """
 
 import contextlib
@@ -130,7 +130,7 @@ def pytest_terminal_summary(terminalreporter, config):
     rows = results.rows_of(session.benchmarks if session else [])
     if not rows:
         return
-    terminalreporter.section("medians per coefficient")
+    terminalreporter.section("medians per coefficient; of host and call: per call")
     terminalreporter.write_line(f"{'':40}{'ms':>12}{'/ lpk':>10}{'/ floor':>10}")
     for asked, group in itertools.groupby(rows, results.question):
         terminalreporter.write_line(" ".join(str(part) for part in asked if part is not None))

@@ -3,7 +3,13 @@
 # GPU and CPU, and compute-sanitizer where it is installed. Goes on after a failure and names what failed at the end.
 #
 #   bench/gpu.sh [tests] [operators] [benchmarks] [memcheck] [racecheck]      what to do after the build; these by default
+#   bench/gpu.sh kernels                                                      two minutes: the benchmarks of the GPU alone
 #   bench/gpu.sh search                                                       a call of its own: the search on the GPU
+#
+# After the benchmarks, `python -m bench.bars` prints what is asked of the kernels on an H100 beside what was measured.
+#
+# CUB's top-k is one of the peers where nvcc finds headers that have it, or CCCL_INCLUDE names them, or build/bench already holds
+# the library (`python -m bench.cub_peer` builds it, on a machine without a GPU as well); FlashInfer's where it is installed.
 #
 # The search needs Fashion-MNIST (LPK_DATA names its folder) and some four minutes, most of them for tickets, which stay in RUNS
 # (default: build/search) for the next call. SEARCH holds more arguments of `python -m bench.search`: SEARCH="--rounds 4" makes
@@ -18,12 +24,15 @@ PYTHON=${PYTHON:-python3}
 LIMIT=585 # seconds for all of it
 failed=()
 wanted=" ${*:-tests operators benchmarks memcheck racecheck} "
+case $wanted in *" benchmarks "* | *" kernels "*) wanted+="bars " ;; esac
 
 # step NAME COMMAND...: an interrupt at the limit, on which pytest still writes what it has measured
 step() {
   local name=$1 start=$SECONDS
   shift
-  case $name in tests | operators | benchmarks | memcheck | racecheck | search) [[ $wanted == *" $name "* ]] || return 0 ;; esac
+  case $name in
+    tests | operators | benchmarks | kernels | bars | memcheck | racecheck | search) [[ $wanted == *" $name "* ]] || return 0 ;;
+  esac
   echo "--- $name"
   if [ "$SECONDS" -ge "$LIMIT" ]; then
     failed+=("$name (no time left)")
@@ -69,6 +78,8 @@ step "what runs here" "$PYTHON" -c 'import torch; assert torch.cuda.is_available
 step tests "$PYTHON" -m pytest -q -m gpu tests
 step operators "$PYTHON" -c "$OPERATORS"
 step benchmarks "$PYTHON" -m pytest -q bench --benchmark-quiet --results bench/results
+step kernels "$PYTHON" -m pytest -q bench -k cuda --benchmark-quiet --results bench/results
+step bars "$PYTHON" -m bench.bars
 # shellcheck disable=SC2086  # SEARCH holds several arguments
 step search "$PYTHON" -m bench.search --device cuda --preset bench/h100.toml --runs "${RUNS:-build/search}" \
   --results bench/results ${SEARCH:-}

@@ -37,6 +37,8 @@ PEERS = {
     "numpy.partition": "#009E73",
     "cupy": "#E69F00",
     "cupy.partition": "#E69F00",
+    "cub.topk": "#009E73",  # NumPy's, which is never beside it
+    "flashinfer.top_k": "#882255",  # one of Paul Tol's: Okabe and Ito's yellow can't be read on white
     "global_unstructured": "#CC79A7",
 }
 STYLE = {

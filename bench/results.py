@@ -24,7 +24,7 @@ QUESTION = ("operation", "device", "n", "dtype", "density", "coefficients", "dis
 def rows_of(benchmarks: Iterable[Any]) -> list[Row]:
     """One row for each of pytest-benchmark's results, with its ratios to lpk and to the copy floor of its question.
 
-    Times are medians and interquartile ranges, in milliseconds per coefficient.
+    Times are medians and interquartile ranges, in milliseconds per coefficient; those of bench/test_calls.py per call.
     """
     rows, words, baselines = [], [], {}
     for run in benchmarks:

@@ -27,6 +27,8 @@ NAMES = {
     "torch.kthvalue": "PyTorch, `torch.kthvalue`",
     "numpy.partition": "NumPy, `numpy.partition`",
     "cupy.partition": "CuPy, `cupy.partition`",
+    "cub.topk": "CUB, `DeviceTopK`",
+    "flashinfer.top_k": "FlashInfer, `top_k`",
 }
 
 

@@ -1,12 +1,13 @@
 """A search step: from two vectors, the pruned interpolation for each of K coefficients, each written to its own memory.
 
-lpk finds all the thresholds in one sweep, then writes all outputs in another. `lpk.packed` first packs the two vectors,
-which pays where they are sparse, and then writes one output after the other.
+lpk finds all the thresholds in one sweep, then writes all outputs in another; for one coefficient that is
+`ops.interpolate_prune`. `lpk.packed` first packs the two vectors, which pays where they are sparse, and then writes one
+output after the other.
 """
 
 import torch
 
-from bench import cupy_peers
+from bench import cub_peer, cupy_peers, flashinfer_peer
 from lpk import ops
 from tests import reference
 
@@ -18,6 +19,8 @@ CONTESTANTS = (
     "torch.kthvalue",
     "numpy.partition",
     "cupy.partition",
+    "cub.topk",
+    "flashinfer.top_k",
     "copy",
 )
 
@@ -51,6 +54,9 @@ def moved(contestant, case, a, b):
 def call_of(contestant, a, b, alphas, keep):
     """Peers answer one coefficient a call."""
     match contestant:
+        case "lpk" | "lpk.triton" if len(alphas) == 1:
+            out = torch.empty_like(a)
+            return lambda: ops.interpolate_prune(a, b, alphas[0], keep, out=out)
         case "lpk" | "lpk.triton":
             outs = a.new_empty(len(alphas), len(a))
             return lambda: ops.interpolate_prune_all(a, b, alphas, keep, out=outs)
@@ -66,6 +72,10 @@ def call_of(contestant, a, b, alphas, keep):
         case "cupy.partition":
             a, b = cupy_peers.arrays(a, b)
             return lambda: cupy_peers.prune(a, b, 0.3, keep)
+        case "cub.topk":
+            return lambda: cub_peer.prune(a, b, 0.3, keep)
+        case "flashinfer.top_k":
+            return lambda: flashinfer_peer.prune(a, b, 0.3, keep)
         case "copy":
             out = torch.empty_like(a)
             return lambda: out.copy_(a)

@@ -2,11 +2,21 @@
 
 import torch
 
-from bench import cupy_peers
+from bench import cub_peer, cupy_peers, flashinfer_peer
 from lpk import ops
 from tests import reference
 
-CONTESTANTS = ("lpk", "lpk.triton", "torch.topk", "torch.kthvalue", "numpy.partition", "cupy.partition", "copy")
+CONTESTANTS = (
+    "lpk",
+    "lpk.triton",
+    "torch.topk",
+    "torch.kthvalue",
+    "numpy.partition",
+    "cupy.partition",
+    "cub.topk",
+    "flashinfer.top_k",
+    "copy",
+)
 
 
 def call_of(contestant, a, b, alphas, keep):
@@ -23,6 +33,10 @@ def call_of(contestant, a, b, alphas, keep):
         case "cupy.partition":
             a, b = cupy_peers.arrays(a, b)
             return lambda: cupy_peers.threshold(a, b, 0.3, keep)
+        case "cub.topk":
+            return lambda: cub_peer.threshold(a, b, 0.3, keep)
+        case "flashinfer.top_k":
+            return lambda: flashinfer_peer.threshold(a, b, 0.3, keep)
         case "copy":
             out = torch.empty_like(a)
             return lambda: out.copy_(a)

@@ -2,7 +2,7 @@
 
 import torch
 
-from bench import cupy_peers
+from bench import cub_peer, cupy_peers, flashinfer_peer
 from lpk import ops
 from tests import reference
 
@@ -13,6 +13,8 @@ CONTESTANTS = (
     "torch.kthvalue",
     "numpy.partition",
     "cupy.partition",
+    "cub.topk",
+    "flashinfer.top_k",
     "global_unstructured",
     "copy",
 )
@@ -31,6 +33,10 @@ def call_of(contestant, x, keep):
         case "cupy.partition":
             (array,) = cupy_peers.arrays(x)
             return lambda: cupy_peers.mask(array, keep)
+        case "cub.topk":
+            return lambda: cub_peer.mask(x, keep)
+        case "flashinfer.top_k":
+            return lambda: flashinfer_peer.mask(x, keep)
         case "global_unstructured":
             layers = x.chunk(20)  # what torch.nn.utils.prune is given: a network of twenty layers
             return lambda: reference.global_unstructured_mask(layers, keep)

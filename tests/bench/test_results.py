@@ -11,12 +11,13 @@ from types import SimpleNamespace
 
 import matplotlib
 import pytest
+import torch
 
 import bench.plot
 import bench.table
-from bench import conftest, results
+from bench import conftest, results, test_interpolate_prune
 from bench.cases import LARGE, RESNET18, cases, dtype_name
-from lpk import _core
+from lpk import _core, ops
 from lpk.tickets import files
 from tests.bench.command import MACHINE, command
 
@@ -225,6 +226,16 @@ def test_triton_is_timed_beside_cuda(compiled, monkeypatch):
     assert _core.cuda_compiled == compiled
 
 
+def test_one_coefficient_is_the_call_for_one(monkeypatch):
+    """Not the one for all coefficients, with a single one."""
+    asked = []
+    monkeypatch.setattr(ops, "interpolate_prune", lambda *inputs, out: asked.append((inputs, out)))
+    a, b = torch.ones(5), torch.ones(5)
+    test_interpolate_prune.call_of("lpk", a, b, [0.3], 2)()
+    ((inputs, out),) = asked
+    assert inputs == (a, b, 0.3, 2) and out.shape == a.shape
+
+
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_every_contestant_has_a_colour_and_a_name(operation):
     peers = set(importlib.import_module(f"bench.test_{operation}").CONTESTANTS) - {"lpk", "copy"}
@@ -275,6 +286,7 @@ def test_benchmarks_collect():
         ("false", ["operators"], "failed: build"),
         ("true", ["tests"], "all passed"),
         ("true", ["search"], "all passed"),
+        ("true", ["kernels"], "all passed"),
         ("true", [], "all passed"),
     ],
 )
@@ -286,4 +298,5 @@ def test_the_gpu_script_does_what_is_asked(python, wanted, told):
     assert told in run.stdout and run.returncode == (python == "false")
     steps = {line.split()[1] for line in run.stdout.splitlines() if line.startswith("---") and ":" not in line}
     sanitizer = {"compute-sanitizer", "memcheck", "racecheck"}  # where it is installed
-    assert steps - sanitizer == {"build", "what", *(wanted or ["tests", "operators", "benchmarks"])}
+    asked = {"build", "what", *(wanted or ["tests", "operators", "benchmarks"])}
+    assert steps - sanitizer == asked | ({"bars"} if asked & {"benchmarks", "kernels"} else set())
