@@ -2,18 +2,11 @@
 // coefficient, or for many, which read the vectors once.
 #include <algorithm>
 
-#include "elements.cuh"
+#include "cut.cuh"
+#include "search.h"
 
 namespace lpk::cuda {
 namespace {
-
-template <class D>
-__device__ void prune_tile(const Vectors& v, const Tile<D>& tile, typename D::Stored* out, float alpha,
-                           const Threshold& threshold) {
-  map_tile(v, tile, alpha, out, [&](auto x, int64_t i) {
-    return threshold.survived_by(D::widen(x), i) ? x : D::narrow(0.0f);
-  });
-}
 
 template <class D>
 __global__ void prune_kernel(Vectors v, typename D::Stored* out, Scalar<float> alpha, Scalar<float> value,
@@ -86,13 +79,16 @@ void interpolate_prune_all(void* out, const Vectors& v, Numbers alphas, const fl
 }
 
 void find_and_prune(void* out, const Vectors& v, Numbers alpha, int64_t keep, void* workspace) {
-  const auto found = find_thresholds(v, alpha.from(0, 1), 1, keep, workspace);
-  interpolate_prune(out, v, alpha.first(), {0.0f, found.values}, {0, found.last});
+  const bool at_once = v.n <= kCutAtOnce;
+  const auto found = find_thresholds(v, alpha.from(0, 1), 1, keep, workspace, at_once ? Cut{kPrune, out} : Cut{});
+  if (!at_once) interpolate_prune(out, v, alpha.first(), {0.0f, found.values}, {0, found.last});
 }
 
 void find_and_prune_all(void* out, const Vectors& v, Numbers alphas, int count, int64_t keep, void* workspace) {
+  const bool at_once = v.n <= kCutAtOnce;
   for_some(out, v, alphas, count, [&](void* rows, const Coefficients& some, int, int how_many) {
-    prune_some(rows, v, some, find_thresholds(v, some, how_many, keep, workspace), how_many);
+    const auto found = find_thresholds(v, some, how_many, keep, workspace, at_once ? Cut{kPrune, rows} : Cut{});
+    if (!at_once) prune_some(rows, v, some, found, how_many);
   });
 }
 

@@ -12,6 +12,7 @@
 
 #include "bracket.cuh"
 #include "bracket.h"
+#include "cut.cuh"
 #include "fallback.cuh"
 #include "stored.cuh"
 #include "sweep.cuh"
@@ -26,24 +27,47 @@ union Memory {
   Word few[kFew];
 };
 
-// Notes when the next phase begins, which is when all blocks have done the last one.
+// Notes when each phase begins, which is when all blocks have done the last one, and when the first block is at its end.
 struct Phases {
   const Search& s;
-  int begun = 0;
+  int noted = 0;
 
+  __device__ bool is_mine() const { return blockIdx.x == 0 && threadIdx.x == 0; }
+  __device__ void begin() {
+    for (int i = 0; is_mine() && i < kMostStamps; ++i) s.w.stamps[i] = 0;
+    note();
+  }
   __device__ void next() {
-    if (begun > 0) wait_for_all_blocks();
-    if (blockIdx.x == 0 && threadIdx.x == 0) s.w.stamps[begun] = clock64();
-    ++begun;
+    wait_for_all_blocks();
+    note();
+  }
+  __device__ void note() {
+    if (is_mine()) s.w.stamps[noted] = clock64();
+    ++noted;
   }
 };
+
+template <class D>
+__device__ void cut(const Search& s) {
+  for (int64_t begin = int64_t(blockIdx.x) * kTile; begin < s.v.n; begin += int64_t(gridDim.x) * kTile) {
+    const Tile<D> tile(s.v, begin);
+    for (int k = 0; k < s.count; ++k) {
+      const Threshold threshold{s.values[k], s.last[k]};
+      if (s.cut.ending == kMask) {
+        mask_tile(s.v, tile, static_cast<bool*>(s.cut.out), threshold);
+      } else {
+        prune_tile(s.v, tile, static_cast<typename D::Stored*>(s.cut.out) + k * s.v.n, s.alpha(k), threshold);
+      }
+    }
+  }
+}
 
 template <class D>
 __global__ void __launch_bounds__(kThreads, 4) search_kernel(const __grid_constant__ Search s) {
   __shared__ Memory memory;
   __shared__ Verdicts verdicts;
   Phases phases{s};
-  phases.next();
+  phases.begin();
   begin_search<D>(s);
   phases.next();
   count_sample<D>(s, memory.histograms[0]);
@@ -60,18 +84,24 @@ __global__ void __launch_bounds__(kThreads, 4) search_kernel(const __grid_consta
   list_stored(s, verdicts);
   phases.next();
   select_listed<D>(s, verdicts, memory.histograms[0], memory.few);
-  if (verdicts.pending_count == 0) return;
-  if (verdicts.any_unknown) {
+  if (verdicts.pending_count > 0) {
+    if (verdicts.any_unknown) {
 #pragma unroll 1
-    for (int round = 0, left = D::kKeyBits; left > 0; ++round, left -= next_bits(left)) {
-      count_keys<D>(s, verdicts, round, memory.histograms[0]);
-      phases.next();
-      narrow(s, verdicts, round);
+      for (int round = 0, left = D::kKeyBits; left > 0; ++round, left -= next_bits(left)) {
+        count_keys<D>(s, verdicts, round, memory.histograms[0]);
+        phases.next();
+        narrow(s, verdicts, round);
+      }
     }
+    count_ties<D>(s, verdicts);
+    phases.next();
+    find_last<D>(s, verdicts);
   }
-  count_ties<D>(s, verdicts);
-  phases.next();
-  find_last<D>(s, verdicts);
+  if (s.cut.ending != kNothing) {
+    phases.next();
+    cut<D>(s);
+  }
+  phases.note();
 }
 
 template <class D>
@@ -87,7 +117,7 @@ void launch(Search& s) {
 }
 
 // Thresholds go to where they are wanted, or into the workspace.
-Thresholds search(const Vectors& v, const Coefficients& alphas, int count, int64_t keep, void* workspace,
+Thresholds search(const Vectors& v, const Coefficients& alphas, int count, int64_t keep, void* workspace, Cut cut,
                   float* values = nullptr, int64_t* last = nullptr) {
   Search s{};
   divide(s.w, workspace, v.n, count);
@@ -95,6 +125,7 @@ Thresholds search(const Vectors& v, const Coefficients& alphas, int count, int64
   s.alphas = alphas;
   s.count = count;
   s.keep = keep;
+  s.cut = cut;
   s.values = values ? values : s.w.values;
   s.last = last ? last : s.w.last;
   for_dtype(v.dtype, [&](auto dtype) { launch<decltype(dtype)>(s); });
@@ -112,12 +143,13 @@ void interpolate_threshold(float* values, int64_t* last, const Vectors& v, Numbe
                            void* workspace) {
   for (int first = 0; first < count; first += kMostCoefficients) {
     const int some = std::min(count - first, kMostCoefficients);
-    search(v, alphas.from(first, some), some, keep, workspace, values + first, last + first);
+    search(v, alphas.from(first, some), some, keep, workspace, Cut{}, values + first, last + first);
   }
 }
 
-Thresholds find_thresholds(const Vectors& v, const Coefficients& alphas, int count, int64_t keep, void* workspace) {
-  return search(v, alphas, count, keep, workspace);
+Thresholds find_thresholds(const Vectors& v, const Coefficients& alphas, int count, int64_t keep, void* workspace,
+                           Cut cut) {
+  return search(v, alphas, count, keep, workspace, cut);
 }
 
 const long long* phases(void* workspace, int64_t n, int count) {

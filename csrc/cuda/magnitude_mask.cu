@@ -1,13 +1,13 @@
 // Which entries survive a threshold.
-#include "elements.cuh"
+#include "cut.cuh"
+#include "search.h"
 
 namespace lpk::cuda {
 namespace {
 
 template <class D>
 __global__ void mask_kernel(Vectors v, bool* out, Scalar<float> value, Scalar<int64_t> last) {
-  const Threshold threshold{get(value), get(last)};
-  map_tile(v, own_tile<D>(v), 1.0f, out, [&](auto x, int64_t i) { return threshold.survived_by(D::widen(x), i); });
+  mask_tile(v, own_tile<D>(v), out, Threshold{get(value), get(last)});
 }
 
 }  // namespace
@@ -21,8 +21,9 @@ void magnitude_mask(bool* out, const Vectors& v, Scalar<float> value, Scalar<int
 }
 
 void find_and_mask(bool* out, const Vectors& v, int64_t keep, void* workspace) {
-  const auto found = find_thresholds(v, {}, 1, keep, workspace);
-  magnitude_mask(out, v, {0.0f, found.values}, {0, found.last});
+  const bool at_once = v.n <= kCutAtOnce;
+  const auto found = find_thresholds(v, {}, 1, keep, workspace, at_once ? Cut{kMask, out} : Cut{});
+  if (!at_once) magnitude_mask(out, v, {0.0f, found.values}, {0, found.last});
 }
 
 }  // namespace lpk::cuda

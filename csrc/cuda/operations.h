@@ -68,19 +68,13 @@ void interpolate_threshold(float* values, int64_t* last, const Vectors& vectors,
                            void* workspace);
 int64_t workspace_bytes(int64_t n, int count);
 
-// The same for kMostCoefficients at most, with the thresholds in the workspace.
-struct Thresholds {
-  const float* values;
-  const int64_t* last;
-};
-Thresholds find_thresholds(const Vectors& vectors, const Coefficients& alphas, int count, int64_t keep, void* workspace);
-
-// The operations above with their thresholds found first.
+// The operations above with their thresholds found first, in the workspace.
 void find_and_prune(void* out, const Vectors& vectors, Numbers alpha, int64_t keep, void* workspace);
 void find_and_prune_all(void* out, const Vectors& vectors, Numbers alphas, int count, int64_t keep, void* workspace);
 void find_and_mask(bool* out, const Vectors& vectors, int64_t keep, void* workspace);
 
-// When the phases of the last search that used a workspace began, in clocks of one multiprocessor, [kMostStamps]; in it.
+// When the phases of the last search that used a workspace began, and when it ended, in clocks of one multiprocessor; 0 where
+// there was no further one. [kMostStamps], in the workspace.
 constexpr int kMostStamps = 16;
 const long long* phases(void* workspace, int64_t n, int count);
 

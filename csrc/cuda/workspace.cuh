@@ -2,6 +2,7 @@
 #pragma once
 
 #include "block.cuh"
+#include "search.h"
 
 namespace lpk::cuda {
 
@@ -94,6 +95,7 @@ struct Search {
   Workspace w;
   float* values;
   int64_t* last;
+  Cut cut;
 
   // Without b it reads as zeros: x = fma(1, a, 0).
   __device__ float alpha(int k) const { return v.b ? get(alphas, k) : 1.0f; }

@@ -176,6 +176,38 @@ def test_elementwise_kernels(emulated, dtype):
     assert torch.equal(mask, reference.magnitude_mask(a, keep)) and bad.item() == NEVER
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["normal", "mostly-zero", "ties"])
+@pytest.mark.parametrize("n", [1000, 4096, 4097])  # the longest one is cut by a kernel of its own
+def test_thresholds_found_on_the_way(emulated, n, kind, dtype):
+    a, b = vector(kind, n, 5, dtype), vector(kind, n, 6, dtype)
+    bad, phases, rows = torch.tensor([NEVER]), ctypes.c_int(), torch.empty(3, n, dtype=dtype)
+    for keep in (1, n // 5, n):
+        for alphas, on_device in ((ALPHAS, True), (ALPHAS, False), (ALPHAS[1:2], True), (ALPHAS[1:2], False)):
+            coefficients = torch.tensor(alphas)
+            emulated.find_and_prune(
+                pointer(rows), *common(a, b, bad), pointer(coefficients), on_device, len(alphas),
+                ctypes.c_int64(keep), ctypes.byref(phases),
+            )  # fmt: skip
+            for row, alpha in zip(rows, alphas, strict=False):
+                assert torch.equal(reference.bits(row), reference.bits(reference.interpolate_prune(a, b, alpha, keep)))
+            assert kind != "normal" or dtype != torch.float32 or keep != n // 5 or phases.value == 8 + (n <= 4096)
+        mask = torch.empty(n, dtype=torch.bool)
+        emulated.find_and_mask(
+            pointer(mask), pointer(a), ctypes.c_int64(n), DTYPES[dtype], pointer(bad), ctypes.c_int64(keep)
+        )
+        assert torch.equal(mask, reference.magnitude_mask(a, keep))
+    assert bad.item() == NEVER
+
+
+def test_pruned_in_place(emulated):
+    a, b = vector("normal", 3000, 5, torch.float32), vector("normal", 3000, 6, torch.float32)
+    bad, alpha, expected = torch.tensor([NEVER]), torch.tensor([0.3]), reference.interpolate_prune(a, b, 0.3, 700)
+    keep = ctypes.c_int64(700)
+    emulated.find_and_prune(pointer(b), *common(a, b, bad), pointer(alpha), True, 1, keep, ctypes.byref(ctypes.c_int()))
+    assert torch.equal(reference.bits(b), reference.bits(expected))
+
+
 def test_first_bad_element_is_reported(emulated):
     a, b = vector("normal", 5000, 7, torch.float32), vector("normal", 5000, 8, torch.float32)
     b[4000], a[3456] = float("nan"), float("inf")

@@ -11,6 +11,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <condition_variable>
 #include <cstdint>
@@ -232,7 +233,10 @@ inline float __int_as_float(int i) {
 extern "C" inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 extern "C" inline const char* cudaGetErrorString(cudaError_t) { return ""; }
 
-inline long long clock64() { return 0; }
+inline long long clock64() {
+  static std::atomic<long long> clock{0};
+  return ++clock;
+}
 
 namespace emulation {
 

@@ -47,6 +47,26 @@ void interpolate_prune_all(void* out, const void* a, const void* b, int64_t n, i
                                    last, count);
 }
 
+// With their thresholds found first. phases: how many there were.
+void find_and_prune(void* out, const void* a, const void* b, int64_t n, int dtype, int64_t* first_bad, const float* alphas,
+                    int on_device, int count, int64_t keep, int* phases) {
+  std::vector<char> workspace(std::size_t(lpk::cuda::workspace_bytes(n, count)), char(0x5a));
+  const Vectors v{a, b, n, Dtype(dtype), nullptr, first_bad};
+  if (count == 1) {
+    lpk::cuda::find_and_prune(out, v, {alphas, on_device != 0}, keep, workspace.data());
+  } else {
+    lpk::cuda::find_and_prune_all(out, v, {alphas, on_device != 0}, count, keep, workspace.data());
+  }
+  const long long* stamps = lpk::cuda::phases(workspace.data(), n, std::min(count, lpk::cuda::kMostCoefficients));
+  *phases = 0;
+  while (stamps[*phases + 1] > stamps[*phases]) ++*phases;
+}
+
+void find_and_mask(bool* out, const void* x, int64_t n, int dtype, int64_t* first_bad, int64_t keep) {
+  std::vector<char> workspace(std::size_t(lpk::cuda::workspace_bytes(n, 1)), char(0x5a));
+  lpk::cuda::find_and_mask(out, Vectors{x, nullptr, n, Dtype(dtype), nullptr, first_bad}, keep, workspace.data());
+}
+
 void magnitude_mask(bool* out, const void* x, int64_t n, int dtype, int64_t* first_bad, float value, int64_t last) {
   lpk::cuda::magnitude_mask(out, Vectors{x, nullptr, n, Dtype(dtype), nullptr, first_bad}, {value, nullptr},
                             {last, nullptr});
