@@ -6,7 +6,8 @@
 #   bench/gpu.sh kernels                                                      two minutes: the benchmarks of the GPU alone
 #   bench/gpu.sh search                                                       a call of its own: the search on the GPU
 #
-# After the benchmarks, `python -m bench.bars` prints what is asked of the kernels on an H100 beside what was measured.
+# After the benchmarks, `python -m bench.bars` prints what is asked of the kernels on an H100 beside what was measured, and
+# `python -m bench.phases` where the search for thresholds spends its time.
 #
 # CUB's top-k is one of the peers where nvcc finds headers that have it, or CCCL_INCLUDE names them, or build/bench already holds
 # the library (`python -m bench.cub_peer` builds it, on a machine without a GPU as well); FlashInfer's where it is installed.
@@ -24,14 +25,14 @@ PYTHON=${PYTHON:-python3}
 LIMIT=585 # seconds for all of it
 failed=()
 wanted=" ${*:-tests operators benchmarks memcheck racecheck} "
-case $wanted in *" benchmarks "* | *" kernels "*) wanted+="bars " ;; esac
+case $wanted in *" benchmarks "* | *" kernels "*) wanted+="bars phases " ;; esac
 
 # step NAME COMMAND...: an interrupt at the limit, on which pytest still writes what it has measured
 step() {
   local name=$1 start=$SECONDS
   shift
   case $name in
-    tests | operators | benchmarks | kernels | bars | memcheck | racecheck | search) [[ $wanted == *" $name "* ]] || return 0 ;;
+    tests | operators | benchmarks | kernels | bars | phases | memcheck | racecheck | search) [[ $wanted == *" $name "* ]] || return 0 ;;
   esac
   echo "--- $name"
   if [ "$SECONDS" -ge "$LIMIT" ]; then
@@ -80,6 +81,7 @@ step operators "$PYTHON" -c "$OPERATORS"
 step benchmarks "$PYTHON" -m pytest -q bench --benchmark-quiet --results bench/results
 step kernels "$PYTHON" -m pytest -q bench -k cuda --benchmark-quiet --results bench/results
 step bars "$PYTHON" -m bench.bars
+step phases "$PYTHON" -m bench.phases
 # shellcheck disable=SC2086  # SEARCH holds several arguments
 step search "$PYTHON" -m bench.search --device cuda --preset bench/h100.toml --runs "${RUNS:-build/search}" \
   --results bench/results ${SEARCH:-}

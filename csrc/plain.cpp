@@ -57,9 +57,17 @@ bool are_plain(py::handle first_object, py::handle second_object, py::handle out
   return out != nullptr && is_like(*out, *first) && are_apart(*out, *first) && are_apart(*out, *second);
 }
 
+// Whether a number, or a row of numbers, lies in memory on the device of a vector that was found plain.
+bool is_beside(py::handle numbers_object, py::handle vector) {
+  const at::Tensor* numbers = plain(numbers_object);
+  return numbers != nullptr && !numbers->requires_grad() &&
+         numbers->get_device() == THPVariable_Unpack(vector.ptr()).get_device();
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_plain, m) {
   m.doc() = "lpk.ops.direct's look at tensors, compiled.";
   m.def("are_plain", &are_plain, py::arg("first"), py::arg("second") = py::none(), py::arg("out") = py::none());
+  m.def("is_beside", &is_beside, py::arg("numbers"), py::arg("vector"));
 }

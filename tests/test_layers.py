@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up. A module may import what stands on a lower floor, and the modules of its own folder.
 FLOORS = (
-    ("_core", "extras", "schema", "terminal", "version"),
+    ("_core", "_plain", "extras", "schema", "terminal", "version"),
     ("kernels", "progress"),
     ("ops",),
     ("networks",),
@@ -33,7 +33,7 @@ MODULES = {
     for folder in ("lpk", "lpk/kernels")  # a link in the tree, into which ** does not go
     for path in (ROOT / folder).glob("**/*.py")
 }
-NAMES = {*MODULES, "lpk._core"}
+NAMES = {*MODULES, "lpk._core", "lpk._plain"}
 
 
 def imports(module: str) -> Iterator[tuple[int, str]]:

@@ -300,14 +300,15 @@ def magnitude_mask(x: Tensor, keep: int) -> Tensor:
     Returns:
         Mask, bool [n].
     """
-    with torch.no_grad():
-        if are_plain(x) and is_keep(keep, x):
-            mask = torch.empty_like(x, dtype=torch.bool)
-            backend(x).find_and_mask(mask, x, keep)
-            return mask
-        check_inputs(x=x)
-        check_keep(keep, x.numel())
-        return torch.ops.lpk.magnitude_mask(x.detach(), keep)
+    if isinstance(x, Tensor) and x.requires_grad:
+        x = x.detach()
+    if are_plain(x) and is_keep(keep, x):
+        mask = torch.empty_like(x, dtype=torch.bool)
+        backend(x).find_and_mask(mask, x, keep)
+        return mask
+    check_inputs(x=x)
+    check_keep(keep, x.numel())
+    return torch.ops.lpk.magnitude_mask(x, keep)
 
 
 def instruction_set() -> str:

@@ -7,8 +7,8 @@ which say what is wrong with it.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +27,19 @@ _differentiated = torch.is_grad_enabled
 
 TENSORS = (Tensor, nn.Parameter)
 
-_plain = None  # compiled for one version of PyTorch alone
-if _core.torch_version == torch.__version__:
-    with contextlib.suppress(ImportError):
+
+def _compiled() -> ModuleType | None:
+    """lpk._plain, which was compiled for one version of PyTorch alone."""
+    if _core.torch_version != torch.__version__:
+        return None
+    try:
         from lpk import _plain
+    except ImportError:
+        return None
+    return _plain
+
+
+_plain = _compiled()
 
 
 def are_plain(first: Tensor, second: Tensor | None = None, out: Tensor | None = None) -> bool:
@@ -96,8 +105,8 @@ def coefficients(alphas: object, x: Tensor) -> Tensor | Sequence[float] | None:
     further look."""
     if type(alphas) is Tensor and _is_row(alphas, torch.float32):
         if alphas.is_cuda:
-            return alphas if _is_with(alphas, x) else None
-        alphas = alphas.tolist()
+            return alphas if _is_beside(alphas, x) else None
+        alphas = alphas.tolist() if obstacle(alphas) is None else None
     if type(alphas) not in (list, tuple):
         return None
     fit = all(type(alpha) is float and 0.0 <= alpha <= 1.0 for alpha in alphas)  # type: ignore[attr-defined]
@@ -123,7 +132,9 @@ def are_thresholds(thresholds: object, x: Tensor, count: int) -> bool:
     if type(thresholds) is not tuple or len(thresholds) != 2:
         return False
     for numbers, dtype in zip(thresholds, (torch.float32, torch.int64), strict=True):
-        if not (type(numbers) is Tensor and _is_row(numbers, dtype) and len(numbers) == count and _is_with(numbers, x)):
+        if not (
+            type(numbers) is Tensor and _is_row(numbers, dtype) and len(numbers) == count and _is_beside(numbers, x)
+        ):
             return False
     return x.is_cuda or all(value >= 0.0 for value in thresholds[0].tolist())
 
@@ -131,14 +142,17 @@ def are_thresholds(thresholds: object, x: Tensor, count: int) -> bool:
 def are_rows(out: object, count: int, a: Tensor, b: Tensor) -> bool:
     """Whether this is plain memory for so many rows like `a`, apart from both vectors."""
     return (
-        type(out) in TENSORS
-        and isinstance(out, Tensor)
+        type(out) is Tensor
         and out.dtype is a.dtype
         and out.shape == (count, a.numel())
-        and out.get_device() == a.get_device()
-        and _is_plain(out)
-        and all(not (x.data_ptr() - out.nbytes < out.data_ptr() < x.data_ptr() + x.nbytes) for x in (a, b))
+        and _is_beside(out, a)
+        and _share_nothing(out, a)
+        and _share_nothing(out, b)
     )
+
+
+def _share_nothing(out: Tensor, x: Tensor) -> bool:
+    return out.data_ptr() >= x.data_ptr() + x.nbytes or x.data_ptr() >= out.data_ptr() + out.nbytes
 
 
 def changed(out: Tensor) -> Tensor:
@@ -148,12 +162,16 @@ def changed(out: Tensor) -> Tensor:
 
 
 def _is_number(value: object, dtype: torch.dtype, x: Tensor) -> bool:
-    return type(value) is Tensor and value.dtype is dtype and value.numel() == 1 and _is_with(value, x)
+    return type(value) is Tensor and value.dtype is dtype and value.numel() == 1 and _is_beside(value, x)
 
 
 def _is_row(numbers: Tensor, dtype: torch.dtype) -> bool:
-    return numbers.dtype is dtype and numbers.dim() == 1 and numbers.is_contiguous() and obstacle(numbers) is None
+    return numbers.dtype is dtype and numbers.dim() == 1 and numbers.is_contiguous()
 
 
-def _is_with(value: Tensor, x: Tensor) -> bool:
-    return value.get_device() == x.get_device() and not value.requires_grad and obstacle(value) is None
+def _is_beside_in_python(numbers: Tensor, x: Tensor) -> bool:
+    """Whether numbers lie in memory on the device of a plain vector."""
+    return _is_plain(numbers) and not numbers.requires_grad and numbers.get_device() == x.get_device()
+
+
+_is_beside = _plain.is_beside if _plain is not None else _is_beside_in_python

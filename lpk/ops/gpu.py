@@ -20,6 +20,7 @@ from lpk.ops.memory import at
 NEVER = 2**63 - 1
 
 _status: dict[torch.device, Tensor] = {}
+_status_at: dict[int, int] = {}  # the address of a device's, by its number
 
 Result = TypeVar("Result")
 
@@ -29,7 +30,7 @@ def on_the_vectors_device(operation: Callable[..., Result]) -> Callable[..., Res
 
     @functools.wraps(operation)
     def run(first: Tensor, *others: object) -> Result:
-        if first.get_device() == torch.cuda.current_device():
+        if first.get_device() == torch._C._cuda_getDevice():
             return operation(first, *others)
         with torch.cuda.device(first.device):
             return operation(first, *others)
@@ -146,8 +147,11 @@ def raise_if_not_finite(device: torch.device | None = None) -> None:
 
 def _vector(x: Tensor) -> tuple[int, int, int, int]:
     """What the extension wants to know beside addresses: n, dtype, stream, status word."""
-    stream = torch._C._cuda_getCurrentRawStream(x.get_device())
-    return x.numel(), DTYPES[x.dtype], stream, at(first_bad(x.device))
+    number = x.get_device()
+    status = _status_at.get(number)
+    if status is None:
+        status = _status_at[number] = at(first_bad(x.device))
+    return x.numel(), DTYPES[x.dtype], torch._C._cuda_getCurrentRawStream(number), status
 
 
 def _workspace(x: Tensor, count: int) -> Tensor:

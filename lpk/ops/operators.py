@@ -28,9 +28,11 @@ from lpk.ops.checks import (
 
 def backend(x: Tensor) -> ModuleType:
     """What runs the operations on this vector's device."""
-    if x.device.type not in ("cpu", "cuda"):
-        raise ValueError(f"a vector on {x.device} is not supported; CPU and CUDA tensors are")
-    return gpu if x.is_cuda else cpu
+    if x.is_cuda:
+        return gpu
+    if x.is_cpu:
+        return cpu
+    raise ValueError(f"a vector on {x.device} is not supported; CPU and CUDA tensors are")
 
 
 @custom_op("lpk::interpolate_out", mutates_args=("out",))

@@ -6,11 +6,26 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lpk import ops
-from lpk.ops.direct import are_plain, are_thresholds, coefficients, is_coefficient, is_keep, is_threshold
+from lpk import _core, ops
+from lpk.ops import direct
+from lpk.ops.direct import are_plain, are_rows, are_thresholds, coefficients, is_coefficient, is_keep, is_threshold
 from tests.ops.problems import every_dtype, problem, same
 
 N, KEEP = 1025, 205
+
+
+@pytest.fixture(autouse=True, params=["compiled", "python"])
+def look(request, monkeypatch):
+    """At the tensors: in C++, where it was compiled for this PyTorch, and in Python."""
+    if request.param == "python":
+        monkeypatch.setattr(direct, "_look", direct._look_in_python)
+        monkeypatch.setattr(direct, "_is_beside", direct._is_beside_in_python)
+    elif direct._plain is None:
+        pytest.skip("lpk._plain was not compiled for this PyTorch")
+
+
+def test_it_is_compiled_where_it_can_be():
+    assert (direct._plain is not None) == (_core.torch_version == torch.__version__)
 
 
 class Watching(TorchDispatchMode):
@@ -28,6 +43,7 @@ class Watching(TorchDispatchMode):
 def calls(p):
     pair = tuple(part[0] for part in ops.interpolate_threshold(p.a, p.b, [p.alphas[0]], KEEP))
     several = [float(alpha) for alpha in p.alphas]
+    place = p.a.new_empty(len(several), N)
     rows = ops.interpolate_threshold(p.a, p.b, several, KEEP)
     return {
         "interpolate": lambda a, b: ops.interpolate(a, b, 0.3),
@@ -38,6 +54,7 @@ def calls(p):
         "interpolate_prune given": lambda a, b: ops.interpolate_prune(a, b, several[0], KEEP, threshold=pair),
         "interpolate_prune into a": lambda a, b: ops.interpolate_prune(c := a.clone(), b, 0.3, KEEP, out=c),
         "interpolate_prune_all": lambda a, b: ops.interpolate_prune_all(a, b, several, KEEP),
+        "interpolate_prune_all out": lambda a, b: ops.interpolate_prune_all(a, b, several, KEEP, out=place).clone(),
         "interpolate_prune_all given": lambda a, b: ops.interpolate_prune_all(a, b, several, KEEP, thresholds=rows),
         "magnitude_prune": lambda a, b: ops.magnitude_prune(a, KEEP),
         "magnitude_prune out": lambda a, b: ops.magnitude_prune(a, KEEP, out=torch.full_like(a, 7)),
@@ -80,6 +97,13 @@ class Named(torch.Tensor):
     pass
 
 
+def cut_off():
+    """A vector of which most of the memory is gone."""
+    x = torch.randn(N)
+    x.untyped_storage().resize_(16)
+    return x
+
+
 @pytest.mark.parametrize(
     ("make", "plain"),
     [
@@ -96,6 +120,9 @@ class Named(torch.Tensor):
         (lambda: torch._neg_view(A), False),
         (lambda: torch._efficientzerotensor(N), False),
         (lambda: A.to("meta"), False),
+        (cut_off, False),
+        (lambda: A.to_sparse(), False),
+        (lambda: A.long(), False),
         (lambda: [1.0], False),
         (lambda: None, False),
     ],
@@ -110,6 +137,18 @@ def test_an_output_may_be_an_input_and_must_not_overlap_one():
     memory = torch.zeros(N + 1)
     assert are_plain(A, B, A) and are_plain(A, B, memory[1:]) and are_plain(memory[1:], B, memory[1:])
     assert not are_plain(memory[:-1], B, memory[1:]) and not are_plain(A, memory[1:], memory[:-1])
+
+
+def test_rows():
+    rows, memory = torch.empty(2, N), torch.empty(3 * N)
+    assert are_rows(rows, 2, A, B) and are_rows(memory[N:].view(2, N), 2, memory[:N], B)
+    for out, count in (
+        (rows, 3), (rows.double(), 2), (torch.empty(N, 2).t(), 2), (torch._neg_view(rows), 2), (rows.view(-1), 2),
+        (rows.as_subclass(Named), 2), (rows.to("meta"), 2), (rows.clone().requires_grad_(), 2), (None, 2),
+    ):  # fmt: skip
+        assert not are_rows(out, count, A, B)
+    assert not are_rows(memory[N:].view(2, N), 2, A, memory[N - 1 : 2 * N - 1])
+    assert not are_rows(memory[: 2 * N].view(2, N), 2, memory[2 * N - 1 : 3 * N - 1], B)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch.jit
@@ -157,7 +196,8 @@ def test_numbers():
     assert is_threshold((value, last), A) and is_threshold((value.view(1), last), A)
     for threshold in (
         (0.5, 3), (value, 3), (last, value), (value.double(), last), (-value, last), (value * torch.nan, last),
-        (value.expand(2), last), [value, last], (value,), 0.5,
+        (value.expand(2), last), [value, last], (value,), 0.5, (torch._neg_view(value), last), (value, last.to("meta")),
+        (value.clone().requires_grad_(), last),
     ):  # fmt: skip
         assert not is_threshold(threshold, A)
     rows = torch.tensor([0.5, 0.0]), torch.tensor([3, 4])
