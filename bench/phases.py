@@ -1,4 +1,4 @@
-"""Prints how long each phase of the search for thresholds takes on a GPU, from the stamps that its kernel leaves behind.
+"""Prints how long each phase of the search for thresholds takes on a GPU, from the stamps that its kernel leaves.
 
 python -m bench.phases [--n N]
 """
@@ -6,6 +6,7 @@ python -m bench.phases [--n N]
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 from collections.abc import Sequence
 
@@ -16,7 +17,7 @@ from lpk import _core
 from lpk.ops import gpu
 from lpk.ops.memory import at
 
-# In the order of search_kernel (csrc/cuda/interpolate_threshold.cu), where the bracket tells; others follow where it does not.
+# In the order of search_kernel (csrc/cuda/interpolate_threshold.cu); others follow where the bracket does not tell.
 PHASES = ("clear, gather", "sample", "near the ends", "bracket", "sweep", "stored: histogram", "stored: list", "select")
 ROUNDS = 9
 
@@ -24,12 +25,15 @@ ROUNDS = 9
 def durations(stamps: Sequence[int]) -> list[int]:
     """How long each phase took, in clocks. stamps: when each began, and the end; zeros after it."""
     known = [stamp for stamp in stamps if stamp]
-    return [end - begin for begin, end in zip(known, known[1:], strict=False)]
+    return [end - begin for begin, end in itertools.pairwise(known)]
 
 
 def table(columns: dict[str, list[list[int]]], microseconds: dict[str, float]) -> str:
-    """A Markdown table of the phases' medians. columns: for each heading, every round's durations in clocks; microseconds:
-    what a round takes altogether, which tells how long a clock is."""
+    """A Markdown table of the phases' medians.
+
+    columns: for each heading, every round's durations in clocks.
+    microseconds: what a round takes altogether, which tells how long a clock is.
+    """
     lines = [f"| | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
     shares = {}
     for heading, rounds in columns.items():
