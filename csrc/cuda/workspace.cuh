@@ -20,6 +20,12 @@ __host__ __device__ inline Word word_of(Key key, int64_t index) {
 __device__ inline Key key_of(Word word) { return Key(word >> kIndexBits); }
 __device__ inline int64_t index_of(Word word) { return kMostIndexed - 1 - int64_t(word & Word(kMostIndexed - 1)); }
 
+#ifdef LPK_EMULATED
+constexpr int64_t kSpareRoom = 256;
+#else
+constexpr int64_t kSpareRoom = 65536;
+#endif
+
 // What is found out about one coefficient. All zero to begin with.
 struct State {
   Key lo, hi;                                // the bracket: -1 and INT_MAX where it has no end
@@ -68,7 +74,7 @@ inline int64_t divide(Workspace& w, void* memory, int64_t n, int count) {
     bytes += (numbers * int64_t(sizeof(Number)) + 255) / 256 * 256;
   };
   auto *a = reinterpret_cast<float*>(w.sample_a), *b = a;
-  w.room = n < kMostIndexed ? n / 64 + 65536 : 0;
+  w.room = n < kMostIndexed ? n / 64 + kSpareRoom : 0;
   take(w.states, count);
   take(w.histograms, int64_t(count) * kHistograms * kBins);
   take(w.stamps, kMostStamps);

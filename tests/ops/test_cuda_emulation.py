@@ -88,9 +88,10 @@ def test_thresholds(emulated, kind, dtype):
     a, b = vector(kind, n, 0, dtype), vector(kind, n, 1, dtype)
     for keep in (1, n // 50, n // 5, n - 1, n):
         found = kind == "normal" and dtype == torch.float32 and n // 50 <= keep <= n // 5
-        values, last = thresholds(emulated, a, b, ALPHAS, keep, by_bracket=found)
         expected_values, expected_last = reference.interpolate_threshold(a, b, ALPHAS, keep)
-        assert torch.equal(values, expected_values) and torch.equal(last, expected_last), keep
+        for count in (len(ALPHAS), 1):  # a block for each, and all blocks for one
+            values, last = thresholds(emulated, a, b, ALPHAS[:count], keep, by_bracket=found)
+            assert torch.equal(values, expected_values[:count]) and torch.equal(last, expected_last[:count]), keep
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
@@ -198,6 +199,29 @@ def test_thresholds_found_on_the_way(emulated, n, kind, dtype):
         )
         assert torch.equal(mask, reference.magnitude_mask(a, keep))
     assert bad.item() == NEVER
+
+
+def test_more_rows_than_one_launch_writes(emulated):
+    a, b = vector("normal", 1000, 5, torch.float32), vector("normal", 1000, 6, torch.float32)
+    alphas, bad, rows = torch.linspace(0, 1, 19), torch.tensor([NEVER]), torch.empty(19, 1000)
+    emulated.find_and_prune(
+        pointer(rows), *common(a, b, bad), pointer(alphas), True, 19, ctypes.c_int64(200), ctypes.byref(ctypes.c_int())
+    )
+    for row, alpha in zip(rows, alphas.tolist(), strict=True):
+        assert torch.equal(reference.bits(row), reference.bits(reference.interpolate_prune(a, b, alpha, 200)))
+
+
+@pytest.mark.parametrize("apart", [1, 2])
+def test_magnitudes_that_begin_with_the_same_bits(emulated, apart):
+    """As many as there is no room for, in bins of the sample that are found narrow enough; or, closer together, in bins
+    that are divided further."""
+    n, near = 20_011, 4000
+    x = torch.cat([torch.full((7000,), 2.0), torch.zeros(n - 7000 - near), torch.zeros(near)])
+    ones = torch.ones(near).view(torch.int32) + apart * torch.arange(near, dtype=torch.int32)
+    x[-near:] = ones.view(torch.float32)
+    for keep in (8000, 9000, 10_000):
+        values, last = thresholds(emulated, x, None, [1.0], keep, by_counts=apart == 1)
+        assert (values.item(), last.item()) == reference.magnitude_threshold(x, keep)
 
 
 def test_pruned_in_place(emulated):

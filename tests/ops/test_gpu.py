@@ -90,6 +90,40 @@ def test_results_do_not_vary(backend):
         assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
 
 
+def test_searches_on_several_streams_do_not_wait_for_each_other_for_ever(backend):
+    """The blocks of a search wait for each other: all of them must come to run, whatever else does."""
+    vectors = [vector("normal", 3_000_001, seed, torch.float32) for seed in range(4)]
+    expected = [ops.interpolate_threshold(a, a.flip(0), ALPHAS, 500_000) for a in vectors]
+    on_gpu = [(a.cuda(), a.flip(0).cuda()) for a in vectors]
+    streams, found = [torch.cuda.Stream() for _ in vectors], []
+    torch.cuda.synchronize()
+    for _ in range(10):
+        found = []
+        for stream, (a, b) in zip(streams, on_gpu, strict=True):
+            with torch.cuda.stream(stream):
+                found.append(ops.interpolate_threshold(a, b, ALPHAS, 500_000))
+    torch.cuda.synchronize()
+    for ours, theirs in zip(found, expected, strict=True):
+        assert all(torch.equal(x.cpu(), y) for x, y in zip(ours, theirs, strict=True))
+
+
+def test_a_search_captured_in_a_graph_with_its_pruning(backend):
+    """Short vectors in one launch, long ones in two; and an output that is an input."""
+    for n in (200_003, 5_000_011):
+        a, b = vector("normal", n, 0, torch.float32), vector("normal", n, 1, torch.float32)
+        on_a, on_b = a.cuda(), b.cuda()
+        ops.interpolate_prune(on_a.clone(), on_b, 0.3, n // 5)  # Triton compiles
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            ops.interpolate_prune(on_a, on_b, 0.3, n // 5, out=on_a)
+        expected = a
+        for _ in range(2):
+            graph.replay()
+            expected = ops.interpolate_prune(expected, b, 0.3, n // 5)
+            assert torch.equal(bits(on_a.cpu()), bits(expected))
+
+
 def test_numbers_on_the_device_may_have_strides(backend):
     a, b = vector("normal", 70_001, 0, torch.float32).cuda(), vector("normal", 70_001, 1, torch.float32).cuda()
     alphas = torch.linspace(0, 1, 6)
@@ -125,7 +159,8 @@ def test_pools_on_the_gpu(backend, tickets, network, validation, calibration):
     """Bounded and exhaustive searches agree there, too, and what they return lies on the CPU."""
     options = {"model": network, "validation": validation, "calibration": calibration, "progress": False}
     bounded, exhaustive = (lpk.pool(tickets, 3, device=GPU, search=s, **options) for s in ("bounded", "exhaustive"))
-    assert bounded.settings["device"].startswith(str(GPU)) and bounded.settings["backend"] == "torch"
+    assert bounded.settings["device"].startswith(str(GPU))
+    assert bounded.settings["backend"] == "graph", bounded.settings["graph_problem"]
     accepted = [[(s.candidate, s.coefficient) for s in p.steps if s.accepted] for p in (bounded, exhaustive)]
     assert accepted[0] == accepted[1] and bounded.accuracy >= bounded.baseline_accuracy
     weights = bounded.flat.weights
