@@ -14,18 +14,15 @@ namespace {
 using c10::DispatchKey;
 
 // As in lpk/ops/memory.py: what a dense tensor with memory of its own has, and nothing else.
-const c10::DispatchKeySet kDense{DispatchKey::CPU, DispatchKey::CUDA};
 const c10::DispatchKeySet kPlain{DispatchKey::CPU,          DispatchKey::CUDA,        DispatchKey::ADInplaceOrView,
                                  DispatchKey::AutogradCPU,  DispatchKey::AutogradCUDA, DispatchKey::AutocastCPU,
                                  DispatchKey::AutocastCUDA};
-const uint64_t kBackends = kDense.raw_repr() & ((uint64_t(1) << c10::num_backends) - 1);
 
 // The tensor, if it is a dense vector in memory that holds its values, and nobody computes its gradient; or null.
 const at::Tensor* plain(py::handle object) {
   if (!THPVariable_CheckExact(object.ptr())) return nullptr;  // a Tensor or a Parameter
   const at::Tensor& x = THPVariable_Unpack(object.ptr());
-  const auto keys = x.key_set().raw_repr();
-  if ((keys & ~kPlain.raw_repr()) != 0 || (keys & kBackends) == 0 || !x.has_storage()) return nullptr;
+  if (x.key_set().raw_repr() & ~kPlain.raw_repr()) return nullptr;
   if (!x.is_contiguous() || (x.requires_grad() && c10::GradMode::is_enabled())) return nullptr;
   const auto end = size_t(x.storage_offset()) * x.itemsize() + x.nbytes();
   return end <= x.storage().nbytes() ? &x : nullptr;
@@ -60,8 +57,7 @@ bool are_plain(py::handle first_object, py::handle second_object, py::handle out
 // Whether a number, or a row of numbers, lies in memory on the device of a vector that was found plain.
 bool is_beside(py::handle numbers_object, py::handle vector) {
   const at::Tensor* numbers = plain(numbers_object);
-  return numbers != nullptr && !numbers->requires_grad() &&
-         numbers->get_device() == THPVariable_Unpack(vector.ptr()).get_device();
+  return numbers != nullptr && numbers->get_device() == THPVariable_Unpack(vector.ptr()).get_device();
 }
 
 }  // namespace

@@ -171,7 +171,7 @@ def _is_row(numbers: Tensor, dtype: torch.dtype) -> bool:
 
 def _is_beside_in_python(numbers: Tensor, x: Tensor) -> bool:
     """Whether numbers lie in memory on the device of a plain vector."""
-    return _is_plain(numbers) and not numbers.requires_grad and numbers.get_device() == x.get_device()
+    return _is_plain(numbers) and numbers.get_device() == x.get_device()
 
 
 _is_beside = _plain.is_beside if _plain is not None else _is_beside_in_python
