@@ -48,6 +48,7 @@ def cuda_options() -> list[str]:
 
 
 def torch_options() -> list[str]:
+    """The PyTorch that lpk._plain is compiled for. Without one, it is left out."""
     found = None if os.environ.get("LPK_SANITIZE") else importlib.util.find_spec("torch")
     if found is None or found.origin is None:
         return ["-DLPK_TORCH="]
@@ -60,6 +61,9 @@ class CMakeBuild(build_ext):
         import pybind11
 
         name = ext.name.rpartition(".")[2]
+        torch = torch_options()
+        if name == "_plain" and len(torch) == 1:
+            return
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{os.environ.get('LPK_SANITIZE') or 'release'}"
@@ -71,16 +75,18 @@ class CMakeBuild(build_ext):
             f"-DLPK_WERROR={'ON' if os.environ.get('LPK_WERROR') == '1' else 'OFF'}",
             f"-DLPK_SANITIZE={os.environ.get('LPK_SANITIZE', '')}",
             *cuda_options(),
-            *torch_options(),
+            *torch,
         ]  # fmt: skip
         cache = build / "CMakeCache.txt"
         if cache.exists() and not self.same_tools(cache):
             shutil.rmtree(build)  # pip builds in a new environment each time: its paths are gone
         if name == "_core":
             subprocess.run(configure, check=True)
-            subprocess.run(["cmake", "--build", str(build)], check=True)
+        # lpk._plain may not compile with another version's classes.
+        complete = subprocess.run(["cmake", "--build", str(build), "--target", name], check=name == "_core")
         built = next((build / "out").glob(f"{name}*"), None)
-        if built is None:  # lpk._plain, which is left out without PyTorch
+        if complete.returncode != 0 or built is None:
+            print("lpk._plain was not built; lpk works without it, and a call takes some microseconds more")
             return
         temporary = target.with_name(target.name + ".new")
         shutil.copy2(built, temporary)
