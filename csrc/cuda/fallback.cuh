@@ -38,7 +38,7 @@ __device__ void count_keys(const Search& s, const Verdicts& verdicts, int round,
     __syncthreads();
     for (int64_t tile = share.index; tile < tiles(s.v.n); tile += share.of)
       for_each_key<D>(s, share.k, tile, [&](Key key) {
-        if (int64_t(key) >> shift == prefix) atomicAdd(&histogram[(key >> (shift - bits)) & ((1 << bits) - 1)], 1u);
+        if (key >> shift == prefix) atomicAdd(&histogram[(key >> (shift - bits)) & ((1 << bits) - 1)], 1u);
       });
     __syncthreads();
     add_to(s.w.histogram(share.k, kOfKeys + round), histogram);

@@ -65,8 +65,10 @@ template <class Found>
 __device__ void select_among_few(Word* few, const Word* listed, int size, int64_t rank, Found found) {
   for (int i = threadIdx.x; i < size; i += kThreads) few[i] = listed[i];
   __syncthreads();
+#pragma unroll 1
   for (int i = threadIdx.x; i < size; i += kThreads) {
     int larger = 0;
+#pragma unroll 4
     for (int j = 0; j < size; ++j) larger += few[j] > few[i];
     if (larger == rank - 1) found(few[i]);
   }
@@ -76,10 +78,12 @@ __device__ void select_among_few(Word* few, const Word* listed, int size, int64_
 template <class Found>
 __device__ void select_among_many(unsigned* histogram, const Word* listed, int64_t size, Word first, Word prefix, int shift,
                                   int64_t rank, Found found) {
+#pragma unroll 1
   while (shift > 0) {
     const int bits = next_bits(shift);
     clear(histogram);
     __syncthreads();
+#pragma unroll 1
     for (int64_t i = threadIdx.x; i < size; i += kThreads) {
       const Word x = listed[i] - first;
       if (x >> shift == prefix) atomicAdd(&histogram[(x >> (shift - bits)) & ((1 << bits) - 1)], 1u);
@@ -93,10 +97,10 @@ __device__ void select_among_many(unsigned* histogram, const Word* listed, int64
 
 template <class D>
 __device__ void select_listed(const Search& s, const Verdicts& verdicts, unsigned* histogram, Word* few) {
-  for_each_share_of_stored(s, verdicts, [&](const Share& share) {
-    if (!share.is_first()) return;
+  for_each_share(s.count, [&](const Share& share) {
     const int k = share.k;
     const Verdict& verdict = verdicts.of[k];
+    if (!share.is_first() || verdict.status != kInBracket) return;
     const auto size = int64_t(s.w.states[k].listed);
     const Word first = s.w.states[k].first_word(), *listed = s.w.listed + k * s.w.room;
     int64_t rank = verdict.rank;

@@ -299,4 +299,4 @@ def test_the_gpu_script_does_what_is_asked(python, wanted, told):
     steps = {line.split()[1] for line in run.stdout.splitlines() if line.startswith("---") and ":" not in line}
     sanitizer = {"compute-sanitizer", "memcheck", "racecheck"}  # where it is installed
     asked = {"build", "what", *(wanted or ["tests", "operators", "benchmarks"])}
-    assert steps - sanitizer == asked | ({"bars"} if asked & {"benchmarks", "kernels"} else set())
+    assert steps - sanitizer == asked | ({"bars", "phases"} if asked & {"benchmarks", "kernels"} else set())
