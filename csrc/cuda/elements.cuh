@@ -172,14 +172,20 @@ unsigned resident_blocks() {
 #endif
 }
 
-// Launches a kernel whose blocks wait for each other: all of them run at once, or none.
+// Launches a kernel whose blocks wait for each other: all of them run at once, or none. What looks on (a debugger, a sanitizer)
+// may leave room for fewer than resident_blocks() says.
 template <auto kernel, class Argument>
 void launch_together(unsigned blocks, cudaStream_t stream, Argument argument) {
 #ifdef LPK_EMULATED
   emulate_together(blocks, kThreads, [=] { kernel(argument); });
 #else
   void* arguments[] = {&argument};
-  check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), blocks, kThreads, arguments, 0, stream));
+  for (;; blocks /= 2) {
+    const auto error =
+        cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), blocks, kThreads, arguments, 0, stream);
+    if (error != cudaErrorCooperativeLaunchTooLarge || blocks == 1) return check(error);
+    cudaGetLastError();  // forgotten
+  }
 #endif
 }
 
