@@ -3,23 +3,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 BLOCK = 4096  # elements that a program takes at once
 WARPS = 8
 
 # Products and sums stay apart where the formula has them apart: alone fma() is fused.
 OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": False}
-
-
-def device_of(x: Tensor) -> AbstractContextManager:
-    """Triton launches on the current device: makes it that of x."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+FOUR_WARPS = OPTIONS | {"num_warps": 4}
 
 
 @triton.jit

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lpk.kernels.elements import BLOCK, OPTIONS, device_of, indices, is_bad, load, mix, report
+from lpk.kernels.elements import BLOCK, OPTIONS, indices, is_bad, load, mix, report
 
 
 @triton.jit
@@ -32,5 +32,4 @@ def interpolate(out: Tensor, a: Tensor, b: Tensor, alpha: Tensor, first_bad: Ten
     n = a.numel()
     if n == 0:
         return
-    with device_of(a):
-        interpolate_kernel[(triton.cdiv(n, BLOCK),)](out, a, b, alpha, first_bad, n, BLOCK=BLOCK, **OPTIONS)
+    interpolate_kernel[(triton.cdiv(n, BLOCK),)](out, a, b, alpha, first_bad, n, BLOCK=BLOCK, **OPTIONS)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lpk.kernels.elements import BLOCK, OPTIONS, device_of, indices, is_bad, load, mix, report, survives
+from lpk.kernels.elements import BLOCK, OPTIONS, indices, is_bad, load, mix, report, survives
 
 
 @triton.jit
@@ -22,19 +22,30 @@ def interpolate_prune_kernel(out, a, b, alpha, value, last, first_bad, n, HAS_B:
     tl.store(out + i, tl.where(survives(x, i, tl.load(value), tl.load(last)), x, zero), mask=inside)
 
 
-@triton.jit
-def interpolate_prune_all_kernel(out, a, b, alphas, values, lasts, first_bad, n, K, BLOCK: tl.constexpr):
-    block = tl.program_id(0)
+# Blocks of a and b that stay in the cache while all rows are written for them, one after the other: a program that
+# wrote its block of all rows would have the device write to thousands of places at once.
+TOGETHER = 512
+
+
+@triton.jit(do_not_specialize=["blocks", "K"])
+def interpolate_prune_all_kernel(
+    out, a, b, alphas, values, lasts, first_bad, n, blocks, K, TOGETHER: tl.constexpr, BLOCK: tl.constexpr
+):
+    """A program for each block of each row."""
+    program = tl.program_id(0)
+    first = program // (TOGETHER * K) * TOGETHER
+    together = tl.minimum(blocks - first, TOGETHER)
+    k = (program - first * K) // together
+    block = first + (program - first * K) % together
     i = indices(block, BLOCK)
     inside = i < n
     of_a, of_b = load(a, b, i, inside, True)
-    report(first_bad, is_bad(of_a) | is_bad(of_b), block, BLOCK)
-    zero = tl.zeros([BLOCK], of_a.dtype)
-    for k in range(K):
-        x = mix(of_a, of_b, tl.load(alphas + k), True)
-        survivor = survives(x, i, tl.load(values + k), tl.load(lasts + k))
-        tl.store(out + i, tl.where(survivor, x, zero), mask=inside)
-        out += n
+    if k == 0:
+        report(first_bad, is_bad(of_a) | is_bad(of_b), block, BLOCK)
+    x = mix(of_a, of_b, tl.load(alphas + k), True)
+    zero = tl.zeros([BLOCK], x.dtype)
+    survivor = survives(x, i, tl.load(values + k), tl.load(lasts + k))
+    tl.store(out + tl.cast(k, tl.int64) * n + i, tl.where(survivor, x, zero), mask=inside)
 
 
 def interpolate_prune(
@@ -51,11 +62,9 @@ def interpolate_prune(
     n = a.numel()
     if n == 0:
         return
-    with device_of(a):
-        interpolate_prune_kernel[(triton.cdiv(n, BLOCK),)](
-            out, a, a if b is None else b, alpha, value, last, first_bad, n,
-            HAS_B=b is not None, BLOCK=BLOCK, **OPTIONS,
-        )  # fmt: skip
+    interpolate_prune_kernel[(triton.cdiv(n, BLOCK),)](
+        out, a, a if b is None else b, alpha, value, last, first_bad, n, HAS_B=b is not None, BLOCK=BLOCK, **OPTIONS
+    )
 
 
 def interpolate_prune_all(
@@ -72,7 +81,7 @@ def interpolate_prune_all(
     n, K = a.numel(), alphas.numel()
     if n == 0 or K == 0:
         return
-    with device_of(a):
-        interpolate_prune_all_kernel[(triton.cdiv(n, BLOCK),)](
-            out, a, b, alphas, values, last, first_bad, n, K, BLOCK=BLOCK, **OPTIONS
-        )
+    blocks = triton.cdiv(n, BLOCK)
+    interpolate_prune_all_kernel[(blocks * K,)](
+        out, a, b, alphas, values, last, first_bad, n, blocks, K, TOGETHER=TOGETHER, BLOCK=BLOCK, **OPTIONS
+    )

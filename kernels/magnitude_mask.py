@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lpk.kernels.elements import BLOCK, OPTIONS, device_of, indices, is_bad, report, survives
+from lpk.kernels.elements import BLOCK, OPTIONS, indices, is_bad, report, survives
 
 
 @triton.jit
@@ -32,5 +32,4 @@ def magnitude_mask(out: Tensor, x: Tensor, value: Tensor, last: Tensor, first_ba
     n = x.numel()
     if n == 0:
         return
-    with device_of(x):
-        magnitude_mask_kernel[(triton.cdiv(n, BLOCK),)](out, x, value, last, first_bad, n, BLOCK=BLOCK, **OPTIONS)
+    magnitude_mask_kernel[(triton.cdiv(n, BLOCK),)](out, x, value, last, first_bad, n, BLOCK=BLOCK, **OPTIONS)

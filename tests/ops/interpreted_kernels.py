@@ -5,6 +5,7 @@ bfloat16 does not round to nearest. Both are replaced by what the hardware does,
 """
 
 import os
+import sys
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
@@ -15,11 +16,12 @@ import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from lpk import kernels
-from lpk.kernels import threshold, threshold_bracket, threshold_last
+from lpk.kernels import threshold, threshold_bracket
 from tests import reference
 from tests.ops.problems import DISTRIBUTIONS, Problem, every_dtype, problem, same
 
 SAMPLE = 1024
+search = sys.modules["lpk.kernels.interpolate_threshold"]
 rounded_by_interpreter = InterpreterBuilder.cast_impl
 
 
@@ -43,14 +45,43 @@ def hardware_rounding(monkeypatch):
         monkeypatch.setattr(InterpreterBuilder, name, cast)
 
 
+MODULES = [module for name, module in sys.modules.items() if name.startswith("lpk.kernels.")]
+
+
+def set_everywhere(monkeypatch, name, value):
+    """A constant, in every module of the kernels that knows it."""
+    for module in MODULES:
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, value)
+
+
 @pytest.fixture(autouse=True)
 def as_for_long_vectors(monkeypatch):
-    """A small sample leaves more to the sweeps, and bisecting it is most of the interpreter's work. Programs take many
-    blocks, as do groups.
-    """
-    monkeypatch.setattr(threshold_bracket, "SAMPLE", SAMPLE)
-    monkeypatch.setattr(threshold, "MOST_PROGRAMS", 3)
-    monkeypatch.setattr(threshold_last, "GROUPS", 4)
+    """Programs take many blocks, as they do of long vectors, and few entries at once. A small sample leaves much inside
+    the brackets, which there is room for."""
+    small = {"SAMPLE": SAMPLE, "PROGRAMS": 3, "FALLBACK_PROGRAMS": 2, "TOGETHER": 3, "SWEEP_ROWS": 2, "BLOCK": 1024}
+    small |= {"MARKED_OF": 2, "MARKED_ROWS": 2, "BIN_BITS": 5, "LIST_BLOCK": 256, "TIES_CHUNK": 4}
+    small |= {"SWEEP_COLUMNS": 512, "MARKED_COLUMNS": 512, "HISTOGRAM_CHUNK": 16384}
+    for name, value in small.items():
+        set_everywhere(monkeypatch, name, value)
+
+
+@pytest.fixture
+def ways(monkeypatch):
+    """What every search since then knew of its thresholds in the end, which is the way that it found them."""
+    states = []
+    original = threshold.counts
+
+    def remembered(device):
+        counts = original(device)
+        states.append(counts.state.reshape(threshold.ROWS, -1)[threshold.STATUS.value])
+        return counts
+
+    monkeypatch.setattr(search, "counts", remembered)
+    return lambda: {int(status) for state in states for status in state} - {0}
+
+
+LISTED, TIED, KNOWN = (status.value for status in (threshold.LISTED, threshold.TIED, threshold.KNOWN))
 
 
 def status(n):
@@ -77,10 +108,10 @@ def check(p, keeps=None, coefficients=(1, 4)):
             out = torch.full_like(p.a, 7)
             kernels.interpolate_prune(out, p.a, p.b, alpha.reshape(1), *found, first_bad)
             assert same(out, pruned), (float(alpha), keep)
-            rows = torch.full((2, n), 7, dtype=p.a.dtype)
-            twice = (number.repeat(2) for number in (alpha.reshape(1), *found))
-            kernels.interpolate_prune_all(rows, p.a, p.b, *twice, first_bad)
-            assert same(rows[0], pruned) and same(rows[1], pruned), (float(alpha), keep)
+            rows = torch.full((3, n), 7, dtype=p.a.dtype)
+            each = (number.repeat(3) for number in (alpha.reshape(1), *found))
+            kernels.interpolate_prune_all(rows, p.a, p.b, *each, first_bad)
+            assert all(same(row, pruned) for row in rows), (float(alpha), keep)
             out = torch.zeros(n, dtype=torch.bool)
             kernels.magnitude_mask(out, p.interpolated[k], *found, first_bad)
             assert torch.equal(out, mask), (float(alpha), keep)
@@ -104,6 +135,12 @@ def test_every_coefficient_at_once(dtype):
     check(problem("two_values", dtype, 1025), [1024], range(5))
 
 
+def test_more_coefficients_than_one_sweep_has():
+    n, K = 600, threshold.MOST_COEFFICIENTS + 1
+    a, b = problem("normal", torch.float32, n).a, problem("ties", torch.float32, n).b
+    check(Problem(a, b, np.linspace(0, 1, K, dtype=np.float32).tolist(), [n // 5]), coefficients=range(K))
+
+
 @every_dtype
 @pytest.mark.parametrize("distribution", ["normal", "ties", "mostly_zeros", "any_exponent"])
 def test_many_times_the_sample(distribution, dtype):
@@ -113,22 +150,57 @@ def test_many_times_the_sample(distribution, dtype):
     check(Problem(a, b, [0.3], [n // 5] if distribution != "normal" else [1, n // 5, n - 1]))
 
 
-def test_the_sample_as_it_is(monkeypatch):
-    monkeypatch.undo()  # the small sample; and the rounding, which x = a has no use for
-    n = 80021
-    assert n > 2 * threshold_bracket.SAMPLE
-    x = problem("normal", torch.float32, n).a
-    value, last = kernels.interpolate_threshold(x, None, torch.ones(1), n // 5, status(n))
-    assert (value.item(), last.item()) == reference.magnitude_threshold(x, n // 5)
+def test_the_sizes_as_they_are(monkeypatch, ways):
+    monkeypatch.undo()  # the rounding, too, which x = a has no use for
+    x = problem("normal", torch.float32, threshold_bracket.SAMPLE + 21).a
+    value, last = kernels.interpolate_threshold(x, None, torch.ones(1), len(x) // 5, status(len(x)))
+    assert (value.item(), last.item()) == reference.magnitude_threshold(x, len(x) // 5)
+
+
+@every_dtype
+@pytest.mark.parametrize(
+    ("distribution", "share", "way"),
+    [
+        ("normal", 0.2, LISTED),  # it is inside the bracket
+        ("mostly_zeros", 0.5, TIED),  # zeros are at the lower end
+        ("equal", 0.2, TIED),  # both ends are one key
+        ("two_values", 0.01, TIED),  # many entries have the key of an end
+    ],
+)
+def test_ways_to_the_threshold(distribution, share, way, dtype, ways):
+    n = 4 * SAMPLE + 5
+    rng = np.random.default_rng(n)
+    a, b = (DISTRIBUTIONS[distribution](rng, n, dtype) for _ in range(2))
+    check(Problem(a, b, [0.0, 0.3], [int(share * n)]), coefficients=(0, 1))
+    assert ways() == {way}
+
+
+@every_dtype
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"MARKED_OF": 2, "LISTED_OF": 1},  # for the marked entries, more than half of all,
+        {"MARKED_OF": 1, "LISTED_OF": 10**6, "BIN_BITS": 1},  # for a list of half of these,
+        {"MARKED_OF": 1, "LISTED_OF": 1, "MOST_INDEXED": SAMPLE},  # for indices
+    ],
+)
+def test_too_little_room(sizes, dtype, ways, monkeypatch):
+    """Histograms of all entries find the key."""
+    for name, value in (sizes | {"SAMPLE": 64}).items():
+        set_everywhere(monkeypatch, name, value)
+    n = 4 * SAMPLE + 5
+    check(problem("normal", dtype, n), [n // 5], [1])
+    assert ways() == {KNOWN}
 
 
 @every_dtype
 @pytest.mark.parametrize("ranks", [(SAMPLE, 1, 10), (SAMPLE, 900, 910)])
-def test_a_sample_that_misleads(ranks, dtype, monkeypatch):
-    """The bracket misses the threshold, on either side: all keys are the next one."""
+def test_a_sample_that_misleads(ranks, dtype, ways, monkeypatch):
+    """The bracket misses the threshold, on either side."""
     monkeypatch.setattr(threshold_bracket, "sample_ranks", lambda n, keep: ranks)
     p = problem("normal", dtype, 4097)
     check(p, [4097 // 5], [4])
+    assert ways() == {KNOWN}
 
 
 @every_dtype
