@@ -119,7 +119,8 @@ def find_and_prune_all(out: Tensor, a: Tensor, b: Tensor, alphas: Tensor | Seque
 def find_and_mask(out: Tensor, x: Tensor, keep: int) -> None:
     if not _core.cuda_compiled or keep == 0:
         return magnitude_mask(out, x, *interpolate_threshold(x, None, [1.0], keep))
-    _core.cuda_find_and_mask(at(out), at(x), *_vector(x), keep, at(_workspace(x, 1)))
+    workspace = _workspace(x, 1)
+    _core.cuda_find_and_mask(at(out), at(x), *_vector(x), keep, at(workspace))
 
 
 def first_bad(device: torch.device) -> Tensor:
@@ -155,7 +156,7 @@ def _vector(x: Tensor) -> tuple[int, int, int, int]:
 
 
 def _workspace(x: Tensor, count: int) -> Tensor:
-    """For a search for the thresholds of so many coefficients. Freed before it was used, as any memory: in order."""
+    """For a search for the thresholds of so many coefficients; to be held until the search is launched."""
     return x.new_empty(_core.cuda_workspace_bytes(x.numel(), count), dtype=torch.uint8)
 
 
