@@ -15,8 +15,9 @@ import torch
 import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-from lpk import kernels
+from lpk import kernels, ops
 from lpk.kernels import threshold, threshold_bracket
+from lpk.ops import gpu
 from tests import reference
 from tests.ops.problems import DISTRIBUTIONS, Problem, every_dtype, problem, same
 
@@ -277,3 +278,27 @@ def test_the_first_bad_element_is_reported(name, dtype):
         first_bad.fill_(0)
         REPORTING[name](good, bad, first_bad)
         assert first_bad.item() == 0, "raised, or replaced by a later one"
+
+
+def test_the_whole_way_of_a_call(monkeypatch):
+    """From lpk.ops, with vectors on the CPU that are taken for vectors on a GPU."""
+    first_bad = status(1025)
+    monkeypatch.setattr(gpu._core, "cuda_compiled", False)
+    monkeypatch.setattr(gpu, "first_bad", lambda device: first_bad)
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: -1, raising=False)
+    monkeypatch.setattr(ops, "backend", lambda x: gpu)
+    p, alphas = problem("normal", torch.float32, 1025), [0.3, 0.5]
+    a, b = p.a, p.b
+    assert same(ops.interpolate(a, b, 0.3), reference.interpolate(a, b, 0.3))
+    for keep in (0, 205):
+        expected = [reference.interpolate_prune(a, b, alpha, keep) for alpha in alphas]
+        thresholds = ops.interpolate_threshold(a, b, alphas, keep)
+        for rows in (
+            ops.interpolate_prune_all(a, b, alphas, keep),
+            ops.interpolate_prune_all(a, b, alphas, keep, thresholds=thresholds),
+            [ops.interpolate_prune(a, b, alpha, keep) for alpha in alphas],
+        ):
+            assert all(map(same, rows, expected))
+        assert torch.equal(ops.magnitude_mask(a, keep), reference.magnitude_mask(a, keep))
+        assert same(ops.magnitude_prune(a, keep), reference.magnitude_prune(a, keep))
+    assert first_bad.item() == 1025

@@ -1,5 +1,7 @@
-"""The whole way of a call on a GPU: lpk.ops, lpk/ops/gpu.py, the extension's binding, and the kernels, emulated. Vectors
-lie on the CPU and are taken for vectors on a GPU."""
+"""The whole way of a call on a GPU: lpk.ops, lpk/ops/gpu.py, the extension's binding, and the kernels, emulated.
+
+Vectors lie on the CPU and are taken for vectors on a GPU.
+"""
 
 import importlib.util
 import shutil
