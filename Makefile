@@ -41,4 +41,4 @@ $(VENV)/.extension: $(VENV)/.packages setup.py CMakeLists.txt $(wildcard csrc/* 
 	touch $@
 
 clean:
-	rm -rf build lpk/_core*.so lpk.egg-info .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	rm -rf build lpk/_core*.so lpk/_plain*.so lpk.egg-info .mypy_cache .pytest_cache .ruff_cache .benchmarks
