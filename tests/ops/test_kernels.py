@@ -138,8 +138,16 @@ def spills(binary, directory):
     return re.findall(r"\b(?:STL|LDL)\b.*", code)
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
-@pytest.mark.parametrize(("module", "name", "dtype", "constants", "interpolates"), list(kernels()))
+# On the older architecture float32 tells enough: the 16-bit dtypes differ in how they are loaded.
+@pytest.mark.parametrize(
+    ("module", "name", "dtype", "constants", "interpolates", "architecture"),
+    [
+        pytest.param(*case.values, architecture, id=f"{case.id}-{architecture}")
+        for case in kernels()
+        for architecture in (80, 90)
+        if architecture == 90 or case.values[2] == "fp32"
+    ],
+)
 def test_compiles(module, name, dtype, constants, interpolates, architecture, tmp_path):
     binary = compiled(module, name, dtype, constants, architecture)
     ptx = binary.asm["ptx"]
