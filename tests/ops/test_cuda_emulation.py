@@ -34,7 +34,7 @@ def emulated(tmp_path_factory):
     if headers is None or compiler is None:
         pytest.skip("needs g++ and the CUDA headers")
     library = tmp_path_factory.mktemp("emulation") / "kernels.so"
-    flags = ["-std=c++20", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-w"]
+    flags = ["-std=c++20", "-O2", "-fPIC", "-shared", "-Wl,-Bsymbolic", "-ffp-contract=off", "-w"]
     include = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests' / 'ops' / 'emulation'}", f"-I{headers}"]
     source = ROOT / "tests" / "ops" / "emulation" / "kernels.cpp"
     subprocess.run([compiler, *flags, *include, str(source), "-o", str(library)], check=True)

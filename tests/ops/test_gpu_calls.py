@@ -27,7 +27,8 @@ def emulated(tmp_path_factory):
     if headers is None or compiler is None:
         pytest.skip("needs g++ and the CUDA headers")
     library = tmp_path_factory.mktemp("emulation") / "emulated.so"
-    flags = ["-std=c++20", "-O0", "-fPIC", "-shared", "-ffp-contract=off", "-w"]
+    # Symbols are its own: PyTorch brings a CUDA runtime that is none here.
+    flags = ["-std=c++20", "-O0", "-fPIC", "-shared", "-Wl,-Bsymbolic", "-ffp-contract=off", "-w"]
     folders = (
         ROOT / "csrc",
         ROOT / "tests/ops/emulation",
