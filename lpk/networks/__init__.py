@@ -11,6 +11,7 @@ batchnorm   its BatchNorm layers
 plain       which of its modules compute what their class does
 tracing     its graph, by torch.fx
 mixing      whether a sample's output depends on the other samples of its batch
+replay      on a GPU: what is done with it many times alike, recorded as CUDA graphs
 
 A module goes in; `flat.Layout.of_model` asks `prunable` and `states`, and gives the vectors that the kernels of
 lpk.ops work on. `tracing`, `plain` and `mixing` tell lpk.pooling and lpk.sparse what may be computed in another way.

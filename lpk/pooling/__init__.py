@@ -14,7 +14,6 @@ uploads         tickets on the device
 backends        what computes the forward pass: PyTorch (eager) or the sparse engine (lpk.sparse)
 eager           PyTorch, with BatchNorm folded
 convolutions    on a GPU: weights as its kernels read them, ReLU and addition in the convolution's kernel
-replay          on a GPU: what recurs for every network, recorded as CUDA graphs
 accuracy        correct predictions of any model, and what two differ by
 scores          scores that tell no network from another
 

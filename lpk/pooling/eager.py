@@ -16,10 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpk.networks.batchnorm import batchnorms, check_batch
 from lpk.networks.plain import is_plain
+from lpk.networks.replay import Recorder, Replayed, is_gpu
 from lpk.networks.states import input_dtype
 from lpk.networks.tracing import hooks, trace
 from lpk.pooling.convolutions import LaidOut, fuse, laid_out
-from lpk.pooling.replay import Recorder, Replayed, is_gpu
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

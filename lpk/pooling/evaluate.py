@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from lpk.networks.flat import Layout
 from lpk.networks.flat_model import FlatModel
+from lpk.networks.replay import Recorder, is_gpu
 from lpk.pooling.backends import Backend, choose, mixes
 from lpk.pooling.calibration import TOLERANCE, Statistics
 from lpk.pooling.criteria import NOBODY, Score
 from lpk.pooling.eager import Eager
 from lpk.pooling.methods import AUTOCASTS, CRITERIA, STATISTICS
 from lpk.pooling.race import Race
-from lpk.pooling.replay import Recorder, is_gpu
 from lpk.pooling.samples import BATCH_SIZE, Batch, Calibration, Inputs, Samples, Validation
 from lpk.pooling.tally import Tally
 

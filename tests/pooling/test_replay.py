@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lpk.pooling import replay
+from lpk.networks import replay
 from lpk.pooling.pool import pool
 from tests.conftest import make_network
 from tests.pooling.evaluators import make_evaluator

@@ -1,6 +1,6 @@
-"""What a search does for every network, recorded once as CUDA graphs and replayed.
+"""What is done alike many times, recorded once as CUDA graphs and replayed.
 
-A small network's forward pass is a hundred kernels, each shorter than the host needs to launch one. A graph launches
+A small network's pass is a hundred kernels and more, each shorter than the host needs to launch one. A graph launches
 them as one, and what they read and write has its place in memory for good.
 """
 
