@@ -17,12 +17,14 @@ from rich.text import Text
 
 from lpk import presets, terminal, version
 from lpk.pooling.methods import CRITERIA, METHODS, PRUNE, SEARCHES
+from lpk.pruning.recipe import AUTOCASTS
 
 if TYPE_CHECKING:
     from lpk.run import Run
     from lpk.tickets.tickets import Tickets
 
 FORMATS = ("sparse", "onnx", "torch", "state-dict")
+DTYPES = (*AUTOCASTS, "float32")  # what a preset can be told to train in
 
 app = typer.Typer(
     help="Lottery Pools: the tickets of iterative magnitude pruning, interpolated into stronger ones.",
@@ -134,6 +136,10 @@ def _demo(run: Run, quiet: bool) -> None:
 def imp(
     run: RunPath,
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(presets.names())}; or a TOML file.")] = "demo",
+    autocast: Annotated[
+        str | None,
+        typer.Option(help=f"What a new run is trained in, {' or '.join(DTYPES)}; default: what the preset says."),
+    ] = None,
     data: DataPath = None,
     seed: OwnSeed = 0,
     threads: Threads = None,
@@ -144,7 +150,12 @@ def imp(
     from lpk.run import Run
 
     _use(threads)
-    with Run.create(run, presets.load(preset), seed=seed, root=data, device=device) as created:
+    settings = presets.load(preset)
+    if autocast is not None:
+        _check_choice("autocast", autocast, DTYPES)
+        recipe = replace(settings.train, autocast=autocast if autocast in AUTOCASTS else None)
+        settings = replace(settings, train=recipe)
+    with Run.create(run, settings, seed=seed, root=data, device=device) as created:
         tickets = created.imp(progress=not quiet)
     _say_tickets(tickets, run)
 

@@ -118,6 +118,34 @@ def test_more_rounds_are_as_if_asked_for_at_once(run, preset, tmp_path):
     assert "rounds is 3, not 1" in error("imp", path, "--preset", fewer, "--seed", 4)
 
 
+def test_a_run_keeps_to_what_it_is_trained_in(run, tmp_path):
+    """--autocast takes the preset's place; a run that was begun goes on with nothing else."""
+    plain, halved, path = tmp_path / "plain.toml", tmp_path / "halved.toml", tmp_path / "run"
+    plain.write_text(TINY_PRESET.replace("rounds = 3", "rounds = 0"))
+    halved.write_text(plain.read_text().replace("[train]", '[train]\nautocast = "bfloat16"'))
+    options = ("--seed", 4, "--threads", 1, "--quiet")
+    lpk("imp", path, "--preset", plain, "--autocast", "bfloat16", *options)
+    made, manifest = Tickets.load(path), (path / "manifest.json").read_bytes()
+    assert json.loads(manifest)["preset"]["train"]["autocast"] == "bfloat16"
+    assert not same(made, Tickets.load(run)[:1])
+    for arguments in (
+        ("--preset", plain),
+        ("--preset", plain, "--autocast", "float32"),
+        ("--preset", halved, "--autocast", "float32"),
+    ):
+        assert "another preset; autocast is bfloat16, not None; use" in error("imp", path, *arguments, *options)
+    assert same(Tickets.load(path), made) and (path / "manifest.json").read_bytes() == manifest
+    lpk("imp", path, "--preset", halved, *options)  # another name alone
+    assert same(Tickets.load(path), made)
+
+    lpk("imp", tmp_path / "float32", "--preset", halved, "--autocast", "float32", *options)
+    assert same(Tickets.load(tmp_path / "float32"), Tickets.load(run)[:1])
+    assert "autocast is None, not bfloat16" in error("imp", tmp_path / "float32", "--preset", halved, *options)
+    message = "autocast is 'float16'; it must be one of bfloat16, float32"
+    assert message in error("imp", tmp_path / "x", "--preset", plain, "--autocast", "float16")
+    assert not (tmp_path / "x").exists()
+
+
 def test_second_process_is_refused(preset, tmp_path):
     path = tmp_path / "busy"
     process = start("imp", path, "--preset", preset, "--threads", 1, "--quiet")

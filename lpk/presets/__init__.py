@@ -64,8 +64,14 @@ class Preset:
     pool: PoolPreset
 
     def to_dict(self) -> dict[str, Any]:
-        """The name, and the sections as in the file, in types that JSON knows; a number left out is None."""
+        """The name, and the sections as in the file, in types that JSON knows; a number left out is None.
+
+        `autocast` is left out as in the file: runs and parts of experiments that were begun before there was this key
+        are told by the same dict as those that leave it out today.
+        """
         plain = {key: _plain(value) for key, value in asdict(self).items()}
+        if self.train.autocast is None:
+            del plain["train"]["autocast"]
         plain["model"] = {"name": self.model.name, **plain["model"]["options"]}
         return plain
 
@@ -129,7 +135,11 @@ def _preset(name: str, file: str, table: dict[str, Any]) -> Preset:
 
 def _section(preset: type[_Section], where: str, table: dict[str, Any]) -> _Section:
     required = [field.name for field in fields(preset) if field.default is MISSING]  # type: ignore[arg-type]
-    return preset(**_checked(where, table, get_type_hints(preset), required))
+    values = _checked(where, table, get_type_hints(preset), required)
+    try:
+        return preset(**values)
+    except ValueError as error:  # of the right type, and still not possible
+        raise ValueError(f"{where} {error}") from None
 
 
 def _model(where: str, table: dict[str, Any]) -> ModelPreset:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from lpk import schema
+
+AUTOCASTS = ("bfloat16",)  # not float16, whose gradients would have to be scaled
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -14,6 +18,12 @@ class Recipe:
         epochs: of training, counted from initialization.
         milestones: epochs at whose start the learning rate is multiplied by `gamma`.
         warmup: epochs over which the learning rate grows linearly, step by step.
+        autocast: "bfloat16": the forward pass and the loss compute in it where torch.autocast does; weights, gradients
+            and the optimizer's step stay in float32. None: in the network's own dtype, float32, for which PyTorch's
+            convolutions on a GPU take TF32 by default.
+
+    Raises:
+        ValueError: an `autocast` that is neither.
     """
 
     epochs: int
@@ -24,6 +34,14 @@ class Recipe:
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     warmup: int = 0
+    autocast: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.autocast not in (None, *AUTOCASTS):
+            possible = ", ".join(map(repr, AUTOCASTS))
+            raise ValueError(
+                f"autocast is {schema.shortened(self.autocast)}; {possible} is possible, or to leave it out (float32)"
+            )
 
     def lr_at(self, epoch: int, progress: float) -> float:
         """The learning rate at `progress` in [0, 1) of an epoch: where the schedule stands, whatever was run before."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,6 +58,7 @@ class Trainer:
         )
         for parameter, buffer in zip(parameters, self._momentum, strict=False):
             optimizer.state[parameter]["momentum_buffer"] = buffer.to(device)
+        precision = torch.autocast(device.type, torch.bfloat16) if recipe.autocast else nullcontext()
         steps = math.ceil(len(self.train) / recipe.batch_size)
         model.train()
         for epoch in range(start, stop):
@@ -67,7 +69,8 @@ class Trainer:
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.lr_at(epoch, (step + 1) / steps)
                 inputs = inputs.to(device).contiguous(memory_format=torch.channels_last)
-                loss = nn.functional.cross_entropy(model(inputs), labels.to(device))
+                with precision:
+                    loss = nn.functional.cross_entropy(model(inputs), labels.to(device))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -39,7 +39,8 @@ def test_every_paper_preset_has_its_numbers_and_no_other():
 def test_papers_numbers_stand_beside_ones_own_only_for_the_papers_preset():
     preset = presets.load("cifar100-resnet18")
     changed = replace(preset, imp=replace(preset.imp, rewind=8))
-    for chosen, beside in ((preset, True), (changed, False)):
+    halved = replace(preset, train=replace(preset.train, autocast="bfloat16"))
+    for chosen, beside in ((preset, True), (changed, False), (halved, False)):
         plan = comparison.plan(chosen, SEEDS)
         found = plan.show([Measured(p, {"density": 0.8 ** p.settings["target"], "accuracy": 0.7}) for p in plan.parts])
         assert len(found.tables) == 2 and len(found.tables[0].heads) == 10 and len(found.tables[1].heads) == 12

@@ -54,8 +54,11 @@ def test_a_part_belongs_to_its_settings_and_its_tickets(done):
 
 def test_other_presets_are_refused(done, tmp_path):
     other = Study(done.out, presets.load("digits"), SEEDS, progress=False)
-    with pytest.raises(ValueError, match="seed-0 holds tickets of another preset"):
-        experiments.carry_out("disagreement", other)
+    halved = replace(done.preset, train=replace(done.preset.train, autocast="bfloat16"))
+    for each in (other, replace(done, preset=halved)):
+        with pytest.raises(ValueError, match="seed-0 holds tickets of another preset"):
+            experiments.carry_out("disagreement", each)
+    assert done._key("dense", Part(0, {}, 1), "") != replace(done, preset=halved)._key("dense", Part(0, {}, 1), "")
     with pytest.raises(ValueError, match="at least one"):
         Study(tmp_path, replace(done.preset, imp=replace(done.preset.imp, rounds=0)), SEEDS)
 

@@ -1,6 +1,8 @@
 """lpk.presets: the shipped files against the paper's tables, and what is said about a wrong file."""
 
 import json
+from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,26 @@ def test_a_users_own_file(tmp_path: Path) -> None:
     assert presets.load(str(tmp_path / "mine.toml")) == preset
 
 
+@pytest.mark.parametrize("name", TABLES)
+def test_the_papers_presets_offer_bfloat16(name: str, tmp_path: Path) -> None:
+    """Its line needs no more than to be no comment."""
+    text = resources.files(presets).joinpath(f"{name}.toml").read_text()
+    path = tmp_path / f"{name}.toml"
+    path.write_text(text.replace("# autocast", "autocast"))
+    preset, offered = presets.load(name), presets.load(path)
+    assert preset.train.autocast is None
+    assert offered == replace(preset, train=replace(preset.train, autocast="bfloat16"))
+    assert presets.from_dict(json.loads(json.dumps(offered.to_dict())), "manifest.json") == offered != preset
+
+
+def test_a_preset_of_before_there_was_autocast() -> None:
+    """It is read as float32, and said as it was: what a study measured is found by this dict."""
+    plain = {"name": "mine", **SECTIONS}
+    preset = presets.from_dict(plain, "manifest.json")
+    assert preset.train.autocast is None
+    assert preset.to_dict()["train"] == {**SECTIONS["train"], "lr": 1.0}
+
+
 @pytest.mark.parametrize("name", presets.names())
 def test_to_dict_is_json_and_can_be_read_again(name: str, tmp_path: Path) -> None:
     preset = presets.load(name)
@@ -138,6 +160,8 @@ def test_from_dict_names_what_is_wrong() -> None:
         (changed("train", lr="0.1"), r"\[train\] lr is '0.1'; it must be a number"),
         (changed("train", milestones=2), r"\[train\] milestones is 2; it must be a list of whole numbers"),
         (changed("train", milestones=[2, 2.5]), r"\[train\] milestones is \[2, 2.5\]"),
+        (changed("train", autocast="float16"), r"\[train\] autocast is 'float16'; 'bfloat16' is possible, or to leave"),
+        (changed("train", autocast=True), r"\[train\] autocast is True; it must be a string"),
         (changed("data", augment=1), r"\[data\] augment is 1; it must be true or false"),
         (changed("data", name=7), r"\[data\] name is 7; it must be a string"),
         (changed("data", train="all"), r"\[data\] train is 'all'; it must be a whole number"),

@@ -38,9 +38,11 @@ def test_users_training_goes_on_from_the_last_finished_round(images, tmp_path, c
     assert same(lpk.Tickets.load(tmp_path), whole)
 
 
-@pytest.mark.parametrize("epochs", [0, 1, 2, 4, 6])
-def test_trainer_goes_on_from_the_last_finished_epoch(tmp_path, epochs):
-    whole = lpk.imp(make_network(), make_trainer(), **OPTIONS)
+@pytest.mark.parametrize(
+    ("epochs", "autocast"), [(0, None), (1, None), (2, None), (4, None), (6, None), (2, "bfloat16")]
+)
+def test_trainer_goes_on_from_the_last_finished_epoch(tmp_path, epochs, autocast):
+    whole = lpk.imp(make_network(), make_trainer(autocast=autocast), **OPTIONS)
     trained = []
 
     class Interrupted(Trainer):
@@ -50,10 +52,10 @@ def test_trainer_goes_on_from_the_last_finished_epoch(tmp_path, epochs):
             trained.append(start)
             super().__call__(model, start, stop)
 
-    trainer = make_trainer()
+    trainer = make_trainer(autocast=autocast)
     with pytest.raises(Stop):
         lpk.imp(make_network(), Interrupted(trainer.train, trainer.recipe, seed=3), store=tmp_path, **OPTIONS)
-    resumed = make_trainer()
+    resumed = make_trainer(autocast=autocast)
     counted = []
     original = Trainer.__call__
 

@@ -36,9 +36,10 @@ def test_momentum_starts_empty_in_a_new_round():
     assert not trainer.state_dict()
 
 
-def test_training_is_sgd_with_momentum_and_weight_decay():
-    """One step by hand."""
-    trainer = make_trainer(batch_size=96, lr=0.1, momentum=0.9, weight_decay=0.01)
+@pytest.mark.parametrize("autocast", [None, "bfloat16"])
+def test_training_is_sgd_with_momentum_and_weight_decay(autocast):
+    """Two steps by hand."""
+    trainer = make_trainer(batch_size=96, lr=0.1, momentum=0.9, weight_decay=0.01, autocast=autocast)
     ours, theirs = make_network(), make_network()
     trainer(ours, 0, 2)
     velocity = [torch.zeros_like(p) for p in theirs.parameters()]
@@ -46,13 +47,35 @@ def test_training_is_sgd_with_momentum_and_weight_decay():
     for epoch in range(2):
         (x, y), = trainer.train.loader(96, seed=stream(3, "samples", 0, epoch))  # fmt: skip
         theirs.zero_grad()
-        torch.nn.functional.cross_entropy(theirs(x), y).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast is not None):
+            loss = torch.nn.functional.cross_entropy(theirs(x), y)
+        loss.backward()
         with torch.no_grad():
             for p, v in zip(theirs.parameters(), velocity, strict=True):
                 v.mul_(0.9).add_(p.grad + 0.01 * p)
                 p.sub_(0.1 * v)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_computes_in_bfloat16_and_trains_float32():
+    networks, seen = [make_network(), make_network()], []
+    for network, autocast in zip(networks, (None, "bfloat16"), strict=True):
+        network[-1].register_forward_hook(lambda layer, inputs, logits: seen.append(logits.dtype))
+        trainer = make_trainer(autocast=autocast)
+        trainer(network, 0, 1)
+        kept = [*network.state_dict().values(), *trainer.state_dict().values()]
+        assert {tensor.dtype for tensor in kept if tensor.is_floating_point()} == {torch.float32}
+    assert seen == [torch.float32] * 3 + [torch.bfloat16] * 3
+    for a, b in zip(*(network.parameters() for network in networks), strict=True):
+        assert not torch.equal(a, b)
+        torch.testing.assert_close(a, b, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("bad", ["float16", "float32", "", torch.bfloat16, True])
+def test_what_a_recipe_cannot_compute_in(bad):
+    with pytest.raises(ValueError, match=f"autocast is {bad!r}; 'bfloat16' is possible, or to leave it out"):
+        Recipe(epochs=1, autocast=bad)
 
 
 def test_streams_differ():
