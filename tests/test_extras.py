@@ -28,6 +28,14 @@ tickets = lpk.imp(model, train, rounds=2, epochs=3, progress=False)
 pooled = lpk.pool(tickets, 2, model=model, validation=(x, y), calibration=x, progress=False)
 assert lpk.sparsify(model, pooled)(x).shape == (64, 3)
 assert lpk.ops.magnitude_mask(torch.arange(4.0), 2).sum() == 2
+from lpk.data.feed import feed
+from lpk.data.splits import MemorySplit
+class Own:
+    def __len__(self): return 64
+    def loader(self, batch_size, **options): return zip(x.split(batch_size), y.split(batch_size))
+for split in (Own(), MemorySplit(torch.zeros(64, 1, 6, 6, dtype=torch.uint8), y, (0.5,), (0.5,))):
+    fed = feed(split, torch.device("cpu"), 32, augment=False)
+    assert [len(fed.batch(*inputs)[1]) for inputs in fed.epoch(0)] == [32, 32]
 print("done")
 """
 

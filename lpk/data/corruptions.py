@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision import transforms
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -71,9 +70,9 @@ def corrupted(data: Data, name: str, severity: int, *, root: Path | None = None)
         return _read(folder(data.name, root), name, severity, split)
     if isinstance(split, MemorySplit):
         return replace(split, images=corrupt(split.images, name, severity, seed=0))
-    assert isinstance(split, FolderSplit) and isinstance(split.evaluation, transforms.Compose)
+    assert isinstance(split, FolderSplit) and isinstance(split.evaluation, v2.Compose)
     resize, crop, *finish = split.evaluation.transforms
-    return replace(split, evaluation=transforms.Compose([resize, crop, _Corrupt(name, severity), *finish]))
+    return replace(split, evaluation=v2.Compose([resize, crop, _Corrupt(name, severity), *finish]))
 
 
 def corrupt(images: Tensor, name: str, severity: int, *, seed: int | None = None) -> Tensor:

@@ -21,12 +21,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
-from torchvision import transforms
 
 from lpk import extras
-from lpk.data.splits import FolderSplit, MemorySplit, Split, check_count, generator
+from lpk.data.preparation import generator
+from lpk.data.splits import FolderSplit, MemorySplit, Split, check_count
+
+extras.need("lpk.data", "torchvision", "PIL")
+
+import torchvision
+from torchvision.transforms import v2
 
 NAMES = ("fashion-mnist", "cifar10", "cifar100", "imagenet", "digits")
 
@@ -236,12 +240,14 @@ def _read_imagenet(name: str, place: Path) -> tuple[FolderSplit, FolderSplit]:
     parts = [torchvision.datasets.ImageFolder(place / part, loader=_open_image) for part in ("train", "val")]
     if parts[0].classes != parts[1].classes:
         raise ValueError(f"{place}: train and val must have the same class folders")
-    finish = [transforms.ToTensor(), transforms.Normalize(*_STATISTICS[name])]
-    crop_flip = transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *finish])
-    central = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), *finish])
+    crop_flip = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    central = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor()])
     workers = min(torch.get_num_threads(), _MOST_WORKERS)
     train, test = (
-        FolderSplit(part, torch.arange(len(part), device="cpu"), crop_flip, central, workers) for part in parts
+        FolderSplit(
+            part, torch.arange(len(part), device="cpu"), crop_flip, central, *_STATISTICS[name], workers=workers
+        )
+        for part in parts
     )
     return train, replace(test, training=central)
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-Batch = tuple[Tensor, Tensor]  # inputs float32 [B, C, H, W], normalised; labels int64 [B]
+from lpk.data.preparation import Batch, Gather, Normalise, Pixels, at_step, draw, generator
 
-_PADDING = 4
+if TYPE_CHECKING:
+    import torchvision
+
+_CPU = torch.device("cpu")
 
 
 class Split(Protocol):
@@ -69,13 +70,17 @@ class MemorySplit:
         self, batch_size: int, *, seed: int | None = None, augment: bool = False, drop_last: bool = False
     ) -> Iterable[Batch]:
         """Batches from memory; see `Split.loader`."""
-        _check_loader(batch_size, seed, augment)
-        return _MemoryLoader(self, batch_size, seed, augment and self.augmentation == "crop-flip", drop_last)
+        check_loader(batch_size, seed, augment)
+        return _MemoryLoader(self, batch_size, seed, self.is_augmented(augment), drop_last)
 
     def take(self, count: int) -> MemorySplit:
         """The first `count` samples, sharing their memory; ValueError if there are fewer."""
         check_count("count", count, 0, len(self))
         return replace(self, images=self.images[:count], labels=self.labels[:count])
+
+    def is_augmented(self, augment: bool) -> bool:
+        """Whether `loader(augment=augment)` changes an image."""
+        return augment and self.augmentation == "crop-flip"
 
     def tensors(self) -> Batch:
         """All samples in order, normalised, unaugmented: float32 [N, C, H, W] and int64 [N]."""
@@ -83,10 +88,7 @@ class MemorySplit:
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] to float32: (pixel / 255 - mean) / std."""
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32, device="cpu")[:, None, None] for values in (self.mean, self.std)
-        )
-        return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+        return Normalise(self.mean, self.std, images.device)(images)
 
     def subset(self, indices: Tensor, *, augmented: bool) -> MemorySplit:
         """The samples at `indices`, int64 [M]; `loader(augment=True)` augments them only if `augmented`."""
@@ -108,20 +110,13 @@ class _MemoryLoader:
         return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[Batch]:
-        split, n = self.split, len(self.split)
-        order = torch.arange(n, device="cpu")
-        if self.seed is not None:
-            # Drawn for all samples at once, so that a sample's crop does not depend on the batch size.
-            drawn = generator(self.seed)
-            order = torch.randperm(n, generator=drawn, device="cpu")
-            corners = torch.randint(0, 2 * _PADDING + 1, (n, 2), generator=drawn, device="cpu")
-            mirrored = torch.rand(n, generator=drawn, dtype=torch.float32, device="cpu") < 0.5
-        for batch in range(len(self)):
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            images = split.images[chosen]
-            if self.augment:
-                images = _crop_flip(images, corners[chosen], mirrored[chosen])
-            yield split.normalise(images), split.labels[chosen]
+        split = self.split
+        gather = Gather(split.images, split.labels, _CPU)
+        normalise = Normalise(split.mean, split.std, _CPU)
+        drawn = draw(len(split), self.seed, augment=self.augment)
+        for step in range(len(self)):
+            images, labels = gather(*at_step(drawn, self.batch_size, step))
+            yield normalise(images), labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,14 +124,17 @@ class FolderSplit:
     """Images read from disk when they are asked for, by `workers` processes (0: this one).
 
     folder: a torchvision ImageFolder without transforms; indices: which of its samples, int64 [N].
-    training, evaluation: image -> float32 [C, H, W], with and without `loader(augment=True)`.
-    ValueError while iterating: a damaged image, by name.
+    training, evaluation: image -> uint8 [C, H, W], with and without `loader(augment=True)`.
+    mean, std: batches are normalised by them, per channel.
+    ValueError while iterating: a damaged image, by name; a transform that returns something else.
     """
 
     folder: torchvision.datasets.ImageFolder
     indices: Tensor
     training: Callable[[Any], Tensor]
     evaluation: Callable[[Any], Tensor]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     workers: int = 0
 
     def __len__(self) -> int:
@@ -146,14 +144,24 @@ class FolderSplit:
         self, batch_size: int, *, seed: int | None = None, augment: bool = False, drop_last: bool = False
     ) -> Iterable[Batch]:
         """Batches streamed by a torch DataLoader; see `Split.loader`."""
-        _check_loader(batch_size, seed, augment)
+        finish = Normalise(self.mean, self.std, _CPU)
+        return self._loader(batch_size, seed, augment, finish, drop_last=drop_last)
+
+    def pixels(self, batch_size: int, *, seed: int, augment: bool, pin_memory: bool) -> Iterable[Pixels]:
+        """The same batches before they are normalised, where asked for in pinned memory."""
+        return self._loader(batch_size, seed, augment, None, pin_memory=pin_memory)
+
+    def _loader(
+        self, batch_size: int, seed: int | None, augment: bool, finish: Normalise | None, **options: Any
+    ) -> DataLoader[Any]:
+        check_loader(batch_size, seed, augment)
         order = self.indices
         if seed is not None:
             order = order[torch.randperm(len(order), generator=generator(seed), device="cpu")]
-        samples = _Transformed(self.folder, order, self.training if augment else self.evaluation, seed)
+        samples = _Transformed(self.folder, order, self.training if augment else self.evaluation, finish, seed)
         # A DataLoader draws a seed for its workers, from the global random state unless it has a generator.
-        workers: dict[str, Any] = {"num_workers": self.workers, "generator": generator(0)}
-        return DataLoader(samples, batch_size, drop_last=drop_last, collate_fn=_collate, **workers)
+        options |= {"num_workers": self.workers, "generator": generator(0)}
+        return DataLoader(samples, batch_size, collate_fn=_collate, **options)
 
     def take(self, count: int) -> FolderSplit:
         """The first `count` samples; ValueError if there are fewer."""
@@ -171,6 +179,7 @@ class _Transformed(Dataset[tuple[Tensor, int]]):
     folder: torchvision.datasets.ImageFolder
     order: Tensor
     transform: Callable[[Any], Tensor]
+    finish: Normalise | None
     seed: int | None
 
     def __len__(self) -> int:
@@ -183,34 +192,19 @@ class _Transformed(Dataset[tuple[Tensor, int]]):
         with torch.random.fork_rng(devices=[]):
             if self.seed is not None:
                 torch.default_generator.manual_seed(generator(self.seed, index).initial_seed())
-            return self.transform(image), label
+            pixels = self.transform(image)
+        if pixels.dtype != torch.uint8 or pixels.dim() != 3:
+            raise ValueError(f"a transform returned {pixels.dtype} {list(pixels.shape)}, not uint8 [C, H, W]")
+        # A picture has its channels innermost; a batch is contiguous anyway, but with one channel at a time is sooner.
+        return (pixels if self.finish is None else self.finish(pixels.contiguous())), label
 
 
-def generator(*entropy: int) -> torch.Generator:
-    """A CPU generator for these numbers, hashed because torch's own seeding keeps 32 bits of one number."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
-
-
-def _crop_flip(images: Tensor, corners: Tensor, mirrored: Tensor) -> Tensor:
-    """Crops [B, C, H, W] of the padded images at corners int64 [B, 2], mirrored where bool [B] says so."""
-    count, channels, height, width = images.shape
-    padded = torch.nn.functional.pad(images, (_PADDING,) * 4)
-    rows = corners[:, :1] + torch.arange(height, device="cpu")
-    columns = corners[:, 1:] + torch.arange(width, device="cpu")
-    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    sample, channel = (
-        torch.arange(count, device="cpu")[:, None, None, None],
-        torch.arange(channels, device="cpu")[:, None, None],
-    )
-    return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
-
-
-def _collate(samples: list[tuple[Tensor, int]]) -> Batch:
+def _collate(samples: list[tuple[Tensor, int]]) -> Batch | Pixels:
     inputs, labels = default_collate(samples)  # a list, where a Batch is a tuple
     return inputs, labels
 
 
-def _check_loader(batch_size: int, seed: int | None, augment: bool) -> None:
+def check_loader(batch_size: int, seed: int | None, augment: bool) -> None:
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     if augment and seed is None:

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from lpk.data import splits
+from lpk.data.preparation import Batch
 
 Kind = Literal["none", "crop-flip"]
 
@@ -17,10 +18,10 @@ def numbered(count: int, size: int = 32, augmentation: Kind = "none") -> splits.
     return splits.MemorySplit(images.to(torch.uint8), torch.arange(count), mean, std, augmentation)
 
 
-def joined(batches: Iterable[splits.Batch]) -> splits.Batch:
+def joined(batches: Iterable[Batch]) -> Batch:
     inputs, labels = zip(*batches, strict=True)
     return torch.cat(inputs), torch.cat(labels)
 
 
-def equal(one: splits.Batch, other: splits.Batch) -> bool:
+def equal(one: Batch, other: Batch) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision import transforms
 from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
 
 from lpk.data import corruptions
 from lpk.data import sets as data
@@ -122,10 +122,8 @@ def test_a_folder_is_corrupted_sample_by_sample(tmp_path):
         for i in range(3):
             pixels = np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / label / f"{i}.png")
-    evaluation = transforms.Compose(
-        [transforms.Resize(36), transforms.CenterCrop(32), transforms.ToTensor(), transforms.Normalize([0.5], [0.5])]
-    )
-    folder = FolderSplit(ImageFolder(tmp_path), torch.arange(6), evaluation, evaluation)
+    evaluation = v2.Compose([v2.Resize(36), v2.CenterCrop(32), v2.PILToTensor()])
+    folder = FolderSplit(ImageFolder(tmp_path), torch.arange(6), evaluation, evaluation, (0.5,) * 3, (0.5,) * 3)
     given = replace(made_up("imagenet"), test=folder)
     batches = [list(corruptions.corrupted(given, "noise", 2).loader(4, seed=0)) for _ in range(2)]
     clean = list(folder.loader(4, seed=0))

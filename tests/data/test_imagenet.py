@@ -1,14 +1,17 @@
 """ImageNet: images that are streamed from folders."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from lpk.data import sets as data
 from lpk.data import splits
+from lpk.data.preparation import generator
 from tests.data.batches import equal, joined
 from tests.data.small_sets import write_imagenet
 
@@ -23,7 +26,7 @@ def imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def in_this_process(split: splits.Split) -> splits.FolderSplit:
     assert isinstance(split, splits.FolderSplit)
-    return splits.FolderSplit(split.folder, split.indices, split.training, split.evaluation, workers=0)
+    return replace(split, workers=0)
 
 
 def test_imagenet_is_streamed_from_its_folders(imagenet: Path) -> None:
@@ -68,12 +71,36 @@ def test_a_seed_alone_decides_streamed_batches(imagenet: Path) -> None:
     before = torch.get_rng_state()
     assert equal(first, joined(train.loader(4, seed=3, augment=True)))
     assert torch.equal(torch.get_rng_state(), before)
-    parallel = splits.FolderSplit(train.folder, train.indices, train.training, train.evaluation, workers=2)
+    parallel = replace(train, workers=2)
     assert equal(first, joined(parallel.loader(4, seed=3, augment=True)))
     assert not torch.equal(first[0], joined(train.loader(4, seed=4, augment=True))[0])
     assert not torch.equal(first[0], joined(train.loader(4, seed=3))[0])
     assert torch.equal(first[1], joined(train.loader(4, seed=3))[1])
     assert len(list(train.loader(4, drop_last=True))) == 1
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_streamed_batches_are_what_torchvisions_first_transforms_make(imagenet: Path, augment: bool) -> None:
+    """Their random numbers and their bits."""
+    train = in_this_process(data.load("imagenet", validation=0, root=imagenet).train)
+    finish = [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    crop_flip = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
+    central = [transforms.Resize(256), transforms.CenterCrop(224)]
+    transform = transforms.Compose([*(crop_flip if augment else central), *finish])
+    for seed in range(4):
+        inputs, labels = joined(train.loader(4, seed=seed, augment=augment))
+        order = torch.randperm(6, generator=generator(seed))
+        for image, label, index in zip(inputs, labels, train.indices[order].tolist(), strict=True):
+            picture, expected = train.folder[index]
+            torch.manual_seed(generator(seed, index).initial_seed())
+            assert label == expected and torch.equal(image, transform(picture))
+
+
+def test_a_transform_that_returns_something_else_is_named(imagenet: Path) -> None:
+    train = in_this_process(data.load("imagenet", validation=0, root=imagenet).train)
+    split = replace(train, training=transforms.ToTensor())
+    with pytest.raises(ValueError, match=r"a transform returned torch.float32 \[3, .*\], not uint8 \[C, H, W\]"):
+        list(split.loader(4, seed=0, augment=True))
 
 
 def test_every_streamed_sample_has_its_own_crop(imagenet: Path) -> None:
