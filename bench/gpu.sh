@@ -5,6 +5,7 @@
 #   bench/gpu.sh [tests] [operators] [benchmarks] [memcheck] [racecheck]      what to do after the build; these by default
 #   bench/gpu.sh kernels                                                      two minutes: the benchmarks of the GPU alone
 #   bench/gpu.sh search                                                       a call of its own: the search on the GPU
+#   bench/gpu.sh train                                                        three minutes: training on the GPU
 #
 # After the benchmarks, `python -m bench.bars` prints what is asked of the kernels on an H100 beside what was measured, and
 # `python -m bench.phases` where the search for thresholds spends its time.
@@ -15,6 +16,9 @@
 # The search needs Fashion-MNIST (LPK_DATA names its folder) and some four minutes, most of them for tickets, which stay in RUNS
 # (default: build/search) for the next call. SEARCH holds more arguments of `python -m bench.search`: SEARCH="--rounds 4" makes
 # fewer tickets, SEARCH="--parts rows profile" leaves out what takes long.
+#
+# Training needs Fashion-MNIST, too; TRAIN holds more arguments of `python -m bench.train`: TRAIN="--parts training --seeds 0"
+# takes a minute.
 #
 # PYTHON names the interpreter (default: python3), which must have the packages of `pip install -e '.[cli,test]'`; the results
 # are written to bench/results and, where OUT names a folder, copied there.
@@ -32,7 +36,7 @@ step() {
   local name=$1 start=$SECONDS
   shift
   case $name in
-    tests | operators | benchmarks | kernels | bars | phases | memcheck | racecheck | search) [[ $wanted == *" $name "* ]] || return 0 ;;
+    tests | operators | benchmarks | kernels | bars | phases | memcheck | racecheck | search | train) [[ $wanted == *" $name "* ]] || return 0 ;;
   esac
   echo "--- $name"
   if [ "$SECONDS" -ge "$LIMIT" ]; then
@@ -85,6 +89,8 @@ step phases "$PYTHON" -m bench.phases
 # shellcheck disable=SC2086  # SEARCH holds several arguments
 step search "$PYTHON" -m bench.search --device cuda --preset bench/h100.toml --runs "${RUNS:-build/search}" \
   --results bench/results ${SEARCH:-}
+# shellcheck disable=SC2086
+step train "$PYTHON" -m bench.train --device cuda --results bench/results ${TRAIN:-}
 if command -v compute-sanitizer >/dev/null; then
   checked memcheck
   checked racecheck

@@ -74,6 +74,13 @@ class Recorder:
             raise ValueError(f"backend is 'graph', which is not possible here: {problem}")
         self.problem = problem
 
+    def drawn(self) -> Tensor:
+        """Where the device's stream of random numbers stands."""
+        return torch.cuda.get_rng_state(self.device)
+
+    def draw_from(self, state: Tensor) -> None:
+        torch.cuda.set_rng_state(state, self.device)
+
     @contextmanager
     def aside(self) -> Iterator[None]:
         """On a stream of the recorder's own: the device's default one can't be recorded."""
@@ -107,14 +114,25 @@ class Replayed:
     Args:
         function: maps tensors to nothing; whatever it tells, it tells by `state`.
         state: the tensors that it changes, at the same addresses always.
+        same: whether a replay did what a call did: what the tensors of `state` were before, after a call and after a
+            replay. Default: to the bit.
+        random: whether what it draws on the device is to be drawn anew by a replay.
     """
 
     def __init__(
-        self, function: Callable[..., None], state: Callable[[], Sequence[Tensor]], recorder: Recorder
+        self,
+        function: Callable[..., None],
+        state: Callable[[], Sequence[Tensor]],
+        recorder: Recorder,
+        *,
+        same: Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], bool] | None = None,
+        random: bool = False,
     ) -> None:
         self.function = function
         self.state = state
         self.recorder = recorder
+        self.same = same or _same_bits
+        self.random = random
         self._called = False
         self._inputs: list[Tensor] = []
         self._launch: Launch | None = None
@@ -138,23 +156,31 @@ class Replayed:
 
     def _record(self, inputs: Sequence[Tensor]) -> None:
         """Records the function, and does for these inputs what it does, by whichever way will be taken."""
-        before = [x.clone() for x in self.state()]
+        before = [x.detach().clone() for x in self.state()]
+        drawn = self.recorder.drawn() if self.random else None
         try:
             self._inputs = [torch.empty_like(x, device=self.recorder.device).copy_(x) for x in inputs]
             with self.recorder.aside(), self.recorder.without_waiting():
                 self.function(*self._inputs)  # also what libraries do once for a stream
-            expected = [x.clone() for x in self.state()]
-            _put_back(self.state(), before)
+            expected = [x.detach().clone() for x in self.state()]
+            self._put_back(before, drawn)
             launch = self.recorder.record(lambda: self.function(*self._inputs))
             launch()
-            if not all(map(_same_bits, self.state(), expected)):
+            if not self.same(before, expected, self.state()):
                 raise RuntimeError("a replay of the network gives other numbers than a call")
             self._launch = launch
         except Exception as error:  # whatever a stranger's forward does
             self._inputs = []
-            _put_back(self.state(), before)
-            self.function(*inputs)
+            self._put_back(before, drawn)
             self.recorder.give_up(str(error).partition("\n")[0] or type(error).__name__)
+            self.function(*inputs)
+
+    def _put_back(self, values: Sequence[Tensor], drawn: Tensor | None) -> None:
+        with torch.no_grad():
+            for x, value in zip(self.state(), values, strict=True):
+                x.copy_(value)
+        if drawn is not None:
+            self.recorder.draw_from(drawn)
 
 
 def is_gpu(device: torch.device) -> bool:
@@ -162,11 +188,8 @@ def is_gpu(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.cuda is not None
 
 
-def _put_back(state: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    for x, value in zip(state, values, strict=True):
-        x.copy_(value)
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
+def _same_bits(before: Sequence[Tensor], expected: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
     """Also of NaN."""
-    return torch.equal(*(x.reshape(-1).view(torch.uint8) for x in (a, b)))
+    return all(
+        torch.equal(*(x.reshape(-1).view(torch.uint8) for x in both)) for both in zip(expected, now, strict=True)
+    )

@@ -15,6 +15,7 @@ from lpk.networks import replay
 from lpk.pooling import eager, evaluate
 
 WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}
+UNDECLARED = {("aten::native_batch_norm", f"running_{name}") for name in ("mean", "var")}  # are written, too
 
 
 class _Watching(TorchDispatchMode):
@@ -38,7 +39,8 @@ class _Tape(TorchDispatchMode):
         written = [
             value
             for i, argument in enumerate(func._schema.arguments)
-            if argument.alias_info is not None and argument.alias_info.is_write
+            if (func._schema.name, argument.name) in UNDECLARED
+            or (argument.alias_info is not None and argument.alias_info.is_write)
             for value in tree_leaves(args[i] if i < len(args) else kwargs.get(argument.name))
             if isinstance(value, Tensor)
         ]
@@ -68,13 +70,21 @@ class Emulated(replay.Recorder):
     recorded = 0
 
     def record(self, function):
-        tape = _Tape()
+        tape, drawn = _Tape(), self.drawn()
         with tape:
             function()
-        for x, value in reversed(tape.before):
-            x.copy_(value)
+        self.draw_from(drawn)
+        with torch.no_grad():
+            for x, value in reversed(tape.before):
+                x.copy_(value)
         type(self).recorded += 1
         return tape.replay
+
+    def drawn(self):
+        return torch.get_rng_state()
+
+    def draw_from(self, state):
+        torch.set_rng_state(state)
 
     def aside(self):
         return nullcontext()

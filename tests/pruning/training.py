@@ -10,8 +10,9 @@ from tests.conftest import make_images
 OPTIONS = {"epochs": 3, "rounds": 3, "rewind": 1, "seed": 5, "progress": False}
 
 
-def make_trainer(**recipe) -> Trainer:
+def make_trainer(*, backend=None, **recipe) -> Trainer:
     images, labels = make_images(96, seed=1)
     stored = ((images - images.min()) / (images.max() - images.min()) * 255).to(torch.uint8)
     split = splits.MemorySplit(stored, labels, mean=(0.5,), std=(0.2,), augmentation="none")
-    return Trainer(split, Recipe(**{"epochs": 3, "batch_size": 32, "lr": 0.05, "milestones": (2,), **recipe}), seed=3)
+    recipe = Recipe(**{"epochs": 3, "batch_size": 32, "lr": 0.05, "milestones": (2,), **recipe})
+    return Trainer(split, recipe, seed=3, backend=backend)
