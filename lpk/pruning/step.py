@@ -70,7 +70,8 @@ class Step:
             else:
                 continue
             self.optimizer.state[parameter]["momentum_buffer"] = buffer
-        self._called = 0
+        self._shapes: list[torch.Size] = []
+        self._watched = False
         self._fitting = self._circumstances()
         recorder = Recorder(device, "it was asked for" if backend == "torch" else None, required=backend == "graph")
         if recorder.problem is None and (problem := self._problem()):
@@ -93,17 +94,18 @@ class Step:
         return {i: buffer for i, buffer in found.items() if buffer is not None}
 
     def __call__(self, rate: float, *inputs: Tensor) -> None:
-        """One step at a learning rate. The first two are always called: one for what a network does once in its life,
-        one to be watched."""
+        """One step at a learning rate. The first two are called: one for what a network does once in its life, one to
+        be watched. So are those of another size, which an epoch's last one may have."""
         if self._rate is None:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
         else:
             self._rate.fill_(rate)
-        self._called += 1
-        if self._called == 1 or self.graph_problem is not None:
+        shapes = [x.shape for x in inputs]
+        first, self._shapes = not self._shapes, self._shapes or shapes
+        if first or self.graph_problem is not None or shapes != self._shapes:
             self._train(*inputs)
-        elif self._called == 2:
+        elif not self._watched:
             self._watch(*inputs)
         else:
             self._replayed(*inputs)
@@ -120,6 +122,7 @@ class Step:
 
     def _watch(self, *inputs: Tensor) -> None:
         """A step that is called, to see whether Python does in it what a graph can't hold."""
+        self._watched = True
         numbers, self._fitting = _random_numbers(), self._circumstances()
         self._replayed(*inputs)
         if numbers != _random_numbers():

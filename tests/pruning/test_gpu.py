@@ -29,7 +29,7 @@ def deterministic(monkeypatch):
 
 def prepared(backend, **recipe):
     torch.manual_seed(7)
-    trainer = make_trainer(batch_size=40, backend=backend, **recipe)
+    trainer = make_trainer(batch_size=28, backend=backend, **recipe)
     trainer.train, trainer.augment = replace(trainer.train, augmentation="crop-flip"), True
     return trainer
 

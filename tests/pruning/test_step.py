@@ -9,7 +9,9 @@ from torch import nn
 
 import lpk
 from lpk.networks import replay
+from lpk.networks.flat import Layout
 from lpk.pruning import step
+from lpk.pruning.masking import kept_pruned
 from lpk.pruning.step import Step
 from tests.conftest import make_network
 from tests.pooling.recording import Emulated
@@ -18,8 +20,7 @@ from tests.pruning.training import OPTIONS, make_trainer
 MASKED = {**OPTIONS, "epochs": 3, "rounds": 2}
 
 
-@pytest.fixture
-def gpu(monkeypatch):
+def like_a_gpu(monkeypatch):
     """The CPU takes the ways of a GPU, and its generator is the device's."""
     for module in (step, replay):
         monkeypatch.setattr(module, "is_gpu", lambda device: True)
@@ -28,10 +29,15 @@ def gpu(monkeypatch):
     monkeypatch.setattr(Emulated, "recorded", 0)
 
 
+@pytest.fixture
+def gpu(monkeypatch):
+    like_a_gpu(monkeypatch)
+
+
 def trained(network, *, backend, epochs=3, **recipe):
-    """A network trained epoch by epoch, in batches of 40: 40, 40 and 16 samples."""
+    """A network trained epoch by epoch, in batches of 28: 28, 28, 28 and 12 samples."""
     torch.manual_seed(7)
-    trainer = make_trainer(batch_size=40, **recipe)
+    trainer = make_trainer(batch_size=28, **recipe)
     trainer.train, trainer.augment, trainer.backend = replace(trainer.train, augmentation="crop-flip"), True, backend
     for epoch in range(epochs):
         trainer(network, epoch, epoch + 1)
@@ -43,13 +49,19 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("autocast", [None, "bfloat16"])
-def test_replayed_steps_are_called_ones(gpu, autocast):
+def test_replayed_steps_are_called_ones(monkeypatch, autocast):
+    usual, _ = trained(make_network(), backend=None, autocast=autocast, warmup=1)
+    like_a_gpu(monkeypatch)
     (called, a), (replayed, b) = (
         trained(make_network(), backend=backend, autocast=autocast, warmup=1) for backend in ("torch", "graph")
     )
     assert Emulated.recorded == 1 and (a.graph_problem, b.graph_problem) == ("it was asked for", None)
     assert same(called, replayed) and not same(called, make_network())
     assert all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
+    for ours, theirs in zip(
+        replayed.parameters(), usual.parameters(), strict=True
+    ):  # a fused update, a rate in a tensor
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 if autocast is None else 1e-2)
 
 
 def test_lpk_imp_with_replayed_steps(gpu):
@@ -88,6 +100,29 @@ def test_a_new_mask_and_new_attributes_are_recorded_anew(gpu):
             parameter.data = parameter.clone()  # at another address
     trainer(network, 3, 4)
     assert Emulated.recorded == 3
+
+
+def test_a_mask_s_step_is_not_another_s(gpu):
+    network, trainer = make_network(), make_trainer(backend="graph")
+    layout = Layout.of_model(network)
+    for seed in range(2):
+        mask = torch.rand(layout.n, generator=torch.Generator().manual_seed(seed)) < 0.5
+        with kept_pruned(network, layout, mask, lambda: None):
+            trainer(network, seed, seed + 1)
+        assert not layout.flatten(network.state_dict()).weights[~mask].any()
+    assert Emulated.recorded == 2
+
+
+def test_steps_of_the_usual_size_are_recorded(gpu):
+    """Epochs of 40, 40 and 16 samples."""
+    trainer = make_trainer(backend="graph", batch_size=40)
+    trainer(make_network(), 0, 2)
+    assert [len(x) for x in trainer._step._replayed._inputs] == [40]
+
+
+def test_a_loss_that_diverges_is_told(gpu):
+    with pytest.raises(RuntimeError, match=r"the loss is (nan|inf) in round 0, epoch 1"):
+        trained(make_network(), backend="graph", lr=1e30, epochs=3)
 
 
 def test_dropout_is_drawn_anew_in_each_step(gpu):
