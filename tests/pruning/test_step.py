@@ -212,6 +212,7 @@ def test_a_replay_that_does_something_else_is_found():
     assert not step._close(before, expected, [torch.ones(4), torch.tensor(5)])
     assert not step._close(before, expected, [torch.ones(4) * torch.nan, torch.tensor(4)])
     assert step._close(before, before, before)
+    assert step._close(before, [torch.ones(4) * torch.nan, torch.tensor(4)], expected)  # diverged, which is told later
 
 
 def test_a_cpu_has_no_graphs():
