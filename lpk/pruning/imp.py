@@ -92,6 +92,7 @@ def imp(
             directory = files.absolute(store)
             stack.enter_context(files.locked(directory))
             run.open(directory)
+            stack.callback(run.settle)
         bar = stack.enter_context(Progress("imp", epochs + rounds * (epochs - rewind), show=progress))
         tickets = run.finished()
         for round_ in range(len(tickets)):
@@ -143,6 +144,10 @@ class _Run:
 
     def finished(self) -> list[Ticket]:
         return self.store.finished() if self.store is not None else []
+
+    def settle(self) -> None:
+        if self.store is not None:
+            self.store.settle()
 
     def close(self) -> None:
         if self.store is not None:

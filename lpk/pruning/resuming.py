@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -39,7 +40,8 @@ class Resumable(Protocol):
 class RunStore:
     """A run's directory: its tickets, the weights that it rewinds to, and its last epoch, where `train` can resume.
 
-    Takes up what an earlier call left in the directory.
+    Takes up what an earlier call left in the directory. What an epoch left on a GPU is written while the next one is
+    trained; `settle` waits for it.
 
     Raises:
         ValueError: another network's, or a run's with other settings.
@@ -53,6 +55,7 @@ class RunStore:
         self.settings = settings
         for name, tensor in model.state_dict().items():
             check_tensor(tensor, repr(name))
+        self._aside = _Aside()
         self.tickets = self._opened()
         self._check_same_network()
         self._check_same_settings()
@@ -97,6 +100,7 @@ class RunStore:
         return [self.tickets.read(i) for i in range(len(self.tickets.listed))]
 
     def append(self, ticket: Ticket) -> None:
+        self.settle()
         self.tickets.append(ticket)
         self.tickets.commit(self.settings)
 
@@ -123,8 +127,12 @@ class RunStore:
         nested.taken_apart(state, {}, "train.state_dict()")
 
     def save_epoch(self, round_: int, epoch: int, train: Resumable) -> None:
-        """Stores what is needed to go on with this epoch."""
+        """Stores what is needed to go on with this epoch, from a GPU in the background."""
         self._save(CHECKPOINT, {"round": round_, "epoch": epoch}, train)
+
+    def settle(self) -> None:
+        """Waits until everything is stored. Raises what prevents it."""
+        self._aside.wait()
 
     def resume(self, round_: int, train: Resumable) -> int | None:
         """Takes up the checkpoint of this round; returns the epoch to go on with."""
@@ -139,6 +147,7 @@ class RunStore:
         return int(metadata["epoch"])
 
     def close(self) -> None:
+        self.settle()
         (self.directory / CHECKPOINT).unlink(missing_ok=True)
 
     def _save(self, name: str, metadata: Mapping[str, Any], train: Resumable | None = None) -> None:
@@ -149,7 +158,34 @@ class RunStore:
             own: StateDict = {}
             metadata = {**metadata, "train": nested.taken_apart(train.state_dict(), own, "train.state_dict()")}
             tensors |= {f"train.{k}": v for k, v in own.items()}
-        files.save_tensors(self.directory / name, tensors, metadata)
+        self.settle()
+        if not _on_a_device(tensors):
+            files.save_tensors(self.directory / name, tensors, metadata)
+            return
+        copies = {k: v.detach().to("cpu", copy=True) for k, v in tensors.items()}
+        self._aside.call(lambda: files.save_tensors(self.directory / name, copies, metadata))
+
+
+def _on_a_device(tensors: StateDict) -> bool:
+    return any(tensor.device.type != "cpu" for tensor in tensors.values())
+
+
+class _Aside:
+    """Calls one function at a time in a thread."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(1, "lpk-checkpoint")  # starts one when it is needed
+        self._called: Future[object] | None = None
+
+    def call(self, function: Callable[[], object]) -> None:
+        self.wait()
+        self._called = self._threads.submit(function)
+
+    def wait(self) -> None:
+        """Raises what the function raised."""
+        called, self._called = self._called, None
+        if called is not None:
+            called.result()
 
 
 def read_checkpoint(path: Path, layout: Layout, description: Any) -> tuple[StateDict, dict[str, Any]]:
