@@ -68,8 +68,14 @@ def test_an_epoch_is_trained_while_the_last_one_is_written(on_a_device, monkeypa
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 4])
-def test_an_interrupted_run_has_stored_its_last_epoch(on_a_device, tmp_path, epochs):
-    seen = []
+def test_an_interrupted_run_has_stored_its_last_epoch(on_a_device, monkeypatch, tmp_path, epochs):
+    seen, save = [], files.save_tensors
+
+    def slow(path, *arguments):
+        threading.Event().wait(0.2)
+        return save(path, *arguments)
+
+    monkeypatch.setattr(files, "save_tensors", slow)
 
     def stop(epoch):
         if len(seen) == epochs:
@@ -78,6 +84,8 @@ def test_an_interrupted_run_has_stored_its_last_epoch(on_a_device, tmp_path, epo
 
     with pytest.raises(Stop):
         lpk.imp(make_network(), watched(stop), store=tmp_path, **OPTIONS)
+    assert on_a_device[-1][0] == CHECKPOINT
+    monkeypatch.setattr(files, "save_tensors", save)
     tickets = lpk.imp(make_network(9), watched(seen.append), store=tmp_path, **OPTIONS)
     assert len(seen) == 3 + 3 * 2 and same(tickets, lpk.imp(make_network(), make_trainer(), **OPTIONS))
 
