@@ -35,6 +35,7 @@ _INTEGERS = {
 _Form = tuple[torch.device, torch.dtype, tuple[int, ...]]  # what a mask has of its tensor; the last are the strides
 
 _masked: dict[int, _Masked] = {}  # by the id of a parameter that is in training, and so is alive
+_pending: set[Masks] = set()  # those that gradients may have arrived for that are not masked yet
 _hooks: list[object] = []  # their handles, once they are registered
 _hooks_lock = threading.Lock()
 
@@ -50,34 +51,42 @@ class Masks:
     def __init__(self, at_first_step: Callable[[], None]) -> None:
         self.at_first_step = [at_first_step]  # until it is called
         self.masks: list[dict[_Form, Tensor]] = []  # of each parameter
-        self._arrived: dict[int, _Masked] = {}  # the parameters whose gradients are not masked yet, by id
+        self._arrived: dict[_Masked, None] = {}  # the parameters whose gradients are not masked yet
         self._pass = -1  # the backward pass at whose end they will be
+        self._at_once = False  # or as soon as they arrive
 
     def tensors(self) -> list[Tensor]:
         """All masks there are by now, on whatever device: 0 where a weight is pruned, 1 elsewhere."""
         return [mask for masks in self.masks for mask in masks.values()]
 
     def arrived(self, each: _Masked) -> None:
-        """Is told of each gradient that arrives."""
-        if torch.compiler.is_compiling() or _is_distributed():
-            # Compiled autograd tells of no end. DistributedDataParallel takes a gradient along at once and brings it
-            # back at the end of a pass, which need not be the one that it arrived in.
-            _mask_gradients([each])
-            return
-        self._arrived[id(each.parameter)] = each
+        """Is told of each gradient that arrives: the more often, the less it should do."""
         running = torch._C._current_graph_task_id()  # a pass within a pass has a number of its own
-        if running != self._pass:
-            self._pass = running
+        if running != self._pass or running < 0:
+            self._begin(running)
+        if self._at_once:
+            _mask_gradients([each])
+        else:
+            self._arrived[each] = None
+
+    def _begin(self, running: int) -> None:
+        self._pass = running
+        # Compiled autograd tells of no end. DistributedDataParallel takes a gradient along at once and brings it back
+        # at the end of a pass, which need not be the one that it arrived in.
+        self._at_once = torch.compiler.is_compiling() or _is_distributed()
+        if not self._at_once:
+            _pending.add(self)
             torch.autograd.Variable._execution_engine.queue_callback(self._mask_arrived)
 
     def take(self, each: _Masked) -> bool:
         """Whether a parameter's gradient is not masked yet; who asks is going to do it."""
-        return self._arrived.pop(id(each.parameter), None) is not None
+        return bool(self._arrived) and self._arrived.pop(each, self) is None
 
     def take_all(self) -> list[_Masked]:
         found = []
         while self._arrived:  # several threads of a backward pass may add to it
-            found.append(self._arrived.popitem()[1])
+            found.append(self._arrived.popitem()[0])
+        _pending.discard(self)
         return found
 
     def _mask_arrived(self) -> None:
@@ -92,6 +101,7 @@ class _Masked:
         self.remains = remains  # bool, on the CPU, of the parameter's shape
         self.is_pruned = not bool(remains.all())  # nothing is in round 0, which is as long as the others
         self.network = network
+        self._weights: tuple[int, torch.dtype, Tensor, Tensor] | None = None
         self.masks: dict[_Form, Tensor] = {}
         network.masks.append(self.masks)  # not self, or they would be garbage that takes memory until it is collected
 
@@ -107,6 +117,21 @@ class _Masked:
     def has_moved(self) -> bool:
         """Whether a pruned weight is not 0."""
         return self.is_pruned and bool(self.parameter.detach()[self.mask(self.parameter) == 0].any())
+
+    def bits(self) -> tuple[Tensor, Tensor]:
+        """The weights in the integers that mask them, and the mask: the last ones, unless the weights lie elsewhere."""
+        weights, known = self.parameter, self._weights
+        address = weights.data_ptr()
+        if known is None or known[0] != address or known[1] is not weights.dtype:
+            mask = self.mask(weights)
+            view = weights.detach()
+            self._weights = known = (
+                address,
+                weights.dtype,
+                view if mask.dtype == torch.bool else view.view(mask.dtype),
+                mask,
+            )
+        return known[2:]
 
     def gradient_arrived(self, parameter: Tensor) -> None:
         self.network.arrived(self)
@@ -181,7 +206,8 @@ def _register() -> None:
 
 def _before_step(optimizer: Optimizer, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
     """A step within a backward pass, as each gradient arrives, and one after a pass that failed."""
-    _mask_gradients([each for each in _masked_of(optimizer) if each.network.take(each)])
+    if _pending:
+        _mask_gradients([each for each in _masked_of(optimizer) if each.network.take(each)])
 
 
 def _after_step(optimizer: Optimizer, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
@@ -195,48 +221,46 @@ def _after_step(optimizer: Optimizer, args: tuple[object, ...], kwargs: dict[str
 def _masked_of(optimizer: Optimizer) -> list[_Masked]:
     if not _masked:
         return []
-    return [
-        each
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if (each := _masked.get(id(parameter)))
-    ]
+    find = _masked.get
+    found = [find(id(parameter)) for group in optimizer.param_groups for parameter in group["params"]]
+    return [each for each in found if each is not None]
 
 
 def _mask_weights(found: Iterable[_Masked]) -> None:
-    _mask([(each, each.parameter) for each in found if each.is_pruned])
+    both = [each.bits() for each in found if each.is_pruned]
+    _mask([bits for bits, _ in both], [mask for _, mask in both])
 
 
 def _mask_gradients(found: Iterable[_Masked]) -> None:
-    dense = []
+    bits, masks = [], []
     for each in found:
         gradient = each.parameter.grad
         if gradient is None:  # a hook of the user's has used it up
             continue
         if gradient.is_sparse:
             each.mask_sparse(gradient)
-        elif gradient.requires_grad:  # of create_graph=True: what is differentiated again is what was masked
-            with torch.enable_grad():
-                gradient.masked_fill_(each.mask(gradient) == 0, 0.0)
-        else:
-            dense.append((each, gradient))
-    _mask(dense)
-
-
-@torch.no_grad()
-def _mask(tensors: Iterable[tuple[_Masked, Tensor]]) -> None:
-    """Sets what is pruned in parameters, or their gradients, to +0, whatever is there."""
-    groups: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
-    for each, tensor in tensors:
-        mask = each.mask(tensor)
-        if mask.dtype == torch.bool:  # complex numbers, for instance
-            tensor.masked_fill_(~mask, 0.0)
             continue
-        bits, masks = groups.setdefault((mask.device, mask.dtype), ([], []))
-        bits.append(tensor.view(mask.dtype))
+        mask = each.mask(gradient)
+        if gradient.requires_grad:  # of create_graph=True: what is differentiated again is what was masked
+            with torch.enable_grad():
+                gradient.masked_fill_(mask == 0, 0.0)
+            continue
+        bits.append(gradient if mask.dtype is torch.bool else gradient.view(mask.dtype))
         masks.append(mask)
-    for bits, masks in groups.values():
-        torch._foreach_mul_(bits, masks)
+    _mask(bits, masks)
+
+
+def _mask(bits: list[Tensor], masks: list[Tensor]) -> None:
+    """Sets what is pruned to +0, whatever is there: in parameters or their gradients, as bits."""
+    kinds = {(mask.dtype, mask.get_device()) for mask in masks}
+    with torch.no_grad():
+        for kind in kinds:
+            mine = [i for i, mask in enumerate(masks) if len(kinds) == 1 or (mask.dtype, mask.get_device()) == kind]
+            if kind[0] is torch.bool:  # complex numbers, for instance
+                for i in mine:
+                    bits[i].masked_fill_(~masks[i], 0.0)
+            else:
+                torch._foreach_mul_([bits[i] for i in mine], [masks[i] for i in mine])
 
 
 def _is_distributed() -> bool:
