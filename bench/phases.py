@@ -18,7 +18,8 @@ from lpk.ops import gpu
 from lpk.ops.memory import at
 
 # In the order of search_kernel (csrc/cuda/interpolate_threshold.cu); others follow where the bracket does not tell.
-PHASES = ("clear, gather", "sample", "near the ends", "bracket", "sweep", "stored: histogram", "stored: list", "select")
+PHASES = ("clear, gather", "sample", "near the ends", "bracket", "sweep", "list", "select")
+WITHOUT_BRACKET = ("clear", "sweep", "list", "select")  # of a short vector
 ROUNDS = 9
 
 
@@ -39,8 +40,10 @@ def table(columns: dict[str, list[list[int]]], microseconds: dict[str, float]) -
     for heading, rounds in columns.items():
         medians = [statistics.median(times) for times in zip(*rounds, strict=True)]
         shares[heading] = [microseconds[heading] * clocks / sum(medians) for clocks in medians]
-    for place in range(max(map(len, shares.values()))):
-        name = PHASES[place] if place < len(PHASES) else f"further phase {place - len(PHASES) + 1}"
+    most = max(map(len, shares.values()))
+    known = PHASES if most >= len(PHASES) else WITHOUT_BRACKET
+    for place in range(most):
+        name = known[place] if place < len(known) else f"further phase {place - len(known) + 1}"
         numbers = [f"{own[place]:.1f}" if place < len(own) else "" for own in shares.values()]
         lines.append(f"| {name} | {' | '.join(numbers)} |")
     lines.append(f"| all | {' | '.join(f'{microseconds[heading]:.1f}' for heading in columns)} |")

@@ -15,7 +15,10 @@ constexpr int kBinBits = 11;
 constexpr int kBins = 1 << kBinBits;
 
 // Waits until all blocks of a kernel that run together have come here, and sees what they wrote before.
-__device__ inline void wait_for_all_blocks() { cooperative_groups::this_grid().sync(); }
+__device__ inline void wait_for_all_blocks() {
+  if (gridDim.x == 1) return __syncthreads();
+  cooperative_groups::this_grid().sync();
+}
 
 // Each thread has `own` entries, which follow those of the threads before it. Calls found(left) in the thread that has the
 // entry of `rank` (from 1) as its own number `left` (from 1).
@@ -37,25 +40,34 @@ __device__ void find_thread(unsigned long long own, int64_t rank, Found found) {
   __syncthreads();
 }
 
-// The bin that holds the entry of `rank` (from 1, that of the highest bin first); the rank becomes that within the bin.
+// A bin of a histogram, and an entry's rank in it, from 1.
+struct Bin {
+  int index;
+  int64_t rank;
+};
+
+// The bin that holds the entry of `rank` (from 1, that of the highest bin first). A function that is called, not a part of each
+// phase: their instructions, which are run once, come from memory.
 template <class Count>
-__device__ int find_bin(const Count* histogram, int64_t& rank) {
+__device__ __noinline__ Bin find_bin(const Count* histogram, int64_t rank) {
   constexpr int kEach = kBins / kThreads;
-  __shared__ int found_bin;
-  __shared__ int64_t found_rank;
+  __shared__ Bin found;
   const int first = kBins - 1 - int(threadIdx.x) * kEach;  // downwards from there
+  Count counts[kEach];
   unsigned long long own = 0;
 #pragma unroll
-  for (int i = 0; i < kEach; ++i) own += histogram[first - i];
+  for (int i = 0; i < kEach; ++i) own += counts[i] = histogram[first - i];
   find_thread(own, rank, [&](int64_t left) {
     int bin = first;
-#pragma unroll 1
-    while (left > int64_t(histogram[bin])) left -= int64_t(histogram[bin--]);
-    found_bin = bin;
-    found_rank = left;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {  // as long as none of them is it
+      const bool further = bin == first - i && left > int64_t(counts[i]);
+      left -= further ? int64_t(counts[i]) : 0;
+      bin -= further;
+    }
+    found = {bin, left};
   });
-  rank = found_rank;
-  const int bin = found_bin;
+  const Bin bin = found;
   __syncthreads();
   return bin;
 }

@@ -1,7 +1,6 @@
 // A bracket around each coefficient's threshold, from a sample.
 #pragma once
 
-#include <climits>
 #include <cmath>
 
 #include "workspace.cuh"
@@ -19,7 +18,7 @@ __device__ inline int64_t sample_position(int64_t n, int64_t count, int64_t i) {
   return begin + int64_t(z % uint64_t(each + (i < rest)));
 }
 
-// Clears what is counted in, and gathers the sample: a and b are read once for all coefficients.
+// Clears what is counted in, and gathers the sample, if a bracket is sought: a and b are read once for all coefficients.
 template <class D>
 __device__ void begin_search(const Search& s) {
   using Stored = typename D::Stored;
@@ -27,9 +26,14 @@ __device__ void begin_search(const Search& s) {
     Stored a, b;
   };
   const Share share{0, blockIdx.x, gridDim.x};
-  const int64_t cleared = (reinterpret_cast<char*>(s.w.stamps) - reinterpret_cast<char*>(s.w.states)) / 8;
-  auto* clearing = reinterpret_cast<unsigned long long*>(s.w.states);
-  for (int64_t i = share.index * kThreads + threadIdx.x; i < cleared; i += share.of * kThreads) clearing[i] = 0;
+  const int64_t cleared = int64_t(s.count) * kHistograms * kBins;
+  for (int64_t i = share.index * kThreads + threadIdx.x; i < cleared; i += share.of * kThreads) s.w.histograms[i] = 0;
+  if (blockIdx.x == 0 && threadIdx.x < s.count) {
+    s.w.states[threadIdx.x] = {-1, kNoEnd<D>};
+    s.values[threadIdx.x] = INFINITY;  // what nothing survives, should there be no threshold: among NaN
+    s.last[threadIdx.x] = -1;
+  }
+  if (s.upper <= 0 && s.lower <= 0) return;
   const auto *a = static_cast<const Stored*>(s.v.a), *b = static_cast<const Stored*>(s.v.b ? s.v.b : s.v.a);
   const auto load = [&](int64_t i) {
     const int64_t from = sample_position(s.v.n, s.size, i);
@@ -52,10 +56,6 @@ __device__ void for_each_sampled(const Search& s, const Share& share, Body body)
   for_each_of(share, s.size, load, [&](Key key, int64_t) { body(key); });
 }
 
-// Both ends of a bracket are found alike: the bin of their highest bits in a histogram of the sample, then of the next bits
-// among the entries that share these.
-constexpr int kEnds = 2;
-
 template <class D>
 constexpr int kFirstShift = D::kKeyBits - kBinBits;
 template <class D>
@@ -73,22 +73,15 @@ __device__ void count_sample(const Search& s, unsigned* histogram) {
   });
 }
 
-// An end of a bracket: the bits of its key that are known, -1 where it is not sought, and its rank among the entries that
-// share them.
-struct End {
-  Key prefix;
-  int64_t rank;
-};
-
 // Goes on with both ends by histograms of the next bits: histogram(end).
 template <class Histogram>
 __device__ void narrow_ends(End (&ends)[kEnds], int bits, Histogram histogram) {
 #pragma unroll 1
   for (int end = 0; end < kEnds; ++end) {
-    End own = ends[end];
+    const End own = ends[end];
     if (own.prefix < 0) continue;
-    own.prefix = (own.prefix << bits) | find_bin(histogram(end), own.rank);
-    if (threadIdx.x == 0) ends[end] = own;
+    const Bin bin = find_bin(histogram(end), own.rank);
+    if (threadIdx.x == 0) ends[end] = {(own.prefix << bits) | bin.index, bin.rank};
   }
   __syncthreads();
 }
@@ -124,6 +117,7 @@ __device__ void count_near_ends(const Search& s, unsigned (*histograms)[kBins]) 
   __shared__ End ends[kEnds];
   for_each_share(s.count, [&](const Share& share) {
     find_ends(s, share.k, ends);
+    if (share.is_first() && threadIdx.x < kEnds) s.w.states[share.k].ends[threadIdx.x] = ends[threadIdx.x];
     count_beside<D>(s, share, ends, kFirstShift<D>, kNextBits<D>, histograms);
     for (int end = 0; end < kEnds; ++end) add_to(s.w.histogram(share.k, kOfUpperEnd + end), histograms[end]);
     __syncthreads();
@@ -141,7 +135,8 @@ __device__ void find_bracket(const Search& s, unsigned (*histograms)[kBins]) {
     if (!share.is_first()) return;
     const int k = share.k;
     const auto histogram = [&](int end) { return s.w.histogram(k, kOfUpperEnd + end); };
-    find_ends(s, k, ends);
+    if (threadIdx.x < kEnds) ends[threadIdx.x] = s.w.states[k].ends[threadIdx.x];
+    __syncthreads();
     narrow_ends(ends, kNextBits<D>, histogram);
     bool many = false;
     for (int end = 0; end < kEnds; ++end) {
@@ -156,10 +151,8 @@ __device__ void find_bracket(const Search& s, unsigned (*histograms)[kBins]) {
     }
     if (threadIdx.x == 0) {
       State& state = s.w.states[k];
-      state.hi = ends[0].prefix >= 0 ? (ends[0].prefix << shift) | ((1 << shift) - 1) : INT_MAX;
+      state.hi = ends[0].prefix >= 0 ? (ends[0].prefix << shift) | ((1 << shift) - 1) : kNoEnd<D>;
       state.lo = ends[1].prefix >= 0 ? ends[1].prefix << shift : -1;
-      s.values[k] = INFINITY;  // what nothing survives, should there be no threshold: among NaN
-      s.last[k] = -1;
     }
     __syncthreads();
   });

@@ -103,8 +103,15 @@ __host__ __device__ inline int64_t tiles(int64_t n) { return (n + kTile - 1) / k
 // Where a thread's e-th entry lies in the tile.
 __device__ inline int place(int e) { return e * kThreads + int(threadIdx.x); }
 
+// Bit e: whether the thread's e-th entry of a tile of this size exists.
+__device__ inline unsigned existing(int size) { return (1u << ((size + kThreads - 1 - int(threadIdx.x)) / kThreads)) - 1; }
+
+// kStreamed: what is read once, and makes room in the caches before code and counts do.
+enum Reading { kKept, kStreamed };
+constexpr bool kHinted = true;  // the caches are told so
+
 // A thread's entries of the tile that begins at `begin`: 0 where none exist, and those of b where there is no b.
-template <class D>
+template <class D, Reading reading = kKept>
 struct Tile {
   using Stored = typename D::Stored;
   int64_t begin;
@@ -122,6 +129,12 @@ struct Tile {
  private:
   __device__ void load(Stored (&own)[kPerThread], const void* vector) const {
     const auto* from = static_cast<const Stored*>(vector) + begin;
+    if (reading == kStreamed && vector != nullptr && size == kTile) {
+      const Stored* first = from + threadIdx.x;  // the others are a constant away
+#pragma unroll
+      for (int e = 0; e < kPerThread; ++e) own[e] = kHinted ? __ldcs(first + e * kThreads) : first[e * kThreads];
+      return;
+    }
 #pragma unroll
     for (int e = 0; e < kPerThread; ++e)
       own[e] = vector != nullptr && exists(e) ? from[place(e)] : D::narrow(0.0f);
@@ -173,13 +186,15 @@ unsigned resident_blocks() {
 }
 
 // Launches a kernel whose blocks wait for each other: all of them run at once, or none. What looks on (a debugger, a sanitizer)
-// may leave room for fewer than resident_blocks() says.
+// may leave room for fewer than resident_blocks() says. A single block has nobody to wait for, and is launched like others.
 template <auto kernel, class Argument>
 void launch_together(unsigned blocks, cudaStream_t stream, Argument argument) {
 #ifdef LPK_EMULATED
   emulate_together(blocks, kThreads, [=] { kernel(argument); });
 #else
   void* arguments[] = {&argument};
+  if (blocks == 1)
+    return check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), 1, kThreads, arguments, 0, stream));
   for (;; blocks /= 2) {
     const auto error =
         cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), blocks, kThreads, arguments, 0, stream);

@@ -50,12 +50,11 @@ __device__ inline void narrow(const Search& s, Verdicts& verdicts, int round) {
   for_each_pending(verdicts, [&](const Share& share) {
     Verdict& verdict = verdicts.of[share.k];
     if (verdict.status != kUnknown) return;
-    int64_t rank = verdict.rank;
-    const int bin = find_bin(s.w.histogram(share.k, kOfKeys + round), rank);
+    const Bin bin = find_bin(s.w.histogram(share.k, kOfKeys + round), verdict.rank);
     if (threadIdx.x == 0) {
       const int bits = next_bits(verdict.shift);
       const Status status = verdict.shift == bits ? kTied : kUnknown;
-      verdict = {status, rank, (verdict.prefix << bits) | bin, verdict.shift - bits};
+      verdict = {status, bin.rank, (verdict.prefix << bits) | bin.index, verdict.shift - bits};
     }
     __syncthreads();
   });

@@ -9,6 +9,7 @@
 // the host more than a small vector costs the device.
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "bracket.cuh"
 #include "bracket.h"
@@ -16,14 +17,16 @@
 #include "fallback.cuh"
 #include "stored.cuh"
 #include "sweep.cuh"
+#include "sweep_alone.cuh"
 
 namespace lpk::cuda {
 namespace {
 
 // What a block has at hand, for one phase after the other.
+template <bool alone>
 union Memory {
   unsigned histograms[kEnds][kBins];
-  SweepMemory sweep;
+  std::conditional_t<alone, AloneMemory, SweepMemory> sweep;
   Word few[kFew];
 };
 
@@ -62,25 +65,38 @@ __device__ void cut(const Search& s) {
   }
 }
 
-template <class D>
-__global__ void __launch_bounds__(kThreads, 4) search_kernel(const __grid_constant__ Search s) {
-  __shared__ Memory memory;
+// Entries of 16 bits take more registers on their way to numbers of 32: with four blocks, some would be spilled.
+template <class D, bool alone>
+constexpr int kBlocksTogether = D::kKeyBits < 31 ? 3 : alone ? kBlocksAlone : kBlocks;
+
+// alone: for one coefficient.
+template <class D, bool alone>
+__global__ void __launch_bounds__(kThreads, kBlocksTogether<D, alone>) search_kernel(const __grid_constant__ Search s) {
+  __shared__ Memory<alone> memory;
   __shared__ Verdicts verdicts;
   Phases phases{s};
   phases.begin();
   begin_search<D>(s);
   phases.next();
-  count_sample<D>(s, memory.histograms[0]);
-  phases.next();
-  count_near_ends<D>(s, memory.histograms);
-  phases.next();
-  find_bracket<D>(s, memory.histograms);
-  phases.next();
-  sweep<D>(s, memory.sweep);
+  if (s.upper > 0 || s.lower > 0) {
+    count_sample<D>(s, memory.histograms[0]);
+    phases.next();
+    count_near_ends<D>(s, memory.histograms);
+    phases.next();
+    find_bracket<D>(s, memory.histograms);
+    phases.next();
+  }
+  if constexpr (alone) {
+    sweep_alone<D>(s, memory.sweep);
+  } else {
+    sweep<D>(s, memory.sweep);
+  }
   phases.next();
   judge<D>(s, verdicts);
-  count_stored(s, verdicts, memory.histograms[0]);
-  phases.next();
+  if (!kCountedInSweep) {
+    count_stored(s, verdicts, memory.histograms[0]);
+    phases.next();
+  }
   list_stored(s, verdicts);
   phases.next();
   select_listed<D>(s, verdicts, memory.histograms[0], memory.few);
@@ -104,6 +120,13 @@ __global__ void __launch_bounds__(kThreads, 4) search_kernel(const __grid_consta
   phases.note();
 }
 
+template <auto kernel>
+void launch(const Search& s) {
+  const bool is_short = s.count == 1 && s.v.n <= kStoredWholly;  // that a single block does it sooner than several that wait
+  const int64_t useful = is_short ? 1 : std::max<int64_t>(tiles(s.v.n), s.count);
+  launch_together<kernel>(unsigned(std::min<int64_t>(resident_blocks<kernel>(), useful)), s.v.stream, s);
+}
+
 template <class D>
 void launch(Search& s) {
   s.size = std::min<int64_t>(kSample, s.v.n);
@@ -112,8 +135,12 @@ void launch(Search& s) {
   s.upper = std::max<int64_t>(int64_t(std::floor(expected - width)) + 1, 0);
   s.lower = int64_t(std::ceil(expected + width)) + 1;
   if (s.lower > s.size) s.lower = 0;
-  const int64_t useful = std::max<int64_t>(tiles(s.v.n), s.count);
-  launch_together<search_kernel<D>>(unsigned(std::min<int64_t>(resident_blocks<search_kernel<D>>(), useful)), s.v.stream, s);
+  if (s.v.n <= kStoredWholly && s.v.n <= s.w.room) s.upper = s.lower = 0;
+  if (kAlone && s.count == 1) {
+    launch<search_kernel<D, kAlone>>(s);
+  } else {
+    launch<search_kernel<D, false>>(s);
+  }
 }
 
 // Thresholds go to where they are wanted, or into the workspace.

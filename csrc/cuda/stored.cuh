@@ -51,8 +51,7 @@ __device__ inline void list_stored(const Search& s, const Verdicts& verdicts) {
     State& state = s.w.states[share.k];
     const Word first = state.first_word();
     const Verdict& verdict = verdicts.of[share.k];
-    int64_t rank = verdict.rank;
-    const auto bin = Word(find_bin(s.w.histogram(share.k, kOfStored), rank));
+    const auto bin = Word(find_bin(s.w.histogram(share.k, kOfStored), verdict.rank).index);
     Word* listed = s.w.listed + share.k * s.w.room;
     for_each_stored(s, share, [&](Word word) {
       if ((word - first) >> verdict.shift == bin) listed[atomicAdd(&state.listed, 1ull)] = word;
@@ -89,7 +88,9 @@ __device__ void select_among_many(unsigned* histogram, const Word* listed, int64
       if (x >> shift == prefix) atomicAdd(&histogram[(x >> (shift - bits)) & ((1 << bits) - 1)], 1u);
     }
     __syncthreads();
-    prefix = (prefix << bits) | Word(find_bin(histogram, rank));
+    const Bin bin = find_bin(histogram, rank);
+    prefix = (prefix << bits) | Word(bin.index);
+    rank = bin.rank;
     shift -= bits;
   }
   if (threadIdx.x == 0) found(first + prefix);
@@ -103,16 +104,15 @@ __device__ void select_listed(const Search& s, const Verdicts& verdicts, unsigne
     if (!share.is_first() || verdict.status != kInBracket) return;
     const auto size = int64_t(s.w.states[k].listed);
     const Word first = s.w.states[k].first_word(), *listed = s.w.listed + k * s.w.room;
-    int64_t rank = verdict.rank;
-    const auto bin = Word(find_bin(s.w.histogram(k, kOfStored), rank));
+    const Bin bin = find_bin(s.w.histogram(k, kOfStored), verdict.rank);
     const auto found = [&](Word word) {
       s.values[k] = D::value(key_of(word));
       s.last[k] = index_of(word);
     };
     if (size <= kFew) {
-      select_among_few(few, listed, int(size), rank, found);
+      select_among_few(few, listed, int(size), bin.rank, found);
     } else {
-      select_among_many(histogram, listed, size, first, bin, verdict.shift, rank, found);
+      select_among_many(histogram, listed, size, first, Word(bin.index), verdict.shift, bin.rank, found);
     }
     __syncthreads();
   });

@@ -27,9 +27,7 @@ __device__ inline Verdict verdict_of(const State& s, int64_t n, int64_t room, in
   if (keep <= from_hi) return {kTied, keep - int64_t(s.above_hi), s.hi, 0};
   if (keep > above_lo) return {kTied, keep - above_lo, s.lo, 0};
   if (int64_t(s.stored) > room) return unknown;
-  Verdict verdict{kInBracket, keep - from_hi, 0, 0};
-  while (((s.words() - 1) >> verdict.shift) >= kBins) ++verdict.shift;
-  return verdict;
+  return {kInBracket, keep - from_hi, 0, s.shift()};
 }
 
 // The verdicts of all coefficients, in every block alike, and those coefficients that are not yet done with when the stored

@@ -8,6 +8,14 @@ namespace lpk::cuda {
 
 constexpr int kSample = 1 << 18;
 
+// How the sweep goes about it: chosen by measuring on a GPU.
+constexpr int64_t kStoredWholly = 8192;   // entries of a vector that needs no bracket: all of them are stored
+constexpr bool kCountedInSweep = true;    // what is stored is counted in its histogram at once, not in a phase of its own
+constexpr bool kAlone = true;             // one coefficient has a kernel of its own
+constexpr bool kAheadAlone = true;        // the next tile is read before the present one is looked at: one coefficient,
+constexpr bool kAhead = true;             // many
+constexpr int kBlocksAlone = 3, kBlocks = 4;  // of a multiprocessor, at least
+
 // An entry of a vector: its key, and after it its index counted backwards. Of two words the larger one is that of the entry
 // that survives longer: the larger magnitude, or the smaller index.
 using Word = unsigned long long;
@@ -26,16 +34,36 @@ constexpr int64_t kSpareRoom = 256;
 constexpr int64_t kSpareRoom = 65536;
 #endif
 
-// What is found out about one coefficient. All zero to begin with.
+// An end of a bracket: the bits of its key that are known, -1 where it is not sought, and its rank among the sampled entries that
+// share them. Both ends are found alike: the bin of their highest bits in a histogram of the sample, then of the next bits among
+// the entries that share these.
+constexpr int kEnds = 2;
+struct End {
+  Key prefix;
+  int64_t rank;
+};
+
+// Where a bracket has no upper end; its magnitude is NaN.
+template <class D>
+constexpr Key kNoEnd = Key((1u << D::kKeyBits) - 1);
+
+// What is found out about one coefficient.
 struct State {
-  Key lo, hi;                                // the bracket: -1 and INT_MAX where it has no end
+  Key lo, hi;                                // the bracket: -1 and kNoEnd where it has no end
   unsigned long long above_hi, at_hi, at_lo;
   unsigned long long stored;                 // entries between lo and hi, even those that found no room
   unsigned long long listed;                 // those of the bin that holds the threshold
+  End ends[kEnds];                           // by the highest bits
 
   // The words strictly between lo and hi: their distances from the first one are what the histogram is of.
   __device__ Word first_word() const { return Word(lo + 1) << kIndexBits; }
   __device__ Word words() const { return (Word(hi) << kIndexBits) - first_word(); }
+  // A word's bin is its distance from the first one >> shift().
+  __device__ int shift() const {
+    int shift = 0;
+    while (((words() - 1) >> shift) >= kBins) ++shift;
+    return shift;
+  }
 };
 
 // Each histogram is counted once in a search: what all blocks read is written by none of them meanwhile.

@@ -2,6 +2,7 @@
 graph capture) is tested where there is one."""
 
 import ctypes
+import itertools
 import shutil
 import subprocess
 import sysconfig
@@ -89,7 +90,7 @@ def test_thresholds(emulated, kind, dtype):
     for keep in (1, n // 50, n // 5, n - 1, n):
         found = kind == "normal" and dtype == torch.float32 and n // 50 <= keep <= n // 5
         expected_values, expected_last = reference.interpolate_threshold(a, b, ALPHAS, keep)
-        for count in (len(ALPHAS), 1) if kind == "normal" else (len(ALPHAS),):  # a block for each; all blocks for one
+        for count in (len(ALPHAS), 1):  # a block for each; all blocks for one, which has a sweep of its own
             values, last = thresholds(emulated, a, b, ALPHAS[:count], keep, by_bracket=found)
             assert torch.equal(values, expected_values[:count]) and torch.equal(last, expected_last[:count]), keep
 
@@ -107,9 +108,10 @@ def test_where_the_sweep_must_not_be_rough(emulated, scale, alpha):
     b[:near] = (size - alpha * a[:near]) / (1 - alpha)
     a, b = (a * scale).float(), (b * scale).float()
     keep = int((reference.interpolate(a, b, alpha).abs().double() >= scale).sum())  # the bracket lies among those near
-    values, last = thresholds(emulated, a, b, [alpha], keep)
-    expected = reference.interpolate_threshold(a, b, [alpha], keep)
-    assert torch.equal(values, expected[0]) and torch.equal(last, expected[1])
+    for count in (1, 2):  # one has a sweep of its own
+        values, last = thresholds(emulated, a, b, [alpha] * count, keep)
+        expected = reference.interpolate_threshold(a, b, [alpha] * count, keep)
+        assert torch.equal(values, expected[0]) and torch.equal(last, expected[1])
 
 
 def test_differences_that_overflow(emulated):
@@ -123,9 +125,9 @@ def test_differences_that_overflow(emulated):
 @pytest.mark.parametrize("n", [1, 2, 31, 257, 2047, 2049, 8193])
 def test_sizes(emulated, n):
     a, b = vector("normal", n, 2, torch.float32), vector("normal", n, 3, torch.float32)
-    for keep in {1, (n + 1) // 2, n}:
-        values, last = thresholds(emulated, a, b, ALPHAS, keep)
-        expected = reference.interpolate_threshold(a, b, ALPHAS, keep)
+    for keep, count in itertools.product({1, (n + 1) // 2, n}, (1, len(ALPHAS))):
+        values, last = thresholds(emulated, a, b, ALPHAS[:count], keep)
+        expected = reference.interpolate_threshold(a, b, ALPHAS[:count], keep)
         assert torch.equal(values, expected[0]) and torch.equal(last, expected[1])
 
 
@@ -192,7 +194,7 @@ def test_thresholds_found_on_the_way(emulated, n, kind, dtype):
             )  # fmt: skip
             for row, alpha in zip(rows, alphas, strict=False):
                 assert torch.equal(reference.bits(row), reference.bits(reference.interpolate_prune(a, b, alpha, keep)))
-            assert kind != "normal" or dtype != torch.float32 or keep != n // 5 or phases.value == 8 + (n <= 4096)
+            assert kind != "normal" or dtype != torch.float32 or keep != n // 5 or phases.value == 7 + (n <= 4096)
         mask = torch.empty(n, dtype=torch.bool)
         emulated.find_and_mask(
             pointer(mask), pointer(a), ctypes.c_int64(n), DTYPES[dtype], pointer(bad), ctypes.c_int64(keep)

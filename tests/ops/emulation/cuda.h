@@ -30,6 +30,8 @@
 #undef __grid_constant__
 #define __grid_constant__
 #define __launch_bounds__(...)
+#undef __noinline__
+#define __noinline__ __attribute__((noinline))
 
 namespace emulation {
 
@@ -189,6 +191,22 @@ inline unsigned __reduce_add_sync(unsigned, unsigned value) {
   }));
 }
 
+inline unsigned __reduce_or_sync(unsigned, unsigned value) {
+  return unsigned(emulation::exchange(emulation::warp(), value, [] {
+    const unsigned first = threadIdx.x / 32 * 32;
+    unsigned long long all = 0;
+    for (unsigned i = first; i < std::min(first + 32, blockDim.x); ++i) all |= emulation::exchanged[i];
+    return all;
+  }));
+}
+
+inline unsigned __ballot_sync(unsigned lanes, bool value) { return __reduce_or_sync(lanes, unsigned(value) << threadIdx.x % 32); }
+
+inline unsigned long long __shfl_sync(unsigned, unsigned long long value, unsigned lane) {
+  return emulation::exchange(emulation::warp(), value,
+                             [=] { return emulation::exchanged[threadIdx.x / 32 * 32 + lane]; });
+}
+
 inline unsigned long long __shfl_up_sync(unsigned, unsigned long long value, unsigned distance) {
   return emulation::exchange(emulation::warp(), value, [=] {
     return emulation::exchanged[threadIdx.x % 32 >= distance ? threadIdx.x - distance : threadIdx.x];
@@ -215,8 +233,16 @@ inline long long atomicMin(long long* at, long long value) {
   return old;
 }
 
+template <class T>
+T __ldcs(const T* at) {
+  return *at;
+}
+
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned by) {
+  return unsigned(((static_cast<unsigned long long>(high) << 32 | low) << by) >> 32);
+}
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline int __float_as_int(float x) {
