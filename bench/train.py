@@ -37,7 +37,8 @@ DTYPES = {"float32": None, "bfloat16": "bfloat16"}
 ASKED = {"float32": 20_000, "bfloat16": 30_000}  # images a second of an H100
 MOST_MASKING = 0.05  # of a step
 DENSITY = 0.2
-STEPS, TIMES = 20, 9  # of the plain loop and of masking: steps in a row, and how often
+STEPS, TIMES = 20, 9  # of the plain loop: steps in a row, and how often
+FEW, TURNS = 5, 60  # of masking: in short turns, since a step is the host's time, which others' work disturbs
 
 
 def main() -> None:
@@ -201,19 +202,20 @@ def masking(contest: Contest, given: argparse.Namespace) -> Iterator[Row]:
         bare, masked = [], []
 
         def steps() -> None:
-            for _ in range(STEPS):
+            for _ in range(FEW):
                 plain.step(images, labels)  # noqa: B023
 
         contest.seconds(steps)
-        for _ in range(TIMES):
-            bare.append(contest.seconds(steps) / STEPS)
+        for _ in range(TURNS):
+            bare.append(contest.seconds(steps) / FEW)
             with kept_pruned(model, layout, mask, lambda: None):
                 plain.step(images, labels)
-                masked.append(contest.seconds(steps) / STEPS)
-        share = statistics.median(m / b - 1 for m, b in zip(masked, bare, strict=True))
+                masked.append(contest.seconds(steps) / FEW)
         yield {
-            "seed": 0, "dtype": dtype, "layers": len(layout.weights), "added": share,
+            "seed": 0, "dtype": dtype, "layers": len(layout.weights),
             "bare": statistics.median(bare), "masked": statistics.median(masked),
+            "added": statistics.median(masked) / statistics.median(bare) - 1,
+            "added_at_best": min(masked) / min(bare) - 1,
         }  # fmt: skip
 
 
@@ -264,10 +266,10 @@ def table(result: Row) -> str:
     if rows := result["masking"]:
         lines = [
             f"| {r['dtype']} | {r['layers']} | {1e3 * r['bare']:.2f} | {1e3 * r['masked']:.2f} | {r['added']:+.1%} | "
-            f"{MOST_MASKING:.0%} |"
+            f"{r['added_at_best']:+.1%} | {MOST_MASKING:.0%} |"
             for r in rows
         ]
-        columns = ("a plain step", "layers pruned", "ms", "with masks, ms", "added", "asked: at most")
+        columns = ("a plain step", "layers pruned", "ms", "with masks, ms", "added", "of the fastest", "asked: at most")
         parts.append("\n".join([*head(*columns), *lines]))
     return "\n\n".join(parts)
 

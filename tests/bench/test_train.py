@@ -27,6 +27,7 @@ def few(monkeypatch):
     )
     monkeypatch.setattr(train, "STEPS", 1)
     monkeypatch.setattr(train, "TIMES", 3)
+    monkeypatch.setattr(train, "TURNS", 2)
 
 
 def test_all_parts(few, monkeypatch, tmp_path, capsys):
