@@ -32,7 +32,7 @@ _INTEGERS = {
     torch.bfloat16: torch.int16,
 }
 
-_Form = tuple[torch.device, torch.dtype, tuple[int, ...]]  # what a mask has of its tensor; the last are the strides
+_Form = tuple[torch.dtype, int, tuple[int, ...]]  # what a mask has of its tensor: its device and strides, too
 
 _masked: dict[int, _Masked] = {}  # by the id of a parameter that is in training, and so is alive
 _pending: set[Masks] = set()  # those that gradients may have arrived for that are not masked yet
@@ -51,41 +51,32 @@ class Masks:
     def __init__(self, at_first_step: Callable[[], None]) -> None:
         self.at_first_step = [at_first_step]  # until it is called
         self.masks: list[dict[_Form, Tensor]] = []  # of each parameter
-        self._arrived: dict[_Masked, None] = {}  # the parameters whose gradients are not masked yet
-        self._pass = -1  # the backward pass at whose end they will be
-        self._at_once = False  # or as soon as they arrive
+        self.arrived: dict[_Masked, None] = {}  # the parameters whose gradients are not masked yet
+        self.running = -1  # the backward pass at whose end they will be
+        self.at_once = False  # or as soon as they arrive
 
     def tensors(self) -> list[Tensor]:
         """All masks there are by now, on whatever device: 0 where a weight is pruned, 1 elsewhere."""
         return [mask for masks in self.masks for mask in masks.values()]
 
-    def arrived(self, each: _Masked) -> None:
-        """Is told of each gradient that arrives: the more often, the less it should do."""
-        running = torch._C._current_graph_task_id()  # a pass within a pass has a number of its own
-        if running != self._pass or running < 0:
-            self._begin(running)
-        if self._at_once:
-            _mask_gradients([each])
-        else:
-            self._arrived[each] = None
-
-    def _begin(self, running: int) -> None:
-        self._pass = running
+    def begin(self, running: int) -> None:
+        """Is told of each backward pass, by its number."""
+        self.running = running
         # Compiled autograd tells of no end. DistributedDataParallel takes a gradient along at once and brings it back
         # at the end of a pass, which need not be the one that it arrived in.
-        self._at_once = torch.compiler.is_compiling() or _is_distributed()
-        if not self._at_once:
+        self.at_once = torch.compiler.is_compiling() or _is_distributed()
+        if not self.at_once:
             _pending.add(self)
             torch.autograd.Variable._execution_engine.queue_callback(self._mask_arrived)
 
     def take(self, each: _Masked) -> bool:
         """Whether a parameter's gradient is not masked yet; who asks is going to do it."""
-        return bool(self._arrived) and self._arrived.pop(each, self) is None
+        return bool(self.arrived) and self.arrived.pop(each, self) is None
 
     def take_all(self) -> list[_Masked]:
         found = []
-        while self._arrived:  # several threads of a backward pass may add to it
-            found.append(self._arrived.popitem()[0])
+        while self.arrived:  # several threads of a backward pass may add to it
+            found.append(self.arrived.popitem()[0])
         _pending.discard(self)
         return found
 
@@ -107,7 +98,7 @@ class _Masked:
 
     def mask(self, tensor: Tensor) -> Tensor:
         """Whether each weight remains, laid out as a tensor is, in the integers that mask it: the others are 0."""
-        key = tensor.device, tensor.dtype, tensor.stride()
+        key = tensor.dtype, tensor.get_device(), tensor.stride()
         found = self.masks.get(key)
         if found is None:  # a network is moved or converted in train, and a gradient may have other strides
             found = torch.empty_like(tensor, dtype=_INTEGERS.get(tensor.dtype, torch.bool)).copy_(self.remains)
@@ -134,7 +125,15 @@ class _Masked:
         return known[2:]
 
     def gradient_arrived(self, parameter: Tensor) -> None:
-        self.network.arrived(self)
+        """The more often something is called in a step, the less it should do: this is, for each weight."""
+        network = self.network
+        running = torch._C._current_graph_task_id()  # a pass within a pass has a number of its own
+        if running != network.running or running < 0:
+            network.begin(running)
+        if network.at_once:
+            _mask_gradients([self])
+        else:
+            network.arrived[self] = None
 
     def mask_sparse(self, gradient: Tensor) -> None:
         """Masks an embedding's gradient: some rows, and their values."""
@@ -227,8 +226,13 @@ def _masked_of(optimizer: Optimizer) -> list[_Masked]:
 
 
 def _mask_weights(found: Iterable[_Masked]) -> None:
-    both = [each.bits() for each in found if each.is_pruned]
-    _mask([bits for bits, _ in both], [mask for _, mask in both])
+    bits, masks = [], []
+    for each in found:
+        if each.is_pruned:
+            some, mask = each.bits()
+            bits.append(some)
+            masks.append(mask)
+    _mask(bits, masks)
 
 
 def _mask_gradients(found: Iterable[_Masked]) -> None:
@@ -245,22 +249,27 @@ def _mask_gradients(found: Iterable[_Masked]) -> None:
             with torch.enable_grad():
                 gradient.masked_fill_(mask == 0, 0.0)
             continue
-        bits.append(gradient if mask.dtype is torch.bool else gradient.view(mask.dtype))
+        kind = mask.dtype
+        bits.append(gradient if kind is torch.bool else gradient.view(kind))
         masks.append(mask)
     _mask(bits, masks)
 
 
 def _mask(bits: list[Tensor], masks: list[Tensor]) -> None:
-    """Sets what is pruned to +0, whatever is there: in parameters or their gradients, as bits."""
-    kinds = {(mask.dtype, mask.get_device()) for mask in masks}
-    with torch.no_grad():
-        for kind in kinds:
-            mine = [i for i, mask in enumerate(masks) if len(kinds) == 1 or (mask.dtype, mask.get_device()) == kind]
-            if kind[0] is torch.bool:  # complex numbers, for instance
-                for i in mine:
-                    bits[i].masked_fill_(~masks[i], 0.0)
-            else:
-                torch._foreach_mul_([bits[i] for i in mine], [masks[i] for i in mine])
+    """Sets what is pruned to +0, whatever is there: in parameters or their gradients, as bits that need no gradient."""
+    if not masks:
+        return
+    first, place = masks[0].dtype, masks[0].get_device()
+    others = [i for i, mask in enumerate(masks) if mask.dtype is not first or mask.get_device() != place]
+    if others:
+        _mask([bits[i] for i in others], [masks[i] for i in others])
+        same = sorted(set(range(len(masks))).difference(others))
+        bits, masks = [bits[i] for i in same], [masks[i] for i in same]
+    if first is torch.bool:  # complex numbers, for instance
+        for some, mask in zip(bits, masks, strict=True):
+            some.masked_fill_(~mask, 0.0)
+    else:
+        torch._foreach_mul_(bits, masks)
 
 
 def _is_distributed() -> bool:

@@ -48,7 +48,7 @@ def test_replayed_steps_are_called_ones(deterministic, make, autocast):
         for epoch in range(3):
             trainer(network, epoch, epoch + 1)
         networks.append(network)
-    assert trainer.graph_problem is None and same(*networks) and all(map(torch.isfinite, trainer.state_dict().values()))
+    assert trainer.graph_problem is None and same(*networks)
 
 
 class Stopped(Trainer):
