@@ -4,8 +4,8 @@ experiments found, docs/results/*.json, as those of docs/results.md.
 python -m bench.table results.json ... [--update README.md]
 
 The tables of the kernels stand between <!-- bench --> and <!-- /bench -->, those of the search between
-<!-- bench: search --> and <!-- /bench: search -->, on a GPU likewise between bench: search on a GPU, those of whole
-networks between bench: sparse, and an experiment's between its name.
+<!-- bench: search --> and <!-- /bench: search -->, on a GPU likewise between bench: search on a GPU, those of training between bench: training
+on a GPU, those of whole networks between bench: sparse, and an experiment's between its name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import sys
 from pathlib import Path
 
-from bench import search_cpu, search_gpu, search_gpu_words, sparse
+from bench import search_cpu, search_gpu, search_gpu_words, sparse, train
 from bench.cases import LARGE, RESNET18
 from bench.results import Row, describe, three
 from lpk.tickets import files
@@ -100,7 +100,9 @@ def tables_of(result: Row) -> tuple[str, list[str]]:
     """What the markers are called that the tables of one file stand between, and the tables."""
     if "experiment" in result:
         return result["experiment"], [experiment(result)]
-    if result.get("benchmark") == "search-gpu":
+    if result.get("benchmark") == "train":
+        kind, text, measured = "bench: training on a GPU", train.table(result), ("python -m bench.train", "cuda", train.PARTS)
+    elif result.get("benchmark") == "search-gpu":
         kind, text = "bench: search on a GPU", search_gpu_words.table(result)
         measured = f"python -m bench.search --preset bench/{result['preset']['name']}.toml", "cuda", search_gpu.PARTS
     elif "preset" in result:
