@@ -13,7 +13,7 @@
 # CUB's top-k is one of the peers where nvcc finds headers that have it, or CCCL_INCLUDE names them, or build/bench already holds
 # the library (`python -m bench.cub_peer` builds it, on a machine without a GPU as well); FlashInfer's where it is installed.
 #
-# The search needs Fashion-MNIST (LPK_DATA names its folder) and some four minutes, most of them for tickets, which stay in RUNS
+# The search needs Fashion-MNIST (LPK_DATA names its folder) and some three minutes, half a minute of them for tickets, which stay in RUNS
 # (default: build/search) for the next call. SEARCH holds more arguments of `python -m bench.search`: SEARCH="--rounds 4" makes
 # fewer tickets, SEARCH="--parts rows profile" leaves out what takes long.
 #

@@ -167,8 +167,8 @@ def main() -> None:
     given = parser.parse_args()
     for source in given.results or sorted((HERE / "results").glob("*.json")):
         result = files.read_json(source)
-        if not given.results and not any("device" in row for row in result["rows"]):
-            continue  # of the search, or of whole networks
+        if not given.results and not any("device" in row for row in result.get("rows", [])):
+            continue  # of the search, of training, or of whole networks
         for device in sorted({row["device"] for row in result["rows"]}):
             path = given.out / f"{source.stem}-{device}.svg"
             draw(result, device, path)
