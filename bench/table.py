@@ -4,8 +4,8 @@ experiments found, docs/results/*.json, as those of docs/results.md.
 python -m bench.table results.json ... [--update README.md]
 
 The tables of the kernels stand between <!-- bench --> and <!-- /bench -->, those of the search between
-<!-- bench: search --> and <!-- /bench: search -->, on a GPU likewise between bench: search on a GPU, those of training between bench: training
-on a GPU, those of whole networks between bench: sparse, and an experiment's between its name.
+<!-- bench: search --> and <!-- /bench: search -->, on a GPU likewise between bench: search on a GPU, those of training
+between bench: training on a GPU, those of whole networks between bench: sparse, and an experiment's between its name.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def tables_of(result: Row) -> tuple[str, list[str]]:
     if "experiment" in result:
         return result["experiment"], [experiment(result)]
     if result.get("benchmark") == "train":
-        kind, text, measured = "bench: training on a GPU", train.table(result), ("python -m bench.train", "cuda", train.PARTS)
+        kind, text = "bench: training on a GPU", train.table(result)
+        measured = "python -m bench.train", "cuda", train.PARTS
     elif result.get("benchmark") == "search-gpu":
         kind, text = "bench: search on a GPU", search_gpu_words.table(result)
         measured = f"python -m bench.search --preset bench/{result['preset']['name']}.toml", "cuda", search_gpu.PARTS
