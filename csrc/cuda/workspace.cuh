@@ -1,6 +1,8 @@
 // What the search for thresholds is given, and what it keeps on the device.
 #pragma once
 
+#include <algorithm>
+
 #include "block.cuh"
 #include "search.h"
 
@@ -9,7 +11,7 @@ namespace lpk::cuda {
 // Entries of the sample. More of them make brackets narrower, and each entry inside costs more where it may be inside several.
 inline int64_t sample_size(int64_t n, int count) {
   const int64_t most = count == 1 ? 1 << 17 : 1 << 18;
-  return n < most ? n : most;
+  return std::min(n, most);
 }
 
 // An entry of a vector: its key, and after it its index counted backwards. Of two words the larger one is that of the entry
@@ -101,7 +103,7 @@ inline int64_t divide(Workspace& w, void* memory, int64_t n, int count) {
     bytes += (numbers * int64_t(sizeof(Number)) + 255) / 256 * 256;
   };
   auto *a = reinterpret_cast<float*>(w.sample_a), *b = a;
-  w.room = n < kMostIndexed ? n / 64 + kSpareRoom : 0;
+  w.room = n < kMostIndexed ? std::min(n, n / 64 + kSpareRoom) : 0;
   take(w.states, count);
   take(w.histograms, int64_t(count) * kHistograms * kBins);
   take(w.stamps, kMostStamps);
