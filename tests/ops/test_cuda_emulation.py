@@ -203,6 +203,20 @@ def test_thresholds_found_on_the_way(emulated, n, kind, dtype):
     assert bad.item() == NEVER
 
 
+def test_one_coefficient_of_a_short_vector_needs_no_bracket(emulated):
+    """Three phases find one: a histogram of the sample, those near its ends, and the bracket."""
+    phases, keep, rows = ctypes.c_int(), ctypes.c_int64(50), torch.empty(3, 257)
+    for n, count, expected in ((256, 1, 6), (257, 1, 9), (256, 3, 9)):
+        a, b = vector("normal", n, 5, torch.float32), vector("normal", n, 6, torch.float32)
+        alphas, bad = torch.tensor(ALPHAS), torch.tensor([NEVER])
+        emulated.find_and_prune(
+            pointer(rows), *common(a, b, bad), pointer(alphas), True, count, keep, ctypes.byref(phases)
+        )
+        assert phases.value == expected
+        for k, row in enumerate(rows.flatten()[: count * n].view(count, n)):
+            assert torch.equal(reference.bits(row), reference.bits(reference.interpolate_prune(a, b, ALPHAS[k], 50)))
+
+
 def test_more_rows_than_one_launch_writes(emulated):
     a, b = vector("normal", 1000, 5, torch.float32), vector("normal", 1000, 6, torch.float32)
     alphas, bad, rows = torch.linspace(0, 1, 19), torch.tensor([NEVER]), torch.empty(19, 1000)
