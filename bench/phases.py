@@ -18,8 +18,8 @@ from lpk.ops import gpu
 from lpk.ops.memory import at
 
 # In the order of search_kernel (csrc/cuda/interpolate_threshold.cu); others follow where the bracket does not tell.
-PHASES = ("clear, gather", "sample", "near the ends", "bracket", "sweep", "list", "select")
-WITHOUT_BRACKET = ("clear", "sweep", "list", "select")  # of a short vector
+PHASES = ("clear, gather", "sample", "near the ends", "bracket", "sweep", "histogram", "list", "select")
+WITHOUT_BRACKET = ("clear", "sweep", "histogram", "list", "select")  # of a short vector and one coefficient
 ROUNDS = 9
 
 

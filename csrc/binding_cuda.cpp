@@ -84,9 +84,9 @@ void define_cuda(py::module_& m) {
   m.def(
       "cuda_find_and_prune",
       [](uintptr_t out, uintptr_t a, uintptr_t b, int64_t n, int dtype, uintptr_t stream, uintptr_t first_bad,
-         const DeviceNumbers& alpha, int64_t keep, uintptr_t workspace) {
+         const DeviceScalar<float>& alpha, int64_t keep, uintptr_t workspace) {
         lpk::cuda::find_and_prune(reinterpret_cast<void*>(out), vectors(a, b, n, dtype, stream, first_bad),
-                                  numbers(alpha), keep, reinterpret_cast<void*>(workspace));
+                                  scalar(alpha), keep, reinterpret_cast<void*>(workspace));
       },
       Release());
   m.def(

@@ -106,7 +106,7 @@ def cuda_find_and_prune(
     dtype: int,
     stream: int,
     first_bad: int,
-    alpha: tuple[Sequence[float], int],
+    alpha: tuple[float, int],
     keep: int,
     workspace: int,
 ) -> None: ...

@@ -106,12 +106,12 @@ __device__ inline int place(int e) { return e * kThreads + int(threadIdx.x); }
 // Bit e: whether the thread's e-th entry of a tile of this size exists.
 __device__ inline unsigned existing(int size) { return (1u << ((size + kThreads - 1 - int(threadIdx.x)) / kThreads)) - 1; }
 
-// kStreamed: what is read once, and makes room in the caches before code and counts do.
-enum Reading { kKept, kStreamed };
-constexpr bool kHinted = true;  // the caches are told so
+// How a tile is read. kByEntry: each entry where it exists. kAtOnce: without asking, unless it is the last tile; for sweeps.
+// kStreamed: so, and what is read makes room in the caches first.
+enum Reading { kByEntry, kAtOnce, kStreamed };
 
 // A thread's entries of the tile that begins at `begin`: 0 where none exist, and those of b where there is no b.
-template <class D, Reading reading = kKept>
+template <class D, Reading reading = kByEntry>
 struct Tile {
   using Stored = typename D::Stored;
   int64_t begin;
@@ -129,10 +129,10 @@ struct Tile {
  private:
   __device__ void load(Stored (&own)[kPerThread], const void* vector) const {
     const auto* from = static_cast<const Stored*>(vector) + begin;
-    if (reading == kStreamed && vector != nullptr && size == kTile) {
+    if (reading != kByEntry && vector != nullptr && size == kTile) {
       const Stored* first = from + threadIdx.x;  // the others are a constant away
 #pragma unroll
-      for (int e = 0; e < kPerThread; ++e) own[e] = kHinted ? __ldcs(first + e * kThreads) : first[e * kThreads];
+      for (int e = 0; e < kPerThread; ++e) own[e] = reading == kStreamed ? __ldcs(first + e * kThreads) : first[e * kThreads];
       return;
     }
 #pragma unroll

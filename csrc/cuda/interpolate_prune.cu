@@ -78,10 +78,10 @@ void interpolate_prune_all(void* out, const Vectors& v, Numbers alphas, const fl
   });
 }
 
-void find_and_prune(void* out, const Vectors& v, Numbers alpha, int64_t keep, void* workspace) {
+void find_and_prune(void* out, const Vectors& v, Scalar<float> alpha, int64_t keep, void* workspace) {
   const bool at_once = v.n <= kCutAtOnce;
-  const auto found = find_thresholds(v, alpha.from(0, 1), 1, keep, workspace, at_once ? Cut{kPrune, out} : Cut{});
-  if (!at_once) interpolate_prune(out, v, alpha.first(), {0.0f, found.values}, {0, found.last});
+  const auto found = find_thresholds(v, {{alpha.value}, alpha.device}, 1, keep, workspace, at_once ? Cut{kPrune, out} : Cut{});
+  if (!at_once) interpolate_prune(out, v, alpha, {0.0f, found.values}, {0, found.last});
 }
 
 void find_and_prune_all(void* out, const Vectors& v, Numbers alphas, int count, int64_t keep, void* workspace) {

@@ -65,13 +65,11 @@ __device__ void cut(const Search& s) {
   }
 }
 
-// Entries of 16 bits take more registers on their way to numbers of 32: with four blocks, some would be spilled.
-template <class D, bool alone>
-constexpr int kBlocksTogether = D::kKeyBits < 31 ? 3 : alone ? kBlocksAlone : kBlocks;
+constexpr int kBlocksTogether = 3;  // on a multiprocessor, at least
 
 // alone: for one coefficient.
 template <class D, bool alone>
-__global__ void __launch_bounds__(kThreads, kBlocksTogether<D, alone>) search_kernel(const __grid_constant__ Search s) {
+__global__ void __launch_bounds__(kThreads, kBlocksTogether) search_kernel(const __grid_constant__ Search s) {
   __shared__ Memory<alone> memory;
   __shared__ Verdicts verdicts;
   Phases phases{s};
@@ -93,10 +91,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksTogether<D, alone>) search_ke
   }
   phases.next();
   judge<D>(s, verdicts);
-  if (!kCountedInSweep) {
-    count_stored(s, verdicts, memory.histograms[0]);
-    phases.next();
-  }
+  count_stored(s, verdicts, memory.histograms[0]);
+  phases.next();
   list_stored(s, verdicts);
   phases.next();
   select_listed<D>(s, verdicts, memory.histograms[0], memory.few);
@@ -121,25 +117,31 @@ __global__ void __launch_bounds__(kThreads, kBlocksTogether<D, alone>) search_ke
 }
 
 template <auto kernel>
-void launch(const Search& s) {
-  const bool is_short = s.count == 1 && s.v.n <= kStoredWholly;  // that a single block does it sooner than several that wait
-  const int64_t useful = is_short ? 1 : std::max<int64_t>(tiles(s.v.n), s.count);
-  launch_together<kernel>(unsigned(std::min<int64_t>(resident_blocks<kernel>(), useful)), s.v.stream, s);
+void launch(const Search& s, int64_t blocks) {
+  launch_together<kernel>(unsigned(std::min<int64_t>(resident_blocks<kernel>(), blocks)), s.v.stream, s);
 }
 
-template <class D>
-void launch(Search& s) {
-  s.size = std::min<int64_t>(kSample, s.v.n);
+// Between which of the sampled entries the threshold should be.
+void choose_bracket(Search& s) {
   const double share = double(s.keep) / double(s.v.n), expected = share * double(s.size);
   const double width = kBracketSigmas * std::sqrt(expected * (1.0 - share)) + 2.0;
   s.upper = std::max<int64_t>(int64_t(std::floor(expected - width)) + 1, 0);
   s.lower = int64_t(std::ceil(expected + width)) + 1;
   if (s.lower > s.size) s.lower = 0;
-  if (s.v.n <= kStoredWholly && s.v.n <= s.w.room) s.upper = s.lower = 0;
-  if (kAlone && s.count == 1) {
-    launch<search_kernel<D, kAlone>>(s);
+}
+
+template <class D>
+void launch(Search& s) {
+  s.size = sample_size(s.v.n, s.count);
+  // A single block stores all of a short vector sooner than several, which wait for each other, find a bracket. Otherwise there
+  // is something to do for one at each tile, and at each tile of each coefficient's sample.
+  const bool is_short = s.count == 1 && s.v.n <= kStoredWholly;
+  const int64_t blocks = is_short ? 1 : std::max(tiles(s.v.n), s.count * tiles(s.size));
+  if (!is_short) choose_bracket(s);
+  if (s.count == 1) {
+    launch<search_kernel<D, true>>(s, blocks);
   } else {
-    launch<search_kernel<D, false>>(s);
+    launch<search_kernel<D, false>>(s, blocks);
   }
 }
 

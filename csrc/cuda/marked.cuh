@@ -24,7 +24,7 @@ constexpr float kLargest = 0x1.fffffep127f;
 constexpr float kLeast = 0x1p-100f, kMost = 0x1p100f;  // below the one rounding is coarser, above the other there is no room
 
 template <class D>
-using SweptTile = Tile<D, kStreamed>;
+using SweptTile = Tile<D, kAtOnce>;
 
 template <class D>
 constexpr bool kRough = D::kKeyBits == 31;  // entries of 16 bits are rounded more coarsely than that
@@ -35,8 +35,6 @@ struct Swept {
   float middle, half;  // roughly, entries less than half from the middle are marked, and those above the middle counted
   float hi, lowest;    // exactly, above one entries are counted, below the other they are left
   float lo;            // the magnitudes of the bracket's ends: -1 and NaN, which nothing is above, where it has none
-  int shift;           // a stored word's bin is its distance from the first one >> shift
-  Word first;
   unsigned above_hi, at_hi, at_lo;
 };
 
@@ -48,19 +46,12 @@ __device__ Swept begin(const State& s, float alpha) {
   const float from = swept.lowest * (1.0f - kNear), to = swept.hi * (1.0f + kNear);
   swept.middle = 0.5f * (from + to);
   swept.half = 0.5f * (to - from) + to * 0x1p-20f;  // more than the middle and a distance from it are rounded by
-  swept.shift = s.shift();
-  swept.first = s.first_word();
   return swept;
 }
 
-// Stores an entry if there is room, and counts it in the histogram of what is stored.
-__device__ inline void store(const Workspace& w, int k, unsigned long long at, Word word, Word first, int shift) {
-  if (at >= (unsigned long long)w.room) return;
-  w.stored[k * w.room + int64_t(at)] = word;
-  if (kCountedInSweep) atomicAdd(&w.histogram(k, kOfStored)[(word - first) >> shift], 1ull);
-}
-__device__ inline void store(const Workspace& w, int k, const Swept& swept, unsigned long long at, Word word) {
-  store(w, k, at, word, swept.first, swept.shift);
+// Stores an entry if there is room.
+__device__ inline void store(const Workspace& w, int k, unsigned long long at, Word word) {
+  if (at < (unsigned long long)w.room) w.stored[k * w.room + int64_t(at)] = word;
 }
 
 // What a block has at hand for the sweep.
@@ -87,7 +78,7 @@ __device__ inline void flush(const Workspace& w, int count, SweepMemory& memory)
   for (int k = 0; k < count; ++k) {
     const unsigned own = __shfl_sync(kAllLanes, held, k);
     const auto at = __shfl_sync(kAllLanes, base, k) + lane;
-    if (lane < int(own)) store(w, k, memory.swept[k], at, memory.stage[warp][k][lane]);
+    if (lane < int(own)) store(w, k, at, memory.stage[warp][k][lane]);
   }
   __syncwarp();
 }
@@ -124,7 +115,7 @@ __device__ bool look(const Search& s, SweepMemory& memory, int k, int64_t i) {
     if (slot < kStage) {
       memory.stage[warp][k][slot] = word;
     } else {
-      store(s.w, k, own, atomicAdd(&s.w.states[k].stored, 1ull), word);
+      store(s.w, k, atomicAdd(&s.w.states[k].stored, 1ull), word);
     }
     return slot >= kStage / 2;
   }

@@ -31,8 +31,6 @@ struct Numbers {
   const float* at;
   bool on_device;
 
-  Scalar<float> first() const { return on_device ? Scalar<float>{0.0f, at} : Scalar<float>{*at, nullptr}; }
-
   // Those from `first` on, as kernels take them: kMostCoefficients at most.
   Coefficients from(int first, int count) const {
     Coefficients some{};
@@ -69,7 +67,7 @@ void interpolate_threshold(float* values, int64_t* last, const Vectors& vectors,
 int64_t workspace_bytes(int64_t n, int count);
 
 // The operations above with their thresholds found first, in the workspace.
-void find_and_prune(void* out, const Vectors& vectors, Numbers alpha, int64_t keep, void* workspace);
+void find_and_prune(void* out, const Vectors& vectors, Scalar<float> alpha, int64_t keep, void* workspace);
 void find_and_prune_all(void* out, const Vectors& vectors, Numbers alphas, int count, int64_t keep, void* workspace);
 void find_and_mask(bool* out, const Vectors& vectors, int64_t keep, void* workspace);
 

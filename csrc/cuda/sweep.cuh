@@ -138,9 +138,8 @@ __device__ void sweep(const Search& s, SweepMemory& memory) {
     uncounted = 0;
     marked.begin = following;
   };
-  SweptTile<D> tile(s.v, marked.begin);
-  for (int64_t begin = tile.begin; begin < s.v.n; begin += step) {
-    if (!kAhead && begin != int64_t(blockIdx.x) * kTile) tile = SweptTile<D>(s.v, begin);
+  for (int64_t begin = marked.begin; begin < s.v.n; begin += step) {
+    SweptTile<D> tile(s.v, begin);
     unsigned left_out = 0;
     const bool small = are_small(tile, roughly ? memory.far : kLargest);
     if (!small) look_over<D>(s.v, begin);
@@ -154,7 +153,6 @@ __device__ void sweep(const Search& s, SweepMemory& memory) {
     }
     if (!kRough<D> || !roughly) compare_exactly(memory.swept, s.count, tile, counts, marks);
     const unsigned exist = existing(tile.size);
-    if (kAhead) tile = SweptTile<D>(s.v, begin + step);  // arrives while this one's marked entries are looked at
 #pragma unroll
     for (int word = 0; word < kWords; ++word)
       if (word * kTogether < s.count)

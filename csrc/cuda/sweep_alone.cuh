@@ -18,7 +18,6 @@ struct AloneMemory {
 struct Held {
   const Search& s;
   Word* words;
-  int shift;  // a stored word's bin is its distance from the first one >> shift
   unsigned number = 0;
 
   // Every thread calls it, whether it has a word or not.
@@ -32,9 +31,8 @@ struct Held {
     unsigned long long base = 0;
     if (lane == 0 && number > 0) base = atomicAdd(&s.w.states->stored, (unsigned long long)number);
     base = __shfl_sync(kAllLanes, base, 0);
-    const Word first = s.w.states->first_word();
 #pragma unroll 1
-    for (unsigned i = lane; i < number; i += 32) store(s.w, 0, base + i, words[i], first, shift);
+    for (unsigned i = lane; i < number; i += 32) store(s.w, 0, base + i, words[i]);
     __syncwarp();
     number = 0;
   }
@@ -48,13 +46,12 @@ __device__ void sweep_alone(const Search& s, AloneMemory& memory) {
   const float lowest = state.lo == 0 ? D::value(1) : lo;
   const float beyond = hi < INFINITY ? __int_as_float(__float_as_int(hi) + 1) : INFINITY;  // what is above has at least that
   const auto bits = [](float difference) { return unsigned(__float_as_int(difference)); };
-  Held held{s, memory.held[threadIdx.x / 32], state.shift()};
+  Held held{s, memory.held[threadIdx.x / 32]};
   if (threadIdx.x == 0) memory.above_hi = memory.at_hi = memory.at_lo = 0;
   unsigned above_hi = 0, at_hi = 0, at_lo = 0;
   const int64_t step = int64_t(gridDim.x) * kTile;
-  SweptTile<D> tile(s.v, int64_t(blockIdx.x) * kTile);
+  Tile<D, kStreamed> tile(s.v, int64_t(blockIdx.x) * kTile);
   for (int64_t begin = tile.begin; begin < s.v.n; begin += step) {
-    if (!kAheadAlone && begin != int64_t(blockIdx.x) * kTile) tile = SweptTile<D>(s.v, begin);
     typename D::Stored x[kPerThread];
     unsigned marks = 0;  // the entries of the thread that are in the bracket or at its ends
     float sum = 0.0f;    // not finite where an entry is not
@@ -70,7 +67,7 @@ __device__ void sweep_alone(const Search& s, AloneMemory& memory) {
     }
     above_hi += kPerThread;
     marks &= existing(tile.size);
-    if (kAheadAlone) tile = SweptTile<D>(s.v, begin + step);  // arrives while this one's entries are looked at
+    tile = Tile<D, kStreamed>(s.v, begin + step);  // arrives while this one's entries are looked at
     if (!(sum < INFINITY)) look_over<D>(s.v, begin);
     const unsigned any = __reduce_or_sync(kAllLanes, marks);
     if (any == 0) continue;

@@ -1,20 +1,18 @@
 // What the search for thresholds is given, and what it keeps on the device.
 #pragma once
 
+#include <algorithm>
+
 #include "block.cuh"
 #include "search.h"
 
 namespace lpk::cuda {
 
-constexpr int kSample = 1 << 18;
-
-// How the sweep goes about it: chosen by measuring on a GPU.
-constexpr int64_t kStoredWholly = 8192;   // entries of a vector that needs no bracket: all of them are stored
-constexpr bool kCountedInSweep = true;    // what is stored is counted in its histogram at once, not in a phase of its own
-constexpr bool kAlone = true;             // one coefficient has a kernel of its own
-constexpr bool kAheadAlone = true;        // the next tile is read before the present one is looked at: one coefficient,
-constexpr bool kAhead = true;             // many
-constexpr int kBlocksAlone = 3, kBlocks = 4;  // of a multiprocessor, at least
+// Entries of the sample. More of them make brackets narrower, and each entry inside costs more where it may be inside several.
+inline int64_t sample_size(int64_t n, int count) {
+  const int64_t most = count == 1 ? 1 << 17 : 1 << 18;
+  return std::min(n, most);
+}
 
 // An entry of a vector: its key, and after it its index counted backwards. Of two words the larger one is that of the entry
 // that survives longer: the larger magnitude, or the smaller index.
@@ -28,11 +26,14 @@ __host__ __device__ inline Word word_of(Key key, int64_t index) {
 __device__ inline Key key_of(Word word) { return Key(word >> kIndexBits); }
 __device__ inline int64_t index_of(Word word) { return kMostIndexed - 1 - int64_t(word & Word(kMostIndexed - 1)); }
 
+// How many stored entries there is room for, beside a 64th of the vector; and of a vector that is stored wholly, without a
+// bracket, where there is one coefficient.
 #ifdef LPK_EMULATED
-constexpr int64_t kSpareRoom = 256;
+constexpr int64_t kSpareRoom = 256, kStoredWholly = 256;
 #else
-constexpr int64_t kSpareRoom = 65536;
+constexpr int64_t kSpareRoom = 65536, kStoredWholly = 4096;
 #endif
+static_assert(kStoredWholly <= kSpareRoom);
 
 // An end of a bracket: the bits of its key that are known, -1 where it is not sought, and its rank among the sampled entries that
 // share them. Both ends are found alike: the bin of their highest bits in a histogram of the sample, then of the next bits among
@@ -81,7 +82,7 @@ struct Workspace {
   unsigned long long* histograms;  // [count][kHistograms][kBins]
   long long* stamps;               // [kMostStamps]
   unsigned* equal;                 // [count][tiles]
-  void *sample_a, *sample_b;       // [kSample]
+  void *sample_a, *sample_b;       // [sample_size]
   Word* stored;                    // [count][room]
   Word* listed;                    // [count][room]
   float* values;                   // [count]: for thresholds that nobody else is given
@@ -102,15 +103,15 @@ inline int64_t divide(Workspace& w, void* memory, int64_t n, int count) {
     bytes += (numbers * int64_t(sizeof(Number)) + 255) / 256 * 256;
   };
   auto *a = reinterpret_cast<float*>(w.sample_a), *b = a;
-  w.room = n < kMostIndexed ? n / 64 + kSpareRoom : 0;
+  w.room = n < kMostIndexed ? std::min(n, n / 64 + kSpareRoom) : 0;
   take(w.states, count);
   take(w.histograms, int64_t(count) * kHistograms * kBins);
   take(w.stamps, kMostStamps);
   take(w.values, count);
   take(w.last, count);
   take(w.equal, count * tiles(n));
-  take(a, kSample);
-  take(b, kSample);
+  take(a, sample_size(n, count));
+  take(b, sample_size(n, count));
   take(w.stored, count * w.room);
   take(w.listed, count * w.room);
   w.sample_a = a;

@@ -42,6 +42,9 @@ from lpk.ops.direct import (
     are_thresholds,
     changed,
     coefficients,
+    empty_like,
+    empty_mask,
+    empty_rows,
     is_coefficient,
     is_keep,
     is_threshold,
@@ -79,7 +82,7 @@ def interpolate(a: Tensor, b: Tensor, alpha: float | Tensor, *, out: Tensor | No
         `out`, or a new vector [n] of the dtype of `a`.
     """
     if are_plain(a, b, out) and is_coefficient(alpha, a):
-        result = torch.empty_like(a) if out is None else changed(out)
+        result = empty_like(a) if out is None else changed(out)
         backend(a).interpolate(result, a, b, alpha)
         return result
     check_inputs(a=a, b=b, alpha=alpha, out=out)
@@ -137,7 +140,7 @@ def interpolate_prune(
         and is_keep(keep, a)
         and (threshold is None or is_threshold(threshold, a))
     ):
-        result = torch.empty_like(a) if out is None else changed(out)
+        result = empty_like(a) if out is None else changed(out)
         if threshold is None:
             backend(a).find_and_prune(result, a, b, alpha, keep)
         else:
@@ -183,7 +186,7 @@ def interpolate_prune_all(
         and (thresholds is None or are_thresholds(thresholds, a, len(known)))
         and (out is None or are_rows(out, len(known), a, b))
     ):
-        rows = a.new_empty(len(known), len(a)) if out is None else changed(out)
+        rows = empty_rows(a, len(known)) if out is None else changed(out)
         if thresholds is None:
             backend(a).find_and_prune_all(rows, a, b, known, keep)
         else:
@@ -279,7 +282,7 @@ def magnitude_prune(x: Tensor, keep: int, *, out: Tensor | None = None) -> Tenso
         `out`, or a new vector [n] of the dtype of `x`.
     """
     if are_plain(x, None, out) and is_keep(keep, x):
-        result = torch.empty_like(x) if out is None else changed(out)
+        result = empty_like(x) if out is None else changed(out)
         backend(x).find_and_prune(result, x, None, 1.0, keep)
         return result
     check_inputs(x=x, out=out)
@@ -303,7 +306,7 @@ def magnitude_mask(x: Tensor, keep: int) -> Tensor:
     if isinstance(x, Tensor) and x.requires_grad:
         x = x.detach()
     if are_plain(x) and is_keep(keep, x):
-        mask = torch.empty_like(x, dtype=torch.bool)
+        mask = empty_mask(x)
         backend(x).find_and_mask(mask, x, keep)
         return mask
     check_inputs(x=x)

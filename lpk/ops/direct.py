@@ -2,12 +2,12 @@
 
 PyTorch's dispatcher and the operators' checks take longer than a kernel does with a small vector. Nothing is decided
 here but whether both can be left out: whatever is not plain, or is watched by somebody, takes the way of the operators,
-which say what is wrong with it.
+which say what is wrong with it. Tensors for its results are made here, too, sooner than from Python.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
@@ -45,11 +45,14 @@ _plain = _compiled()
 def are_plain(first: Tensor, second: Tensor | None = None, out: Tensor | None = None) -> bool:
     """Whether an operation on these vectors needs no check and is seen by nobody: they are dense vectors in memory, of
     one supported dtype, size and device, without gradients, and `out` overlaps none of the others unless it is it."""
-    if torch.compiler.is_compiling() or _dispatch_modes() or _function_modes() or _profiled():
+    if torch.compiler.is_compiling() or _is_watched() or _functorch_level() is not None:
         return False
-    if _tracing() is not None or _functorch_level() is not None or forward_ad._current_level >= 0:
-        return False
-    return _look(first, second, out)
+    return forward_ad._current_level < 0 and _look(first, second, out)
+
+
+def _is_watched_in_python() -> bool:
+    """Whether a mode, a profiler or a tracer wants to see what is done to tensors; csrc/plain.cpp does the same."""
+    return bool(_dispatch_modes() or _function_modes() or _profiled() or _tracing() is not None)
 
 
 def _look_in_python(first: Tensor, second: Tensor | None, out: Tensor | None) -> bool:
@@ -71,6 +74,7 @@ def _look_in_python(first: Tensor, second: Tensor | None, out: Tensor | None) ->
     )
 
 
+_is_watched = _plain.is_watched if _plain is not None else _is_watched_in_python
 _look = _plain.are_plain if _plain is not None else _look_in_python
 
 
@@ -107,10 +111,17 @@ def coefficients(alphas: object, x: Tensor) -> Tensor | Sequence[float] | None:
         if alphas.is_cuda:
             return alphas if _is_beside(alphas, x) else None
         alphas = alphas.tolist() if obstacle(alphas) is None else None
+    return alphas if _are_coefficients(alphas) else None  # type: ignore[return-value]
+
+
+def _are_coefficients_in_python(alphas: object) -> bool:
+    """Whether these are numbers from 0 to 1 in a list or tuple; csrc/plain.cpp does the same."""
     if type(alphas) not in (list, tuple):
-        return None
-    fit = all(type(alpha) is float and 0.0 <= alpha <= 1.0 for alpha in alphas)  # type: ignore[attr-defined]
-    return alphas if fit else None  # type: ignore[return-value]
+        return False
+    return all(type(alpha) is float and 0.0 <= alpha <= 1.0 for alpha in alphas)  # type: ignore[attr-defined]
+
+
+_are_coefficients = _plain.are_coefficients if _plain is not None else _are_coefficients_in_python
 
 
 def is_keep(keep: object, x: Tensor) -> bool:
@@ -155,12 +166,6 @@ def _share_nothing(out: Tensor, x: Tensor) -> bool:
     return out.data_ptr() >= x.data_ptr() + x.nbytes or x.data_ptr() >= out.data_ptr() + out.nbytes
 
 
-def changed(out: Tensor) -> Tensor:
-    """A tensor that a kernel was given to write to: what autograd saved of it is not what it is any more."""
-    torch.autograd.graph.increment_version(out)
-    return out
-
-
 def _is_number(value: object, dtype: torch.dtype, x: Tensor) -> bool:
     return type(value) is Tensor and value.dtype is dtype and value.numel() == 1 and _is_beside(value, x)
 
@@ -175,3 +180,46 @@ def _is_beside_in_python(numbers: Tensor, x: Tensor) -> bool:
 
 
 _is_beside = _plain.is_beside if _plain is not None else _is_beside_in_python
+
+
+# What a kernel writes to, for a plain vector of n entries. csrc/plain.cpp does the same.
+
+
+def _empty_like_in_python(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _empty_mask_in_python(x: Tensor) -> Tensor:
+    """bool [n]."""
+    return torch.empty_like(x, dtype=torch.bool)
+
+
+def _empty_rows_in_python(x: Tensor, count: int) -> Tensor:
+    """[count, n]."""
+    return x.new_empty(count, x.numel())
+
+
+def _empty_thresholds_in_python(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """float32 [count] and int64 [count]."""
+    return x.new_empty(count, dtype=torch.float32), x.new_empty(count, dtype=torch.int64)
+
+
+def _empty_bytes_in_python(x: Tensor, size: int) -> Tensor:
+    """uint8 [size]."""
+    return x.new_empty(size, dtype=torch.uint8)
+
+
+def _changed_in_python(out: Tensor) -> Tensor:
+    """A tensor that was there before: what autograd saved of it is not what it is any more."""
+    torch.autograd.graph.increment_version(out)
+    return out
+
+
+empty_like: Callable[[Tensor], Tensor] = _plain.empty_like if _plain else _empty_like_in_python
+empty_mask: Callable[[Tensor], Tensor] = _plain.empty_mask if _plain else _empty_mask_in_python
+empty_rows: Callable[[Tensor, int], Tensor] = _plain.empty_rows if _plain else _empty_rows_in_python
+empty_thresholds: Callable[[Tensor, int], tuple[Tensor, Tensor]] = (
+    _plain.empty_thresholds if _plain else _empty_thresholds_in_python
+)
+empty_bytes: Callable[[Tensor, int], Tensor] = _plain.empty_bytes if _plain else _empty_bytes_in_python
+changed: Callable[[Tensor], Tensor] = _plain.changed if _plain else _changed_in_python

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lpk import _core
 from lpk.ops.cpu import DTYPES
+from lpk.ops.direct import empty_bytes, empty_thresholds
 from lpk.ops.memory import at
 
 NEVER = 2**63 - 1
@@ -55,7 +56,7 @@ def interpolate_threshold(
         return a.new_full((count,), torch.inf, dtype=torch.float32), a.new_full((count,), -1, dtype=torch.int64)
     if not _core.cuda_compiled:
         return _triton().interpolate_threshold(a, b, _on(a, alphas), keep, first_bad(a.device))
-    values, last = a.new_empty(count, dtype=torch.float32), a.new_empty(count, dtype=torch.int64)
+    values, last = empty_thresholds(a, count)
     workspace, known = _workspace(a, count), _known(alphas)
     _core.cuda_interpolate_threshold(
         at(values), at(last), at(a), at(b), *_vector(a), _row(known), count, keep, at(workspace)
@@ -99,11 +100,11 @@ def magnitude_mask(out: Tensor, x: Tensor, value: Tensor, last: Tensor) -> None:
 @on_the_vectors_device
 def find_and_prune(out: Tensor, a: Tensor, b: Tensor | None, alpha: Tensor | float, keep: int) -> None:
     """interpolate_prune where the threshold is not known: one call of the extension for both."""
-    alphas = alpha.reshape(1) if isinstance(alpha, Tensor) else [alpha]
     if not _core.cuda_compiled or keep == 0:
+        alphas = alpha.reshape(1) if isinstance(alpha, Tensor) else [alpha]
         return interpolate_prune(out, a, b, alpha, *interpolate_threshold(a, b, alphas, keep))
-    workspace, known = _workspace(a, 1), _known(alphas)
-    _core.cuda_find_and_prune(at(out), at(a), at(b), *_vector(a), _row(known), keep, at(workspace))
+    workspace = _workspace(a, 1)
+    _core.cuda_find_and_prune(at(out), at(a), at(b), *_vector(a), _scalar(alpha), keep, at(workspace))
 
 
 @on_the_vectors_device
@@ -157,7 +158,7 @@ def _vector(x: Tensor) -> tuple[int, int, int, int]:
 
 def _workspace(x: Tensor, count: int) -> Tensor:
     """For a search for the thresholds of so many coefficients; to be held until the search is launched."""
-    return x.new_empty(_core.cuda_workspace_bytes(x.numel(), count), dtype=torch.uint8)
+    return empty_bytes(x, _core.cuda_workspace_bytes(x.numel(), count))
 
 
 def _scalar(number: Tensor | float) -> tuple[float, int]:

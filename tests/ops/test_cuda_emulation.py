@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 ALPHAS = (0.05, 0.5, 0.7)
 NEVER = 2**63 - 1
-SAMPLE = 2**18
+SAMPLE = 2**17  # of one coefficient
 
 
 def cuda_headers() -> Path | None:
@@ -194,13 +194,27 @@ def test_thresholds_found_on_the_way(emulated, n, kind, dtype):
             )  # fmt: skip
             for row, alpha in zip(rows, alphas, strict=False):
                 assert torch.equal(reference.bits(row), reference.bits(reference.interpolate_prune(a, b, alpha, keep)))
-            assert kind != "normal" or dtype != torch.float32 or keep != n // 5 or phases.value == 7 + (n <= 4096)
+            assert kind != "normal" or dtype != torch.float32 or keep != n // 5 or phases.value == 8 + (n <= 4096)
         mask = torch.empty(n, dtype=torch.bool)
         emulated.find_and_mask(
             pointer(mask), pointer(a), ctypes.c_int64(n), DTYPES[dtype], pointer(bad), ctypes.c_int64(keep)
         )
         assert torch.equal(mask, reference.magnitude_mask(a, keep))
     assert bad.item() == NEVER
+
+
+def test_one_coefficient_of_a_short_vector_needs_no_bracket(emulated):
+    """Three phases find one: a histogram of the sample, those near its ends, and the bracket."""
+    phases, keep, rows = ctypes.c_int(), ctypes.c_int64(50), torch.empty(3, 257)
+    for n, count, expected in ((256, 1, 6), (257, 1, 9), (256, 3, 9)):
+        a, b = vector("normal", n, 5, torch.float32), vector("normal", n, 6, torch.float32)
+        alphas, bad = torch.tensor(ALPHAS), torch.tensor([NEVER])
+        emulated.find_and_prune(
+            pointer(rows), *common(a, b, bad), pointer(alphas), True, count, keep, ctypes.byref(phases)
+        )
+        assert phases.value == expected
+        for k, row in enumerate(rows.flatten()[: count * n].view(count, n)):
+            assert torch.equal(reference.bits(row), reference.bits(reference.interpolate_prune(a, b, ALPHAS[k], 50)))
 
 
 def test_more_rows_than_one_launch_writes(emulated):

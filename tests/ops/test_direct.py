@@ -1,5 +1,7 @@
 """Calls that need no checks go to their kernel at once, and do what those through PyTorch's dispatcher do."""
 
+import itertools
+
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -7,19 +9,22 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lpk import _core, ops
-from lpk.ops import direct
+from lpk.ops import direct, gpu
 from lpk.ops.direct import are_plain, are_rows, are_thresholds, coefficients, is_coefficient, is_keep, is_threshold
 from tests.ops.problems import every_dtype, problem, same
 
 N, KEEP = 1025, 205
+MAKERS = ("empty_like", "empty_mask", "empty_rows", "empty_thresholds", "empty_bytes", "changed")
 
 
 @pytest.fixture(autouse=True, params=["compiled", "python"])
 def look(request, monkeypatch):
-    """At the tensors: in C++, where it was compiled for this PyTorch, and in Python."""
+    """At the tensors: in C++, where it was compiled for this PyTorch, and in Python. And what makes new ones."""
     if request.param == "python":
-        monkeypatch.setattr(direct, "_look", direct._look_in_python)
-        monkeypatch.setattr(direct, "_is_beside", direct._is_beside_in_python)
+        for name in ("_is_watched", "_look", "_is_beside", "_are_coefficients"):
+            monkeypatch.setattr(direct, name, getattr(direct, f"{name}_in_python"))
+        for name, module in itertools.product(MAKERS, (direct, ops, gpu)):
+            monkeypatch.setattr(module, name, getattr(direct, f"_{name}_in_python"), raising=False)
     elif direct._plain is None:
         pytest.skip("lpk._plain was not compiled for this PyTorch")
 
@@ -183,11 +188,38 @@ def test_gradients_are_not_lost():
         product.backward()
 
 
+@every_dtype
+def test_new_tensors(dtype):
+    x = torch.nn.Parameter(torch.zeros(N, dtype=dtype))
+    for made, shape, expected in (
+        (direct.empty_like(x), [N], dtype),
+        (direct.empty_mask(x), [N], torch.bool),
+        (direct.empty_rows(x, 3), [3, N], dtype),
+        (direct.empty_rows(x, 0), [0, N], dtype),
+        (direct.empty_thresholds(x, 3)[0], [3], torch.float32),
+        (direct.empty_thresholds(x, 3)[1], [3], torch.int64),
+        (direct.empty_bytes(x, 7), [7], torch.uint8),
+    ):
+        assert type(made) is torch.Tensor and list(made.shape) == shape and made.dtype == expected
+        assert made.is_contiguous() and made.device == x.device and not made.requires_grad
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        direct.empty_bytes(x, 2**60)
+
+
+def test_a_changed_tensor_has_another_version():
+    x = torch.zeros(N)
+    assert direct.changed(x) is x and x._version == 1
+    with torch.inference_mode():
+        unversioned = torch.zeros(N)
+    assert direct.changed(unversioned) is unversioned
+
+
 def test_numbers():
     for alpha, fits in ((0.0, True), (1.0, True), (1.1, False), (-0.1, False), (float("nan"), False), (1, False)):
         assert is_coefficient(alpha, A) == fits and (coefficients([0.5, alpha], A) == [0.5, alpha]) == fits
     assert not is_coefficient(torch.tensor(0.5), A)
     assert coefficients(torch.tensor([0.5, 0.25]), A) == [0.5, 0.25] and coefficients((0.5,), A) == (0.5,)
+    assert coefficients((), A) == ()
     for several in (torch.tensor([1.5]), torch.tensor([[0.5]]), torch.tensor([0.5]).double(), 0.5, None):
         assert coefficients(several, A) is None
     for keep, fits in ((0, True), (N, True), (N + 1, False), (-1, False), (True, False), (2.0, False)):

@@ -53,7 +53,7 @@ void find_and_prune(void* out, const void* a, const void* b, int64_t n, int dtyp
   std::vector<char> workspace(std::size_t(lpk::cuda::workspace_bytes(n, count)), char(0x5a));
   const Vectors v{a, b, n, Dtype(dtype), nullptr, first_bad};
   if (count == 1) {
-    lpk::cuda::find_and_prune(out, v, {alphas, on_device != 0}, keep, workspace.data());
+    lpk::cuda::find_and_prune(out, v, on_device ? lpk::cuda::Scalar<float>{0, alphas} : lpk::cuda::Scalar<float>{*alphas}, keep, workspace.data());
   } else {
     lpk::cuda::find_and_prune_all(out, v, {alphas, on_device != 0}, count, keep, workspace.data());
   }
