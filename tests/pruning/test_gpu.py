@@ -11,6 +11,7 @@ from lpk import models
 from lpk.pruning.step import Step
 from lpk.pruning.train import Trainer
 from tests.conftest import make_network
+from tests.pooling.test_replay import Waits
 from tests.pruning.training import OPTIONS, make_trainer
 
 pytestmark = [
@@ -89,14 +90,6 @@ def test_lpk_s_networks_are_replayed(name, autocast):
 
 
 def test_a_network_that_waits_is_called():
-    class Waits(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = make_network()
-
-        def forward(self, x):
-            return self.body(x if x.sum() > -1e9 else -x)
-
     trainer = prepared(None)
     trainer(Waits().cuda(), 0, 2)
     assert trainer.graph_problem
