@@ -50,6 +50,7 @@ class Step:
         self.model = model
         self.batch = batch
         self.recipe = recipe
+        self.backend = backend
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = device = self.parameters[0].device
         self.total = torch.zeros((), dtype=torch.float32, device=device)
@@ -84,9 +85,10 @@ class Step:
         """Why steps are called and not replayed; None while they are."""
         return self._replayed.recorder.problem
 
-    def fits(self, model: nn.Module) -> bool:
-        """Whether this step still trains what the model is now: its tensors and attributes, and what is pruned."""
-        return model is self.model and _alike(self._fitting, self._circumstances())
+    def fits(self, model: nn.Module, batch: Batch, recipe: Recipe, backend: str | None) -> bool:
+        """Whether these would make the same step now; the model's tensors, attributes and masks count, too."""
+        same = model is self.model and (batch, recipe, backend) == (self.batch, self.recipe, self.backend)
+        return same and _alike(self._fitting, self._circumstances())
 
     def momentum(self) -> dict[int, Tensor]:
         """The optimizer's buffers by the position of their parameter."""

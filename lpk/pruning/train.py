@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,8 @@ class Trainer:
         self.round = 0
         self.graph_problem: str | None = None
         self._momentum: dict[int, Tensor] = {}
-        self._feed: tuple[torch.device, Feed] | None = None
+        self._feed: Feed | None = None
+        self._fed: tuple[Any, ...] = ()  # what it was made of
         self._step: Step | None = None
 
     def start_round(self, round: int) -> None:
@@ -101,10 +102,12 @@ class Trainer:
         from lpk.data.feed import feed  # here: it brings torchvision
 
         device = next(p for p in model.parameters() if p.requires_grad).device
-        if self._feed is None or self._feed[0] != device:
-            self._step = None
-            self._feed = device, feed(self.train, device, self.recipe.batch_size, augment=self.augment)
-        fed = self._feed[1]
-        if self._step is None or not self._step.fits(model):
-            self._step = Step(model, fed.batch, self.recipe, self._momentum, self.backend)
-        return fed, self._step
+        options = device, self.recipe.batch_size, self.augment
+        if self._feed is None or self._fed[0] is not self.train or self._fed[1] != options:
+            self._step = self._feed = None  # their memory is needed
+            self._feed = feed(self.train, device, self.recipe.batch_size, augment=self.augment)
+            self._fed = self.train, options
+        asked = model, self._feed.batch, self.recipe
+        if self._step is None or not self._step.fits(*asked, self.backend):
+            self._step = Step(*asked, self._momentum, self.backend)
+        return self._feed, self._step

@@ -107,9 +107,9 @@ def test_a_replayed_step_is_a_few_launches():
     step = trainer._step
     assert isinstance(step, Step)
     network.train()
-    few = [tuple(x.clone() for x in inputs) for inputs in list(trainer._feed[1].epoch(1))[:2]]
+    few = [tuple(x.clone() for x in inputs) for inputs in list(trainer._feed.epoch(1))[:2]]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
-        assert step.fits(network)
+        assert step.fits(network, step.batch, step.recipe, step.backend)
         for inputs in few:
             step(0.1, *inputs)
     launches = sum(event.count for event in profiled.key_averages() if event.key.startswith("aten::"))

@@ -239,8 +239,39 @@ def test_momentum_of_a_parameter_without_gradients_stays_empty():
 
 
 def test_a_step_fits_its_network_alone():
-    network = make_network().train()
-    made = Step(network, lambda *x: x, make_trainer().recipe, {}, None)
-    assert made.fits(network) and not made.fits(make_network().train())
+    network, recipe = make_network().train(), make_trainer().recipe
+    asked = print, recipe, None  # the batch is not looked at
+    made = Step(network, print, recipe, {}, None)
+    assert made.fits(network, *asked) and not made.fits(make_network().train(), *asked)
+    for i, other in enumerate((repr, replace(recipe, weight_decay=0.5), "torch")):
+        assert not made.fits(network, *asked[:i], other, *asked[i + 1 :])
     network.eval()
-    assert not made.fits(network)
+    assert not made.fits(network, *asked)
+
+
+@pytest.mark.parametrize("change", ["train", "weight decay", "batch size", "augment"])
+def test_what_a_trainer_is_given_later_counts(change):
+    """As in a trainer that was made with it."""
+    networks, trainers = [make_network(), make_network()], [make_trainer(), make_trainer()]
+    images = replace(trainers[0].train, augmentation="crop-flip")
+    for trainer in trainers:
+        trainer.train = images
+    recipe = trainers[0].recipe
+    name, other = {
+        "train": ("train", replace(images, images=images.images.flip(0))),
+        "weight decay": ("recipe", replace(recipe, weight_decay=0.1)),
+        "batch size": ("recipe", replace(recipe, batch_size=48)),
+        "augment": ("augment", True),
+    }[change]
+    trainers[0](networks[0], 0, 1)
+    setattr(trainers[0], name, other)
+    trainers[0](networks[0], 1, 2)
+    trainers[1](networks[1], 0, 1)
+    renewed = make_trainer()
+    renewed.train = images
+    setattr(renewed, name, other)
+    renewed.load_state_dict(trainers[1].state_dict())
+    renewed(networks[1], 1, 2)
+    assert same(*networks)
+    trainers[1](networks[1], 1, 2)
+    assert not same(*networks)
