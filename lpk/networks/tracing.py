@@ -7,8 +7,10 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from types import FrameType
 from typing import Any
 
@@ -31,18 +33,29 @@ if hasattr(os, "register_at_fork"):  # not while one goes on: its thread would n
     )
 
 
-def trace(model: nn.Module, *, changing: bool = False) -> fx.GraphModule:
-    """A call of the model with the arguments that it needs, as `torch.fx.symbolic_trace` gives it, while other threads
-    may trace and call modules, too. At least one argument; others have their defaults.
+@dataclass(frozen=True)
+class Arguments:
+    """What a model is called with while it is traced: so many inputs, and among them what `fill` makes of them; None:
+    the inputs themselves, in their order."""
 
-    changing: whether the values of buffers will be others: what is computed from them alone is then part of the graph.
+    count: int
+    fill: Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]] | None = None
+
+
+def trace(model: nn.Module, arguments: Arguments | None = None, *, changing: bool = False) -> fx.GraphModule:
+    """A call of the model, as `torch.fx.symbolic_trace` gives it, while other threads may trace and call modules, too.
+
+    arguments: those that the graph's inputs are part of; None: as many as the model needs, at least one; others have
+    their defaults. changing: whether the values of buffers will be others: what is computed from them alone is then
+    part of the graph.
 
     The meta of each node has the `line` of the model's code, as file:number, that made it; None if that is not known.
 
     Raises ValueError where torch.fx can't trace the model, with the line that it fails at.
     """
     with _one_at_a_time, _attributes_kept(model):
-        caller = CALLERS.get(_required(model), _Caller)(model)
+        given = Arguments(max(1, _required(model))) if arguments is None else arguments
+        caller = _caller(given.count)(model, given)
         try:
             graph = _Tracer(model, changing).trace(caller)
         except Exception as error:  # whatever a stranger's forward raises when it is given a proxy
@@ -57,29 +70,28 @@ class _Caller(nn.Module):
     The names of what is in it are those in the model.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, arguments: Arguments) -> None:
         super().__init__()
         self._modules[""] = model
+        self.__dict__["arguments"] = arguments
         self.training = model.training
 
-    def forward(self, inputs: Any) -> Any:
-        return self._modules[""](inputs)  # type: ignore[misc]
+    def _call(self, *inputs: Any) -> Any:
+        fill = self.__dict__["arguments"].fill
+        args, kwargs = (inputs, {}) if fill is None else fill(inputs)
+        return self._modules[""](*args, **kwargs)  # type: ignore[misc]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_modules"][""], name)
 
 
-class _CallerOfTwo(_Caller):
-    def forward(self, first: Any, second: Any) -> Any:  # type: ignore[override]
-        return self._modules[""](first, second)  # type: ignore[misc]
-
-
-class _CallerOfThree(_Caller):
-    def forward(self, first: Any, second: Any, third: Any) -> Any:  # type: ignore[override]
-        return self._modules[""](first, second, third)  # type: ignore[misc]
-
-
-CALLERS = {2: _CallerOfTwo, 3: _CallerOfThree}  # by the number of arguments
+@cache
+def _caller(count: int) -> type[_Caller]:
+    """One whose forward has so many arguments: torch.fx makes an input of each that its code names."""
+    names = ", ".join(["inputs", *(f"inputs_{i}" for i in range(1, count))])
+    space: dict[str, Any] = {}
+    exec(f"def forward(self, {names}):\n    return self._call({names})", space)
+    return type("_Caller", (_Caller,), {"forward": space["forward"]})
 
 
 def _required(model: nn.Module) -> int:

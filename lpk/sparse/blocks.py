@@ -59,6 +59,10 @@ class Blocks:
         if data[0].numel() >= 2**31:
             raise ValueError("one block of images must have less than 2^31 elements")
 
+    def channels(self, first: int, last: int) -> Blocks:
+        """Those from first to last - 1, in the same memory."""
+        return Blocks(self.data[:, first:last], self.batch, self.border, self.patches, self.image)
+
     @property
     def patch(self) -> Pair:
         """Height and width of a patch; of the image, where it is not cut."""

@@ -30,7 +30,7 @@ def check_convolution(convolution: Convolution, x: Blocks, out: Blocks) -> None:
     batch, channels, height, width = x.shape
     if channels != convolution.channels:
         raise ValueError(f"the convolution has {convolution.channels} input channels, x has {channels}")
-    if x.border < max(convolution.padding):
+    if x.border < max(*convolution.padding, *(convolution.behind or (0, 0))):
         raise ValueError(f"the border of x is {x.border}, but the padding is {convolution.padding}")
     check_apart("x", x, out)
     check_same("out", out, (batch, convolution.filters, *convolution.output_size(height, width)))
