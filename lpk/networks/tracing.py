@@ -19,6 +19,8 @@ from torch import fx, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lpk.networks.attention import taken_apart
+
 # Whose code is no model's.
 TRACERS = (os.path.dirname(torch.__file__) + os.sep, __file__)
 
@@ -42,12 +44,14 @@ class Arguments:
     fill: Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]] | None = None
 
 
-def trace(model: nn.Module, arguments: Arguments | None = None, *, changing: bool = False) -> fx.GraphModule:
+def trace(
+    model: nn.Module, arguments: Arguments | None = None, *, changing: bool = False, apart: bool = False
+) -> fx.GraphModule:
     """A call of the model, as `torch.fx.symbolic_trace` gives it, while other threads may trace and call modules, too.
 
     arguments: those that the graph's inputs are part of; None: as many as the model needs, at least one; others have
     their defaults. changing: whether the values of buffers will be others: what is computed from them alone is then
-    part of the graph.
+    part of the graph. apart: whether a subclass of BatchNorm and PyTorch's modules of attention are taken apart.
 
     The meta of each node has the `line` of the model's code, as file:number, that made it; None if that is not known.
 
@@ -57,7 +61,7 @@ def trace(model: nn.Module, arguments: Arguments | None = None, *, changing: boo
         given = Arguments(max(1, _required(model))) if arguments is None else arguments
         caller = _caller(given.count)(model, given)
         try:
-            graph = _Tracer(model, changing).trace(caller)
+            graph = _Tracer(model, changing, apart).trace(caller)
         except Exception as error:  # whatever a stranger's forward raises when it is given a proxy
             line = _line(reversed(list(traceback.walk_tb(error.__traceback__))))
             raise ValueError(f"{error} ({line})" if line else str(error)) from error
@@ -191,17 +195,21 @@ def _hook_name(hook: Callable[..., Any]) -> str:
 
 
 class _Tracer(fx.Tracer):
-    """Lets the calls of other threads through. The model itself is no leaf; BatchNorm of any kind is one: who measures
-    its statistics looks for it."""
+    """Lets the calls of other threads through. The model itself is no leaf; BatchNorm of any kind is one where `apart`
+    is False: who measures its statistics looks for it."""
 
-    def __init__(self, model: nn.Module, changing: bool) -> None:
+    def __init__(self, model: nn.Module, changing: bool, apart: bool) -> None:
         super().__init__()
         self.model = model
-        self.proxy_buffer_attributes = changing
+        self.apart = apart
+        self.proxy_buffer_attributes = True if apart else changing
         self.thread = threading.get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m is not self.model and (isinstance(m, _BatchNorm) or super().is_leaf_module(m, module_qualified_name))
+        if m is self.model:
+            return False
+        whole = isinstance(m, _BatchNorm) and (not self.apart or type(m).__module__.startswith("torch.nn."))
+        return whole or super().is_leaf_module(m, module_qualified_name)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
@@ -213,6 +221,8 @@ class _Tracer(fx.Tracer):
     ) -> Any:
         if threading.get_ident() != self.thread:
             return forward(*args, **kwargs)
+        if self.apart and (made := taken_apart(m, args, kwargs)) is not None:
+            return made
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:

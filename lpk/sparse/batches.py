@@ -36,7 +36,10 @@ class Batch:
         if node in known:
             return known[node]
         self._prepare(node)
-        known[node] = _to_meta(self._interpreter.run_node(node))
+        if node in self.batched:
+            known[node] = self._input(node.meta["result"], self.batched[node])
+        else:
+            known[node] = _to_meta(self._interpreter.run_node(node))
         return known[node]
 
     def layout(self, node: fx.Node, source: fx.Node, seen: Seen) -> Layout | None:
@@ -58,13 +61,13 @@ class Batch:
     def _prepare(self, node: fx.Node) -> None:
         known = self._interpreter.env
         for n in node.all_input_nodes:
-            if n in known:
-                continue
-            if n in self.seen:
+            if n not in known and n in self.seen:
                 seen = self.seen[n]
                 known[n] = torch.empty(self.size * seen.times, *seen.shape, dtype=torch.float32, device="meta")
-            elif n in self.batched:
+            elif n not in known and n in self.batched:
                 known[n] = self._input(n.meta["result"], self.batched[n])
+            elif n not in known and n.op == "get_attr":
+                known[n] = _to_meta(self._interpreter.run_node(n))
 
     def _input(self, result: Tensor, batched: bool) -> Tensor:
         shape = (self.size, *result.shape[1:]) if batched else result.shape

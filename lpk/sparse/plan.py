@@ -50,7 +50,7 @@ def trace(model: nn.Module, inputs: Inputs, batches: Sequence[int] = BATCHES, *,
         raise NotSupported(f"{path or type(model).__name__} has the forward hook {hook}, which the engine can't run")
     problem = f"{type(model).__name__} can't be traced for inputs {inputs}"
     try:
-        graph = tracing.trace(model, inputs.arguments, changing=changing)
+        graph = tracing.trace(model, inputs.arguments, changing=changing, apart=not changing)
     except ValueError as error:
         raise NotSupported(f"{problem}: {error}") from error
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
