@@ -139,6 +139,14 @@ void define_operations(py::module_& m) {
       sparse_convolution(to, from, convolution, filters, epilogue, threads);
     });
   });
+  m.def("depthwise_convolution", [](const Activations& out, const Activations& in, const Convolution& convolution,
+                                    uintptr_t entries, uintptr_t start, const Ending& ending) {
+    const SparseFilters filters{reinterpret_cast<const NonZero*>(entries), integers(start), convolution.channels};
+    return operation(out, in, ending, [=](const Activations& to, const Activations& from, const Epilogue& epilogue,
+                                          int threads) {
+      depthwise_convolution(to, from, convolution, filters, epilogue, threads);
+    });
+  });
   m.def("dense_convolution", [](const Activations& out, const Activations& in, const Convolution& convolution,
                                 uintptr_t weights, uintptr_t offsets, const Ending& ending) {
     const DenseFilters filters{floats(weights), reinterpret_cast<const int32_t*>(offsets)};

@@ -206,6 +206,9 @@ def sparse_convolution(
     channels_per_block: int,
     ending: Ending,
 ) -> Operation: ...
+def depthwise_convolution(
+    out: Activations, x: Activations, convolution: Convolution, entries: int, start: int, ending: Ending
+) -> Operation: ...
 def dense_convolution(
     out: Activations, x: Activations, convolution: Convolution, weights: int, offsets: int, ending: Ending
 ) -> Operation: ...

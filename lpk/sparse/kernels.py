@@ -26,7 +26,7 @@ from lpk.sparse.checks import (
     check_whole,
     check_window,
 )
-from lpk.sparse.packing import Filters, SparseFilters, WinogradFilters, input_strides
+from lpk.sparse.packing import DepthwiseFilters, Filters, SparseFilters, WinogradFilters, input_strides
 
 ACTIVATIONS = {"identity": 0, "relu": 1, "relu6": 2}
 
@@ -106,6 +106,9 @@ def prepare_convolution(
     if isinstance(filters, SparseFilters):
         where = address("entries", filters.entries), address("start", filters.start)
         handle = _core.sparse_convolution(*common, *where, filters.channels_per_block, end)
+    elif isinstance(filters, DepthwiseFilters):
+        where = address("entries", filters.entries), address("start", filters.start)
+        handle = _core.depthwise_convolution(*common, *where, end)
     elif isinstance(filters, WinogradFilters):
         handle = _core.winograd_convolution(*common, address("weights", filters.weights), filters.together, end)
     else:

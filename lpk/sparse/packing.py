@@ -68,6 +68,16 @@ class SparseFilters:
 
 
 @dataclass(frozen=True)
+class DepthwiseFilters:
+    """The same of a convolution whose groups have one channel each: one channel is computed after the other."""
+
+    convolution: Convolution
+    entries: Tensor
+    start: Tensor
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class DenseFilters:
     """All weights of a convolution, for inputs with the strides of one it was packed for."""
 
@@ -86,7 +96,7 @@ class WinogradFilters:
     together: int  # filters side by side
 
 
-Filters = SparseFilters | DenseFilters | WinogradFilters
+Filters = SparseFilters | DepthwiseFilters | DenseFilters | WinogradFilters
 
 
 def reach(kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
@@ -103,11 +113,12 @@ def pack(weight: Tensor, convolution: Convolution, x: Blocks, out: Blocks) -> Fi
 
     It knows the convolution, the size of the output, the instruction set and the share of weights that are not zero.
     """
+    if convolution.groups == convolution.channels > 1:
+        return pack_depthwise_filters(weight, convolution, x)
     nonzeros = int(weight.count_nonzero())
     sparse = _core.sparse_cost(convolution.handle, out.handle, nonzeros / weight.numel())
     winograd = _core.winograd_cost(convolution.handle, out.handle)
-    depthwise = convolution.groups == convolution.channels > 1
-    if depthwise or sparse <= min(winograd, 1.0):
+    if sparse <= min(winograd, 1.0):
         channels_per_block = _core.best_channels_per_block(convolution.handle, out.handle, nonzeros)
         return pack_filters(weight, convolution, x, channels_per_block)
     return pack_winograd_filters(weight, convolution) if winograd < 1 else pack_dense_filters(weight, convolution, x)
@@ -130,6 +141,15 @@ def pack_filters(
     entries = _floats(int(start[-1]), 2)
     _core.pack_filters(address("entries", entries), *known, convolution.handle, x.handle, channels_per_block, threads)
     return SparseFilters(convolution, entries, start, channels_per_block, input_strides(x))
+
+
+def pack_depthwise_filters(weight: Tensor, convolution: Convolution, x: Blocks) -> DepthwiseFilters:
+    """The weights that are not zero where each group has one channel, for inputs with the strides of x; ValueError for
+    other groups."""
+    if convolution.groups != convolution.channels:
+        raise ValueError(f"each group must have one channel, not {convolution.channels // convolution.groups}")
+    sparse = pack_filters(weight, convolution, x)
+    return DepthwiseFilters(convolution, sparse.entries, sparse.start, sparse.strides)
 
 
 def pack_dense_filters(weight: Tensor, convolution: Convolution, x: Blocks) -> DenseFilters:

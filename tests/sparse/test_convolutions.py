@@ -52,6 +52,24 @@ def winograd_convolutions(draw):
     return convolution, *(max(1, 3 - 2 * p) + draw(st.integers(0, 12)) for p in padding)
 
 
+@st.composite
+def depthwise_convolutions(draw):
+    """The same, of those whose groups have one channel; some with images that are several tiles wide and high."""
+    channels = draw(st.integers(1, 4))
+    pair = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))  # noqa: E731
+    convolution = Convolution(
+        filters=channels * draw(st.sampled_from([1, 1, 2, 3])),
+        channels=channels,
+        kernel=draw(st.sampled_from([(3, 3), (5, 5), (7, 7), (1, 1), (2, 3), (4, 1)])),
+        stride=draw(st.sampled_from([(1, 1), (2, 2), (1, 2), (3, 3)])),
+        padding=draw(pair(0, 3)),
+        dilation=draw(pair(1, 2)),
+        groups=channels,
+    )
+    sizes = zip(convolution.kernel, convolution.padding, convolution.dilation, strict=True)
+    return convolution, *(max(1, d * (k - 1) + 1 - 2 * p) + draw(st.integers(0, 40)) for k, p, d in sizes)
+
+
 around = dict(
     batch=st.integers(1, 40),
     density=st.sampled_from([0.0, 0.01, 0.1, 0.5, 0.9, 1.0]),
@@ -79,6 +97,15 @@ def test_winograd_convolution(**given):
         yield lambda: packing.pack_winograd_filters(weight, convolution)
 
     check_convolution(packed, **given, tile=True)
+
+
+@hypothesis.settings(arbitrary, max_examples=25)
+@hypothesis.given(problem=depthwise_convolutions(), **around | dict(batch=st.sampled_from([1, 16, 17])))
+def test_depthwise_convolution(**given):
+    def packed(weight, convolution, x, out):
+        yield lambda: packing.pack_depthwise_filters(weight, convolution, x)
+
+    check_convolution(packed, **given)
 
 
 def check_convolution(packed, problem, batch, density, borders, has, activation, seed, tile=False):
@@ -185,6 +212,8 @@ def test_errors_of_convolutions():
     with fails(ValueError, "weight", "[3, 2, 3, 3]"):
         packing.pack_filters(random(3, 2, 3, 4), convolution, x)
     filters = packing.pack_filters(random(3, 2, 3, 3), convolution, x)
+    with fails(ValueError, "one channel", "2"):
+        packing.pack_depthwise_filters(random(3, 2, 3, 3), convolution, x)
     with fails(ValueError, "scale", "[3]"):
         kernels.convolution(filters, x, out, scale=random(2))
     with fails(ValueError, "2 input channels", "3"):

@@ -34,7 +34,8 @@ def test_winograd_is_for_windows_of_3_with_stride_1():
 
 
 def test_pack_takes_what_is_fastest():
-    """Few weights one by one; of windows of 3 x 3 with stride 1 all, by Winograd's algorithm; else all as they are."""
+    """Few weights one by one; of windows of 3 x 3 with stride 1 all, by Winograd's algorithm; else all as they are.
+    Those of depthwise layers, few or many, one channel after the other."""
 
     def packed(density, **options):
         convolution = Convolution(64, 64, **options)
@@ -48,3 +49,5 @@ def test_pack_takes_what_is_fastest():
     assert packed(0.05, **window) is packed(0.05, stride=(2, 2), **window) is packing.SparseFilters
     assert packed(1, **window) is packed(0.6, **window) is packing.WinogradFilters
     assert packed(1, stride=(2, 2), **window) is packed(1, kernel=(1, 1)) is packing.DenseFilters
+    for density in (0.05, 1):
+        assert packed(density, groups=64, **window) is packing.DepthwiseFilters

@@ -16,7 +16,7 @@ from tests.sparse.networks import same
     size=st.tuples(st.integers(5, 21), st.integers(5, 21)),
     layers=st.lists(
         st.tuples(
-            st.sampled_from(["conv", "max", "average"]),
+            st.sampled_from(["conv", "depthwise", "max", "average"]),
             st.integers(1, 4),  # kernel
             st.integers(1, 3),  # stride
             st.integers(0, 2),  # padding
@@ -33,8 +33,8 @@ def test_few_images(size, layers, batch):
     """Images are cut into patches wherever that comes out even, and put together again where not."""
     network, shape = nn.Sequential(), torch.Size([1, 3, *size])
     for kind, kernel, stride, padding, dilation, ceil, relu in layers:
-        if kind == "conv":
-            layer = nn.Conv2d(3, 3, kernel, stride, padding, dilation)
+        if kind in ("conv", "depthwise"):
+            layer = nn.Conv2d(3, 3, kernel, stride, padding, dilation, groups=3 if kind == "depthwise" else 1)
         elif kind == "max":
             layer = nn.MaxPool2d(kernel, stride, min(padding, kernel // 2), dilation, ceil_mode=ceil)
         else:

@@ -136,6 +136,10 @@ int64_t best_channels_per_block(const Convolution& convolution, const Activation
 void sparse_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
                         const SparseFilters& filters, const Epilogue& epilogue, int threads);
 
+// Where each group has one input channel: the filters are in one block.
+void depthwise_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
+                           const SparseFilters& filters, const Epilogue& epilogue, int threads);
+
 int64_t dense_filters_size(const Convolution& convolution);
 void pack_dense_filters(float* packed, int32_t* offsets, const float* weights, const Convolution& convolution,
                         const Activations& in, int threads);

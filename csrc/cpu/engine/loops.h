@@ -8,7 +8,8 @@
 namespace lpk::engine {
 
 constexpr int kMostRows = 8;
-constexpr int kMostColumns = 8;
+constexpr int kMostColumns = 28;
+constexpr int kNarrow = 8;  // columns; there are wider tiles for strides of 1 and 2 alone
 
 // The outputs whose sums are in registers together: `rows` pieces of rows, each of them some neighbouring pixels. The
 // rows may lie in different images. Addresses are those of channel 0; behind the last row the input's is repeated.
@@ -37,6 +38,23 @@ struct SparseTask {
   int64_t count;           // of filters
   int64_t channel_blocks;  // of the filters
   int64_t pixel_stride;    // floats between the inputs of neighbouring outputs
+  Finish finish;
+};
+
+// Neighbouring outputs of a row and those below them. Addresses are those of channel 0.
+struct Strip {
+  const float* in;
+  float* out;
+  const float* residual;
+  int64_t rows;
+};
+
+struct DepthwiseTask {
+  SparseFilters filters;  // in one block
+  int64_t pixel_stride;   // floats between the inputs of neighbouring outputs
+  int64_t in_row;         // and of outputs below each other
+  int64_t out_row;
+  int64_t residual_row;
   Finish finish;
 };
 
@@ -73,7 +91,9 @@ struct WinogradTask {
 
 // Computes the filters from `first` to `last` for one tile. `sums` has room for the tile's sums of all these filters.
 using SparseLoop = void (*)(const SparseTask& task, const Tile& tile, int64_t first, int64_t last, float* sums);
-// The same for fours of filters.
+// The same for a strip, whose tiles are taken one after the other for each filter.
+using DepthwiseLoop = void (*)(const DepthwiseTask& task, const Strip& strip, int64_t first, int64_t last);
+// The same for a tile and fours of filters.
 using DenseLoop = void (*)(const DenseTask& task, const Tile& tile, int64_t first, int64_t last, float* sums);
 
 // Computes, for some tiles at once, the groups from `first` to `last` of filters that lie together. `memory` has room for
@@ -103,6 +123,7 @@ struct Loops {
   int dense_pixels;
   // The loop for tiles of this size; null: there is none.
   SparseLoop (*sparse)(int rows, int columns, int64_t stride);
+  DepthwiseLoop (*depthwise)(int rows, int columns, int64_t stride);
   DenseLoop (*dense)(int rows, int columns, int64_t stride);
 
   // How many tiles are computed at once where so many filters lie together; and the loop, null: there is none.
