@@ -15,11 +15,12 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpk.networks.attention import taken_apart
+from lpk.networks.known import Known
 
 # Whose code is no model's.
 TRACERS = (os.path.dirname(torch.__file__) + os.sep, __file__)
@@ -45,13 +46,15 @@ class Arguments:
 
 
 def trace(
-    model: nn.Module, arguments: Arguments | None = None, *, changing: bool = False, apart: bool = False
+    model: nn.Module, arguments: Arguments | None = None, *, changing: bool = False, apart: bool = False,
+    examples: Sequence[Tensor] | None = None,
 ) -> fx.GraphModule:
     """A call of the model, as `torch.fx.symbolic_trace` gives it, while other threads may trace and call modules, too.
 
     arguments: those that the graph's inputs are part of; None: as many as the model needs, at least one; others have
     their defaults. changing: whether the values of buffers will be others: what is computed from them alone is then
     part of the graph. apart: whether a subclass of BatchNorm and PyTorch's modules of attention are taken apart.
+    examples: inputs, which are computed with meanwhile: the model may then decide by shapes, see lpk.networks.known.
 
     The meta of each node has the `line` of the model's code, as file:number, that made it; None if that is not known.
 
@@ -60,8 +63,9 @@ def trace(
     with _one_at_a_time, _attributes_kept(model):
         given = Arguments(max(1, _required(model))) if arguments is None else arguments
         caller = _caller(given.count)(model, given)
+        known = None if examples is None else Known(caller, examples)
         try:
-            graph = _Tracer(model, changing, apart).trace(caller)
+            graph = _Tracer(model, changing, apart, known).trace(caller)
         except Exception as error:  # whatever a stranger's forward raises when it is given a proxy
             line = _line(reversed(list(traceback.walk_tb(error.__traceback__))))
             raise ValueError(f"{error} ({line})" if line else str(error)) from error
@@ -198,9 +202,10 @@ class _Tracer(fx.Tracer):
     """Lets the calls of other threads through. The model itself is no leaf; BatchNorm of any kind is one where `apart`
     is False: who measures its statistics looks for it."""
 
-    def __init__(self, model: nn.Module, changing: bool, apart: bool) -> None:
+    def __init__(self, model: nn.Module, changing: bool, apart: bool, known: Known | None) -> None:
         super().__init__()
         self.model = model
+        self.known = known
         self.apart = apart
         self.proxy_buffer_attributes = True if apart else changing
         self.thread = threading.get_ident()
@@ -214,19 +219,39 @@ class _Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         node.meta["line"] = _line(traceback.walk_stack(sys._getframe()))
+        if self.known is not None:
+            self.known.add(node)
         return node
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return super().proxy(node) if self.known is None else self.known.proxy(node, self)
+
+    def number(self, proxy: Any) -> Any:
+        """What a proxy stands for, where that is no tensor and known."""
+        try:
+            assert self.known is not None
+            return self.known.number(proxy.node)
+        except LookupError:
+            return super().to_bool(proxy)  # which says why not
+
+    def to_bool(self, obj: Any) -> bool:
+        return super().to_bool(obj) if self.known is None else bool(self.number(obj))
+
+    @property
+    def _evaluates(self) -> bool:
+        return self.known is not None and self.known.evaluating
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if threading.get_ident() != self.thread:
+        if threading.get_ident() != self.thread or self._evaluates:
             return forward(*args, **kwargs)
         if self.apart and (made := taken_apart(m, args, kwargs)) is not None:
             return made
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        if threading.get_ident() != self.thread:
+        if threading.get_ident() != self.thread or self._evaluates:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 

@@ -93,11 +93,12 @@ class Assumptions:
     def hold(self, size: int) -> bool:
         batch = Batch(self.graph, self.seen, self.batched, size)
         try:
-            results = {node: batch.evaluate(node) for node in self._needed()}
+            for node in self._needed():
+                batch.evaluate(node)
             return (
-                all(results[node] == number for node, number in self.numbers.items())
+                all(batch.evaluate(node) == number for node, number in self.numbers.items())
                 and all(batch.layout(node, source, seen) == was for node, (source, seen, was) in self.views.items())
-                and all(results[node].shape == (size * rows, *rest) for node, (rows, rest) in self.shapes.items())
+                and all(batch.evaluate(n).shape == (size * rows, *rest) for n, (rows, rest) in self.shapes.items())
             )
         except Exception:  # whatever an operation raises for this size
             return False
@@ -109,7 +110,7 @@ class Assumptions:
         for node in reversed(self.graph.graph.nodes):
             if node in needed:
                 needed.update(n for n in node.all_input_nodes if n not in self.seen and n not in self.batched)
-        return [node for node in self.graph.graph.nodes if node in needed and node not in self.batched]
+        return [node for node in self.graph.graph.nodes if node in needed]
 
 
 def has_batch(result: Any) -> bool:

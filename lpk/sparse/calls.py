@@ -73,11 +73,6 @@ class Call:
         return self.argument(1, "other", None) if self.node.kwargs.get("alpha", 1) == 1 else None
 
     def activation(self) -> Activation | None:
-        from lpk.sparse.kernels import ACTIVATIONS
-        found = self._activation()
-        return found if found is not None and found.name in ACTIVATIONS else None
-
-    def _activation(self) -> Activation | None:
         module, function = self.module, self.function
         if is_plain(module, nn.ReLU6):
             return Activation("relu6") if (module.min_val, module.max_val) == (0, 6) else None

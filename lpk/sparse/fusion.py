@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from lpk.sparse.regions import is_shape_query
+from lpk.networks.known import is_shape_query
 from lpk.sparse.results import name_of
 from lpk.sparse.steps import IDENTITY, Activation, Affine, AnyStep, Convolve, Multiply, Normalisation, Seen, Step, Value
 

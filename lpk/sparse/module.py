@@ -225,7 +225,7 @@ def _problem(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 def _obstacle(x: Tensor) -> str | None:
     """What keeps the engine from reading a tensor, in words."""
     if (x.is_floating_point() and x.dtype != torch.float32) or x.is_complex() or x.device.type != "cpu":
-        return f"inputs are {x.dtype} on {x.device}; float32, integers or booleans on the CPU are needed"
+        return f"inputs are {x.dtype} on {x.device}; float32 or an integer type on the CPU is needed"
     problem = memory.obstacle(x, negated=True)
     return None if problem is None else f"inputs are {problem}; a dense tensor with values is needed"
 

@@ -128,6 +128,8 @@ class Network:
         if not self.plan.holds(size):
             self._batches = (*self._batches, size)
             self.plan = trace(self.model, self.inputs, self._batches, changing=self.dead)
+            if not self.plan.holds(size):
+                raise NotSupported(f"{type(self.model).__name__} computes something else for {size} samples")
             self.planned(self.plan)
             self.forget()
             self._layouts.clear()

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from lpk.networks import tracing
 from lpk.sparse.batches import Assumptions, Batch, has_batch
-from lpk.sparse.calls import Call, Unknown
+from lpk.sparse.calls import VIEWS, Call, Unknown
 from lpk.sparse.endings import keep_types
 from lpk.sparse.errors import Fails, NotSupported
 from lpk.sparse.fusion import Fused
@@ -32,6 +32,7 @@ from lpk.sparse.steps import (
     Pool,
     Relayout,
     Seen,
+    Shape,
     Slot,
     Value,
 )
@@ -40,20 +41,21 @@ from lpk.sparse.views import packed_image
 BATCHES = (BATCH, 3, 1000)  # what holds for these is taken to hold, until another size shows that it doesn't
 
 
-def trace(model: nn.Module, inputs: Inputs, batches: Sequence[int] = BATCHES, *, changing: bool = False) -> Plan:
-    """The plan of a model in evaluation mode for such inputs. It holds for batches of these sizes, and says which
+def trace(model: nn.Module, given: Inputs | Shape, batches: Sequence[int] = BATCHES, *, changing: bool = False) -> Plan:
+    """The plan of a model in evaluation mode for such inputs; a shape stands for float32 samples of it. It holds for batches of these sizes, and says which
     others it holds for. changing: whether buffers will have other values.
 
     Raises NotSupported for a model that torch.fx can't trace, and one with forward hooks.
     """
+    inputs = given if isinstance(given, Inputs) else Inputs.of_shape(given)
     for path, hook in tracing.hooks(model):
         raise NotSupported(f"{path or type(model).__name__} has the forward hook {hook}, which the engine can't run")
     problem = f"{type(model).__name__} can't be traced for inputs {inputs}"
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     try:
-        graph = tracing.trace(model, inputs.arguments, changing=changing, apart=not changing)
+        graph = _graph(model, inputs, device, changing)
     except ValueError as error:
         raise NotSupported(f"{problem}: {error}") from error
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with torch.inference_mode(False), torch.no_grad():  # inference tensors do not tell that they were changed
         examples = inputs.examples(BATCH, device)
         try:
@@ -66,6 +68,15 @@ def trace(model: nn.Module, inputs: Inputs, batches: Sequence[int] = BATCHES, *,
     for step in plan.layers:
         step.inputs[0].border = max(step.inputs[0].border, *step.layer.padding, *step.layer.behind)
     return plan
+
+
+def _graph(model: nn.Module, inputs: Inputs, device: torch.device, changing: bool) -> fx.GraphModule:
+    """Where the model decides by shapes, it is traced with inputs that have some."""
+    try:
+        return tracing.trace(model, inputs.arguments, changing=changing, apart=not changing)
+    except ValueError:
+        examples = inputs.examples(BATCH, device)
+        return tracing.trace(model, inputs.arguments, changing=changing, apart=not changing, examples=examples)
 
 
 class _Planner:
@@ -124,6 +135,9 @@ class _Planner:
 
     def _leave(self, node: fx.Node) -> None:
         """To PyTorch, unless it is a number that is known."""
+        if "assumed" in node.meta:
+            self.constants[node] = node.meta["assumed"]
+            return
         results = self._for_batches(node)
         if not tensors(node.meta["result"]):
             if results and _is_numbers(results) and all(result == results[0] for result in results):
@@ -231,6 +245,8 @@ class _Planner:
         source = split.args[0] if split.args else None
         if split.target not in known or source not in self.seen:
             return False
+        if any(user.target in VIEWS for user in node.users):
+            return False  # heads of attention, which PyTorch computes
         seen, parts = self.seen[source], split.meta["result"]  # type: ignore[index]
         dim = _dim(split.args[2] if len(split.args) > 2 else split.kwargs.get("dim", 0), 1 + len(seen.shape))
         if dim != (len(seen.shape) if seen.last else 1) or self._shape(node) is None:
@@ -283,6 +299,8 @@ class _Planner:
                 self.fused.normalisation(node, x, change)
                 return True
         if not isinstance(a, fx.Node) or not isinstance(b, fx.Node) or not {a, b} & self.seen.keys():
+            return False
+        if not has_batch(a.meta["result"]) or not has_batch(b.meta["result"]):
             return False
         if a.meta["result"].shape == b.meta["result"].shape:
             return self._of_alike(call, node, a, b)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import fx
 
+from lpk.networks.known import is_shape_query
 from lpk.sparse.results import name_of, tensors
 from lpk.sparse.steps import AnyStep, Foreign, Seen, Slot, Unpack
 
@@ -128,11 +129,3 @@ class Regions:
         module = fx.GraphModule(self.graph, part)
         self.steps.append(Foreign(list(reads), [self.slots[n] for n in written], module, counts, name=names))
 
-
-def is_shape_query(node: fx.Node) -> bool:
-    """Whether a node reads of a tensor nothing but its shape."""
-    if tensors(node.meta["result"]):
-        return False
-    if node.op == "call_function":
-        return node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device", "is_cuda")
-    return node.op == "call_method" and node.target in ("size", "dim", "numel", "ndimension")
