@@ -74,7 +74,20 @@ struct Window {
   int64_t dilation_y, dilation_x;
 };
 
-enum Activation : int { kIdentity = 0, kRelu = 1, kRelu6 = 2 };
+enum Activation : int {
+  kIdentity = 0,
+  kRelu = 1,
+  kRelu6 = 2,
+  kSilu = 3,
+  kHardswish = 4,
+  kHardsigmoid = 5,
+  kSigmoid = 6,
+  kTanh = 7,
+  kGelu = 8,
+  kGeluTanh = 9,  // with tanh in place of erf
+  kLeakyRelu = 10,
+  kElu = 11,
+};
 
 // What follows a convolution's sum: * scale and + bias of the filter, + residual, activation. Null: left out.
 struct Epilogue {
@@ -82,6 +95,7 @@ struct Epilogue {
   const float* bias;
   const Activations* residual;
   Activation activation;
+  float slope;  // leaky relu's, and elu's alpha
 };
 
 // One weight that is not zero, and where its first input lies: floats from the corner of the window in channel 0.
@@ -165,8 +179,26 @@ void channel_statistics(double* mean, double* variance, const Activations& in, i
 // The epilogue alone, on in instead of sums. out may be in or the residual.
 void scale_shift(const Activations& out, const Activations& in, const Epilogue& epilogue, int threads);
 
+// The product, then the activation. y is like x, or it has one pixel and is not cut: the channel's factor for all pixels
+// of an image. x starts with block `first` of all of them, y with block 0. out may be x.
+void multiply(const Activations& out, const Activations& x, const Activations& y, Activation activation, float slope,
+              int64_t first, int threads);
+
+// Over the channels, for each pixel: (in - mean) / sqrt(variance + epsilon) * weight + bias (null: left out). out may be
+// in.
+struct LayerNorm {
+  const float* weight;
+  const float* bias;
+  float epsilon;
+};
+void layer_norm(const Activations& out, const Activations& in, const LayerNorm& norm, int threads);
+
+// Channel i of out is channel channels[i] of in.
+void pick_channels(const Activations& out, const Activations& in, const int64_t* channels, int threads);
+
 void max_pool(const Activations& out, const Activations& in, const Window& window, int threads);
 void average_pool(const Activations& out, const Activations& in, const Window& window, bool count_padding, int threads);
-void global_average_pool(const Activations& out, const Activations& in, int threads);
+// in may be cut into patches, out is not; in starts with its block 0, out with block `first` of all of them.
+void global_average_pool(const Activations& out, const Activations& in, int64_t first, int threads);
 
 }  // namespace lpk::engine

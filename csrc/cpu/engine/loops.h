@@ -20,14 +20,19 @@ struct Tile {
   int rows;
 };
 
+// x = activation(x), for n floats; n is a multiple of 16.
+using ActivationLoop = void (*)(float* x, int64_t n, float slope);
+
 // What follows a sum: * scale and + bias of the filter, + residual, then all below `low` is `low` and all above `high`
-// is `high`.
+// is `high`. Activations that are more than that are applied to what was stored.
 struct Finish {
   const float* scale;  // null: none
   const float* bias;   // null: none
   bool residual;
   float low;
   float high;
+  ActivationLoop activate;  // null: none
+  float slope;
   int64_t out_channel;  // floats from one channel to the next
   int64_t residual_channel;
 };
@@ -108,6 +113,14 @@ struct Region {
   int64_t step_y, step_x;
 };
 
+// A layer norm of some neighbouring pixels; the addresses are those of channel 0.
+struct LayerNormTask {
+  LayerNorm norm;
+  int64_t channels;
+  int64_t in_channel;  // floats from one channel to the next
+  int64_t out_channel;
+};
+
 // A pixel of a channel that takes its lanes from those of another pixel; -1: zero.
 struct Exchange {
   int64_t to, from;  // floats from the channel's first
@@ -133,6 +146,16 @@ struct Loops {
   // out = in * scale + shift + residual (null: none), then clamped, for n floats; n is a multiple of 16.
   void (*scale_shift)(float* out, const float* in, const float* residual, int64_t n, float scale, float shift,
                       float low, float high);
+  // Null where an activation is a clamp.
+  ActivationLoop (*activation)(Activation activation);
+  // out = x * y, then clamped, for n floats; y's step is 16 or, for one pixel that all are multiplied by, 0.
+  void (*multiply)(float* out, const float* x, const float* y, int64_t n, int64_t y_step, float low, float high);
+  // to[i] = from[lane[i]], or 0 where lane[i] is -1.
+  void (*permute)(float* to, const float* from, const int32_t* lane);
+  // The sums of a region, of each lane only as many rows and columns as it has.
+  void (*sum)(float* sums, const Region& region, const int32_t* height, const int32_t* width);
+  void (*layer_norm)(const LayerNormTask& task, float* out, const float* in, int64_t pixels);
+
   // sums[image] = the sum over `width` pixels of in - centre, or of its square.
   void (*row_sums)(float* sums, const float* in, int64_t width, float centre, bool squared);
 

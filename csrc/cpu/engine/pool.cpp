@@ -55,12 +55,4 @@ void average_pool(const Activations& out, const Activations& in, const Window& w
   });
 }
 
-void global_average_pool(const Activations& out, const Activations& in, int threads) {
-  const auto average = loops().average;
-  const Window all{in.height, in.width, 1, 1, 0, 0, 1, 1};
-  for_each_window(out, in, all, threads, [&](float* to, const Region& region, int64_t, int64_t) {
-    average(to, region, float(region.height * region.width));
-  });
-}
-
 }  // namespace lpk::engine

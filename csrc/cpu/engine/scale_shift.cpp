@@ -17,6 +17,7 @@ void scale_shift(const Activations& out, const Activations& in, const Epilogue& 
                                                  : residual->pixel(block, y, 0) + channel * finish.residual_channel;
         float* to = out.pixel(block, y, 0) + channel * finish.out_channel;
         scale_and_shift(to, from, added, in.width * kImages, scale, shift, finish.low, finish.high);
+        if (finish.activate != nullptr) finish.activate(to, in.width * kImages, finish.slope);
       }
     }
   });
