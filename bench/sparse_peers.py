@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import lpk
 from bench.deepsparse_peer import warm_seconds
-from lpk.pooling.eager import Folded
+from lpk.networks.folding import Folded
 
 NAMES = {
     "lpk": "lpk",
