@@ -29,7 +29,7 @@ import lpk
 from bench.deepsparse_peer import warm_seconds
 from bench.networks import first_tensor
 from lpk.networks.batchnorm import batchnorms
-from lpk.pooling.eager import Folded
+from lpk.networks.folding import Folded
 
 NAMES = {
     "lpk": "lpk",

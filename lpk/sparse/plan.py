@@ -102,6 +102,8 @@ class _Planner:
         self.steps = self.fused.steps
         self.pytorch = Regions(graph, self.steps, self.seen, self.inputs, self._counts)
         self.packed: dict[tuple[fx.Node, bool], Seen] = {}
+        changes = [change for node in graph.graph.nodes for change in node.meta.get("changes", ())]
+        self.changed = {node for node, is_same in changes if not is_same}  # by who has another view of it
 
     def run(self) -> Plan:
         output = None
@@ -165,6 +167,8 @@ class _Planner:
             return self._layer(layer, call, node)
         if (found := call.concatenated()) is not None:
             return self._concatenate(*found, node)
+        if (call.is_identity() or call.is_view() or call.function is operator.getitem) and node in self.changed:
+            return False
         if call.function is operator.getitem:
             return self._pick(node)
         source = call.source

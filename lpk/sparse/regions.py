@@ -53,12 +53,23 @@ class Regions:
         if node in self.seen:
             return self.unpack(node)
         if node not in self.slots:
-            part, reads, computed = self._part([node])
-            inside = set(computed)
-            written = [n for n in computed if n is node or any(user not in inside for user in n.users)]
-            part.output([self.copies[n] for n in written])
-            self._append(part, reads, written)
+            self._run([node])
+        elif any(n.meta["changes"] for n in self.waiting):
+            self._run([])
         return self.slots[node]
+
+    def _run(self, wanted: Sequence[fx.Node]) -> None:
+        """Adds a step that computes these nodes."""
+        part, reads, computed = self._part(wanted)
+        inside = set(computed)
+        written = [n for n in computed if n in wanted or any(user not in inside for user in n.users)]
+        part.output([self.copies[n] for n in written])
+        counts = any(map(self.counts, computed))
+        for node in written:
+            self.slots[node] = Slot(node.name, node.meta["result"])
+        module = fx.GraphModule(self.graph, part)
+        slots = [self.slots[n] for n in written]
+        self.steps.append(Foreign(list(reads), slots, module, counts, name=name_of(computed[-1])))
 
     def ending(self, output: fx.Node) -> tuple[fx.GraphModule, list[Slot]]:
         """What computes what the model returns, and from what."""
@@ -120,12 +131,3 @@ class Regions:
         readers = [n for n in node.users if n in inside]
         shape_alone = not wanted and all(is_shape_query(n) for n in readers)
         return self.unpack(node, values=not shape_alone)
-
-    def _append(self, part: fx.Graph, reads: dict[Slot, None], written: list[fx.Node]) -> None:
-        counts = any(self.counts(n) for n in self.copies if n in self.order and n not in self.seen)
-        for node in written:
-            self.slots[node] = Slot(node.name, node.meta["result"])
-        names = name_of(written[-1])
-        module = fx.GraphModule(self.graph, part)
-        self.steps.append(Foreign(list(reads), [self.slots[n] for n in written], module, counts, name=names))
-
