@@ -93,6 +93,12 @@ struct Region {
   int64_t step_y, step_x;
 };
 
+// What a lane has of an ordinary tensor: numbers that follow each other.
+struct Strip {
+  float* first;
+  int64_t count;
+};
+
 // A layer norm of some neighbouring pixels; the addresses are those of channel 0.
 struct LayerNormTask {
   LayerNorm norm;
@@ -101,9 +107,10 @@ struct LayerNormTask {
   int64_t out_channel;
 };
 
-// A pixel of a channel that takes its lanes from those of another pixel; -1: zero.
+// Neighbouring pixels of a channel that take their lanes from those of others; -1: zero.
 struct Exchange {
   int64_t to, from;  // floats from the channel's first
+  int64_t height, width;
   int32_t lane[kImages];
 };
 
@@ -135,10 +142,14 @@ struct Loops {
   void (*sum)(float* sums, const Region& region, const int32_t* height, const int32_t* width);
   void (*layer_norm)(const LayerNormTask& task, float* out, const float* in, int64_t pixels);
 
+  // to[i * step + lane] = the lane's number i below n; zero where it has none. And back, to those that there are.
+  void (*gather)(float* to, int64_t step, const Strip* strips, int64_t n);
+  void (*scatter)(const Strip* strips, const float* from, int64_t step, int64_t n);
+
   // sums[image] = the sum over `width` pixels of in - centre, or of its square.
   void (*row_sums)(float* sums, const float* in, int64_t width, float centre, bool squared);
 
-  void (*exchange)(float* channel, const Exchange* exchanges, int64_t count);
+  void (*exchange)(float* channel, int64_t row_stride, const Exchange* exchanges, int64_t count);
 
   // One pixel: the largest of a region, or NaN; and the sum of a region, divided.
   void (*largest)(float* out, const Region& region);

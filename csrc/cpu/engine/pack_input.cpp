@@ -1,9 +1,10 @@
-#include "../parallel.h"
-#include "lanes.h"
+#include "strips.h"
 
 namespace lpk::engine {
+namespace {
 
-void pack_input(const Activations& out, const float* in, int64_t batch, const int64_t* strides, int threads) {
+// A number at a time, whatever the strides.
+void pack_numbers(const Activations& out, const float* in, int64_t batch, const int64_t* strides, int threads) {
   parallel_for(out.blocks * out.channels * out.height, threads, [&](int64_t begin, int64_t end, int) {
     std::array<Lane, kImages> lanes;
     int64_t lanes_block = -1;
@@ -23,6 +24,16 @@ void pack_input(const Activations& out, const float* in, int64_t batch, const in
       }
     }
   });
+}
+
+}  // namespace
+
+void pack_input(const Activations& out, const float* in, int64_t batch, const int64_t* strides, int threads) {
+  const Innermost inner = innermost(out, strides);
+  if (inner == Innermost::kNothing) return pack_numbers(out, in, batch, strides, threads);
+  const auto gather = loops().gather;
+  for_each_strip(out, const_cast<float*>(in), batch, strides, inner, threads,
+                 [&](float* to, int64_t step, const Strip* strips, int64_t n) { gather(to, step, strips, n); });
 }
 
 }  // namespace lpk::engine
