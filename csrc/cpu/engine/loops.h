@@ -93,10 +93,11 @@ struct Region {
   int64_t step_y, step_x;
 };
 
-// What a lane has of an ordinary tensor: numbers that follow each other.
-struct Strip {
-  float* first;
-  int64_t count;
+// What each lane has of an ordinary tensor: `count` numbers that follow each other, from data + offset on.
+struct Strips {
+  float* data;
+  int64_t offset[kImages];
+  int32_t count[kImages];
 };
 
 // A layer norm of some neighbouring pixels; the addresses are those of channel 0.
@@ -143,8 +144,8 @@ struct Loops {
   void (*layer_norm)(const LayerNormTask& task, float* out, const float* in, int64_t pixels);
 
   // to[i * step + lane] = the lane's number i below n; zero where it has none. And back, to those that there are.
-  void (*gather)(float* to, int64_t step, const Strip* strips, int64_t n);
-  void (*scatter)(const Strip* strips, const float* from, int64_t step, int64_t n);
+  void (*gather)(float* to, int64_t step, const Strips& strips, int64_t n);
+  void (*scatter)(const Strips& strips, const float* from, int64_t step, int64_t n);
 
   // sums[image] = the sum over `width` pixels of in - centre, or of its square.
   void (*row_sums)(float* sums, const float* in, int64_t width, float centre, bool squared);

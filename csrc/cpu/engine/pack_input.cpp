@@ -33,7 +33,7 @@ void pack_input(const Activations& out, const float* in, int64_t batch, const in
   if (inner == Innermost::kNothing) return pack_numbers(out, in, batch, strides, threads);
   const auto gather = loops().gather;
   for_each_strip(out, const_cast<float*>(in), batch, strides, inner, threads,
-                 [&](float* to, int64_t step, const Strip* strips, int64_t n) { gather(to, step, strips, n); });
+                 [&](float* to, int64_t step, const Strips& strips, int64_t n) { gather(to, step, strips, n); });
 }
 
 }  // namespace lpk::engine

@@ -1,4 +1,4 @@
-// Where the lanes' pixels lie in an ordinary tensor.
+// Where the lanes' pixels lie in an ordinary tensor [batch][channels][height][width] of any strides.
 #pragma once
 
 #include "../parallel.h"
@@ -7,7 +7,6 @@
 
 namespace lpk::engine {
 
-// The lanes of a block in a tensor of these strides: [batch][channels][height][width].
 class Tensor {
  public:
   Tensor(float* data, int64_t batch, const int64_t* strides, const Activations& blocks)
@@ -15,40 +14,41 @@ class Tensor {
 
   void set_block(int64_t block) {
     if (block == block_) return;
-    lanes_ = lanes_of(blocks_, block_ = block);
-    for (int64_t i = 0; i < kImages; ++i)
-      first_[i] = lanes_[i].image * strides_[0] + lanes_[i].top * strides_[2] + lanes_[i].left * strides_[3];
+    const std::array<Lane, kImages> lanes = lanes_of(blocks_, block_ = block);
+    for (int64_t i = 0; i < kImages; ++i) {
+      const Lane& lane = lanes[i];
+      width_[i] = int32_t(pixels_in_row(blocks_, lane, 0, batch_));
+      height_[i] = width_[i] == 0 ? 0 : int32_t(std::min(blocks_.height, blocks_.patches.image_height - lane.top));
+      const bool exists = height_[i] > 0;
+      strips_.offset[i] =
+          exists ? lane.image * strides_[0] + lane.top * strides_[2] + lane.left * strides_[3] : 0;
+    }
   }
 
   // Row y of a channel; `rows` of them, where they follow each other.
-  void row(Strip* strips, int64_t channel, int64_t y, int64_t rows) const {
-    for (int64_t i = 0; i < kImages; ++i) {
-      const int64_t width = pixels_in_row(blocks_, lanes_[i], y, batch_);
-      const int64_t below = std::min(rows, blocks_.patches.image_height - lanes_[i].top - y);
-      strips[i] = at(i, channel * strides_[1] + y * strides_[2], width == 0 ? 0 : width * below);
-    }
+  const Strips& row(int64_t channel, int64_t y, int64_t rows) {
+    strips_.data = data_ + channel * strides_[1] + y * strides_[2];
+    for (int64_t i = 0; i < kImages; ++i)
+      strips_.count[i] = std::clamp(height_[i] - int32_t(y), 0, int32_t(rows)) * width_[i];
+    return strips_;
   }
 
   // All channels of a pixel.
-  void pixel(Strip* strips, int64_t y, int64_t x) const {
-    for (int64_t i = 0; i < kImages; ++i) {
-      const bool exists = x < pixels_in_row(blocks_, lanes_[i], y, batch_);
-      strips[i] = at(i, y * strides_[2] + x * strides_[3], exists ? blocks_.channels : 0);
-    }
+  const Strips& pixel(int64_t y, int64_t x) {
+    strips_.data = data_ + y * strides_[2] + x * strides_[3];
+    for (int64_t i = 0; i < kImages; ++i)
+      strips_.count[i] = y < height_[i] && x < width_[i] ? int32_t(blocks_.channels) : 0;
+    return strips_;
   }
 
  private:
-  Strip at(int64_t lane, int64_t offset, int64_t count) const {
-    return {count == 0 ? data_ : data_ + first_[lane] + offset, count};
-  }
-
   float* data_;
   int64_t batch_;
   const int64_t* strides_;
-  Activations blocks_;
-  std::array<Lane, kImages> lanes_;
-  int64_t first_[kImages];
+  const Activations& blocks_;
   int64_t block_ = -1;
+  int32_t height_[kImages], width_[kImages];  // how much of each lane's patch there is
+  Strips strips_;
 };
 
 enum class Innermost { kChannels, kWidth, kNothing };
@@ -77,18 +77,16 @@ void for_each_strip(const Activations& blocks, float* data, int64_t batch, const
   const int64_t lines = blocks.height / rows, across = pixels ? blocks.width : blocks.channels;
   parallel_for(blocks.blocks * lines * across, threads, [&](int64_t begin, int64_t end, int) {
     Tensor tensor(data, batch, strides, blocks);
-    Strip strips[kImages];
     for (int64_t i = begin; i < end; ++i) {
       const int64_t block = i / (lines * across);
       tensor.set_block(block);
       if (pixels) {
         const int64_t y = i / across % lines, x = i % across;
-        tensor.pixel(strips, y, x);
-        strip(blocks.pixel(block, y, x), blocks.channel_stride(), strips, blocks.channels);
+        strip(blocks.pixel(block, y, x), blocks.channel_stride(), tensor.pixel(y, x), blocks.channels);
       } else {
         const int64_t channel = i / lines % across, y = i % lines;
-        tensor.row(strips, channel, y, rows);
-        strip(blocks.pixel(block, y, 0) + channel * blocks.channel_stride(), kImages, strips, rows * blocks.width);
+        strip(blocks.pixel(block, y, 0) + channel * blocks.channel_stride(), kImages, tensor.row(channel, y, rows),
+              rows * blocks.width);
       }
     }
   });
