@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "cpu/engine/operation.h"
+#include "cpu/engine/work.h"
 
 namespace py = pybind11;
 
@@ -120,6 +121,7 @@ Operation operation(const Activations& out, const Activations& in, const Ending&
 void define_operations(py::module_& m) {
   py::class_<Operation>(m, "Operation");
   m.def("run", &run, Release());
+  m.def("set_least_work", &set_least_work);
   py::class_<Ending>(m, "Ending")
       .def(py::init([](uintptr_t scale, uintptr_t bias, const Activations* residual, int activation,
                        float slope) {

@@ -41,6 +41,7 @@ struct Activations {
   int64_t row_stride() const { return (width + 2 * border) * kImages; }
   int64_t channel_stride() const { return (height + 2 * border) * row_stride(); }
   int64_t rows() const { return blocks * height; }
+  int64_t pixels() const { return blocks * channels * height * width; }
   Activations part(int64_t first, int64_t count) const {
     Activations some = *this;
     some.data += first * block_stride;

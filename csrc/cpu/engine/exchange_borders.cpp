@@ -3,6 +3,7 @@
 #include "../parallel.h"
 #include "lanes.h"
 #include "loops.h"
+#include "work.h"
 
 namespace lpk::engine {
 namespace {
@@ -66,7 +67,9 @@ std::shared_ptr<const std::vector<Exchange>> exchanges_of(const Activations& x) 
 
 void exchange_borders(const Activations& x, const std::vector<Exchange>& exchanges, int threads) {
   const auto exchange = loops().exchange;
-  parallel_for(x.blocks * x.channels, threads, [&](int64_t begin, int64_t end, int) {
+  int64_t pixels = 0;
+  for (const Exchange& e : exchanges) pixels += e.height * e.width;
+  parallel_for(x.blocks * x.channels, threads_for(pixels * x.blocks * x.channels, threads), [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i)
       exchange(x.data + i / x.channels * x.block_stride + i % x.channels * x.channel_stride(), x.row_stride(),
                exchanges.data(), int64_t(exchanges.size()));

@@ -5,7 +5,7 @@ namespace {
 
 // A number at a time, whatever the strides.
 void pack_numbers(const Activations& out, const float* in, int64_t batch, const int64_t* strides, int threads) {
-  parallel_for(out.blocks * out.channels * out.height, threads, [&](int64_t begin, int64_t end, int) {
+  parallel_for(out.blocks * out.channels * out.height, threads_for(out.pixels(), threads), [&](int64_t begin, int64_t end, int) {
     std::array<Lane, kImages> lanes;
     int64_t lanes_block = -1;
     for (int64_t row = begin; row < end; ++row) {

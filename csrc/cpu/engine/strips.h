@@ -4,6 +4,7 @@
 #include "../parallel.h"
 #include "lanes.h"
 #include "loops.h"
+#include "work.h"
 
 namespace lpk::engine {
 
@@ -75,7 +76,7 @@ void for_each_strip(const Activations& blocks, float* data, int64_t batch, const
   const bool pixels = inner == Innermost::kChannels;
   const int64_t rows = pixels ? 1 : joined_rows(blocks, strides);
   const int64_t lines = blocks.height / rows, across = pixels ? blocks.width : blocks.channels;
-  parallel_for(blocks.blocks * lines * across, threads, [&](int64_t begin, int64_t end, int) {
+  parallel_for(blocks.blocks * lines * across, threads_for(blocks.pixels(), threads), [&](int64_t begin, int64_t end, int) {
     Tensor tensor(data, batch, strides, blocks);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t block = i / (lines * across);
