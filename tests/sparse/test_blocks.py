@@ -30,7 +30,8 @@ from tests.sparse.engine import (
 def test_packing_and_unpacking(batch, channels, height, width, border, seed):
     generator.manual_seed(seed)
     x = random(batch, channels, height, width)
-    for strided in (x, x.contiguous(memory_format=torch.channels_last), x.flip(3).mT.contiguous().mT.flip(3)):
+    last, slice_of_rows = x.contiguous(memory_format=torch.channels_last), F.pad(x, (0, 3))[..., :width]
+    for strided in (x, last, slice_of_rows, x.flip(3).mT.contiguous().mT.flip(3)):
         for out in same_for_all_threads(
             lambda out, x=strided: kernels.pack_input(x, out),
             batch=batch, channels=channels, height=height, width=width, border=border,

@@ -29,8 +29,10 @@ void pack_numbers(const Activations& out, const float* in, int64_t batch, const 
 }  // namespace
 
 void pack_input(const Activations& out, const float* in, int64_t batch, const int64_t* strides, int threads) {
+  constexpr int64_t kFew = 8;  // channels, of which a square would be filled too little
   const Innermost inner = innermost(out, strides);
-  if (inner == Innermost::kNothing) return pack_numbers(out, in, batch, strides, threads);
+  if (inner == Innermost::kNothing || (inner == Innermost::kChannels && out.channels < kFew))
+    return pack_numbers(out, in, batch, strides, threads);
   const auto gather = loops().gather;
   for_each_strip(out, const_cast<float*>(in), batch, strides, inner, threads,
                  [&](float* to, int64_t step, const Strips& strips, int64_t n) { gather(to, step, strips, n); });
