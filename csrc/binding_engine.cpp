@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "cpu/engine/operation.h"
+#include "cpu/engine/work.h"
 
 namespace py = pybind11;
 
@@ -120,6 +121,7 @@ Operation operation(const Activations& out, const Activations& in, const Ending&
 void define_operations(py::module_& m) {
   py::class_<Operation>(m, "Operation");
   m.def("run", &run, Release());
+  m.def("set_least_work", &set_least_work);
   py::class_<Ending>(m, "Ending")
       .def(py::init([](uintptr_t scale, uintptr_t bias, const Activations* residual, int activation,
                        float slope) {
@@ -129,8 +131,8 @@ void define_operations(py::module_& m) {
            }),
            py::arg("scale"), py::arg("bias"), py::arg("residual"), py::arg("activation"), py::arg("slope"));
   m.def("exchange_borders", [](const Activations& x) {
-    return operation(x, x, [](const Activations& some, const Activations&, int threads) {
-      exchange_borders(some, threads);
+    return operation(x, x, [exchanges = exchanges_of(x)](const Activations& some, const Activations&, int threads) {
+      exchange_borders(some, *exchanges, threads);
     });
   });
   m.def("sparse_convolution", [](const Activations& out, const Activations& in, const Convolution& convolution,
@@ -216,8 +218,8 @@ void define_engine(py::module_& m) {
       Release());
   m.def(
       "unpack_output",
-      [](uintptr_t out, const Activations& in, int64_t batch, int threads) {
-        unpack_output(floats(out), in, batch, threads);
+      [](uintptr_t out, const Activations& in, int64_t batch, const std::array<int64_t, 4>& strides, int threads) {
+        unpack_output(floats(out), in, batch, strides.data(), threads);
       },
       Release());
   m.def(

@@ -87,6 +87,11 @@ class Blocks:
         """The border as part of what is seen."""
         return self._handle(0)
 
+    @cached_property
+    def exchange(self) -> _core.Operation:
+        """Fills the borders of patches, as `kernels.exchange_borders` does."""
+        return _core.exchange_borders(self.handle)
+
     def _handle(self, border: int) -> _core.Activations:
         blocks, channels, height, width, _ = self.data.shape
         return _core.Activations(

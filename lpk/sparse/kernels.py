@@ -84,15 +84,20 @@ def pack_input(x: Tensor, out: Blocks) -> Blocks:
     check_same("out", out, tuple(x.shape))
     x = resolved("x", x)
     _core.pack_input(out.handle, address("x", x), out.batch, x.stride(), torch.get_num_threads())
-    if out.patches != (1, 1):
-        exchange_borders(out)
+    if out.patches != (1, 1) and out.border > 0:
+        _core.run([out.exchange], torch.get_num_threads())
     return out
 
 
-def unpack_output(x: Blocks) -> Tensor:
-    """Blocks as an ordinary contiguous tensor."""
-    out = torch.empty(x.shape, dtype=torch.float32, device="cpu")
-    _core.unpack_output(address("out", out), x.handle, x.batch, torch.get_num_threads())
+def unpack_output(x: Blocks, *, last: bool = False) -> Tensor:
+    """Blocks as an ordinary tensor [batch, channels, height, width]: contiguous or, last, with its channels innermost
+    in memory."""
+    batch, channels, height, width = x.shape
+    if last:
+        out = torch.empty((batch, height, width, channels), dtype=torch.float32, device="cpu").permute(0, 3, 1, 2)
+    else:
+        out = torch.empty(x.shape, dtype=torch.float32, device="cpu")
+    _core.unpack_output(address("out", out), x.handle, batch, out.stride(), torch.get_num_threads())
     return out
 
 
@@ -138,7 +143,7 @@ def prepare_convolution(
 
 def prepare_exchange_borders(x: Blocks) -> Operation:
     """Fills the borders of patches with the pixels of their neighbours, and with zeros what lies outside the image."""
-    return Operation(_core.exchange_borders(x.handle), x, ())
+    return Operation(x.exchange, x, ())
 
 
 def channel_statistics(x: Blocks) -> tuple[Tensor, Tensor]:

@@ -38,9 +38,11 @@ def configured(instruction_set="auto", threads=None):
     try:
         _core.set_instruction_set(instruction_set)
         torch.set_num_threads(threads or before)
+        _core.set_least_work(1)  # as if everything were large: all threads work
         yield
     finally:
         _core.set_instruction_set("auto")
+        _core.set_least_work(0)
         torch.set_num_threads(before)
 
 

@@ -13,6 +13,8 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <vector>
 
 namespace lpk::engine {
 
@@ -39,6 +41,7 @@ struct Activations {
   int64_t row_stride() const { return (width + 2 * border) * kImages; }
   int64_t channel_stride() const { return (height + 2 * border) * row_stride(); }
   int64_t rows() const { return blocks * height; }
+  int64_t pixels() const { return blocks * channels * height * width; }
   Activations part(int64_t first, int64_t count) const {
     Activations some = *this;
     some.data += first * block_stride;
@@ -132,12 +135,15 @@ constexpr int64_t kWindow = 6;   // pixels, squared, that Winograd's transforms 
 constexpr int64_t kOutputs = 4;  // pixels, squared, that come out
 constexpr int64_t kPositions = kWindow * kWindow;
 
-// An ordinary tensor of these strides into blocks, and blocks into a contiguous one.
+// An ordinary tensor of these strides into blocks, and back.
 void pack_input(const Activations& out, const float* in, int64_t batch, const int64_t* strides, int threads);
-void unpack_output(float* out, const Activations& in, int64_t batch, int threads);
+void unpack_output(float* out, const Activations& in, int64_t batch, const int64_t* strides, int threads);
 
-// Fills the border of every patch, and what of it lies behind the image's end.
-void exchange_borders(const Activations& x, int threads);
+// Fills the border of every patch, and what of it lies behind the image's end. What comes from where is the same for all
+// channels and blocks.
+struct Exchange;
+std::shared_ptr<const std::vector<Exchange>> exchanges_of(const Activations& x);
+void exchange_borders(const Activations& x, const std::vector<Exchange>& exchanges, int threads);
 
 // The weights are contiguous: [filters][channels / groups][kernel_height][kernel_width]. First the starts, then as many
 // entries as the last start says.

@@ -1,6 +1,7 @@
 #include "../parallel.h"
 #include "lanes.h"
 #include "loops.h"
+#include "work.h"
 
 namespace lpk::engine {
 namespace {
@@ -25,7 +26,7 @@ void global_average_pool(const Activations& out, const Activations& in, int64_t 
   const int64_t patches = in.patches.count(), images = kImages / patches;  // in a block of in
   const float pixels = float(in.patches.image_height * in.patches.image_width);
   const auto sum = loops().sum;
-  parallel_for(out.blocks * out.channels, threads, [&](int64_t begin, int64_t end, int) {
+  parallel_for(out.blocks * out.channels, threads_for(in.pixels(), threads), [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t block = i / out.channels, channel = i % out.channels;
       alignas(64) float sums[kImages];

@@ -113,6 +113,13 @@ struct Region {
   int64_t step_y, step_x;
 };
 
+// What each lane has of an ordinary tensor: `count` numbers that follow each other, from data + offset on.
+struct Strips {
+  float* data;
+  int64_t offset[kImages];
+  int32_t count[kImages];
+};
+
 // A layer norm of some neighbouring pixels; the addresses are those of channel 0.
 struct LayerNormTask {
   LayerNorm norm;
@@ -121,9 +128,10 @@ struct LayerNormTask {
   int64_t out_channel;
 };
 
-// A pixel of a channel that takes its lanes from those of another pixel; -1: zero.
+// Neighbouring pixels of a channel that take their lanes from those of others; -1: zero.
 struct Exchange {
   int64_t to, from;  // floats from the channel's first
+  int64_t height, width;
   int32_t lane[kImages];
 };
 
@@ -156,10 +164,14 @@ struct Loops {
   void (*sum)(float* sums, const Region& region, const int32_t* height, const int32_t* width);
   void (*layer_norm)(const LayerNormTask& task, float* out, const float* in, int64_t pixels);
 
+  // to[i * step + lane] = the lane's number i below n; zero where it has none. And back, to those that there are.
+  void (*gather)(float* to, int64_t step, const Strips& strips, int64_t n);
+  void (*scatter)(const Strips& strips, const float* from, int64_t step, int64_t n);
+
   // sums[image] = the sum over `width` pixels of in - centre, or of its square.
   void (*row_sums)(float* sums, const float* in, int64_t width, float centre, bool squared);
 
-  void (*exchange)(float* channel, const Exchange* exchanges, int64_t count);
+  void (*exchange)(float* channel, int64_t row_stride, const Exchange* exchanges, int64_t count);
 
   // One pixel: the largest of a region, or NaN; and the sum of a region, divided.
   void (*largest)(float* out, const Region& region);

@@ -18,7 +18,8 @@ Positions inside(int64_t start, int64_t length, int64_t step, int64_t size) {
 // pixel(output, region, top, left) for each output; the window begins in row `top` and column `left`.
 template <class Pixel>
 void for_each_window(const Activations& out, const Activations& in, const Window& window, int threads, Pixel&& pixel) {
-  parallel_for(out.blocks * out.channels * out.height, threads, [&](int64_t begin, int64_t end, int) {
+  const int64_t work = out.pixels() * window.height * window.width;
+  parallel_for(out.blocks * out.channels * out.height, threads_for(work, threads), [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t y = i % out.height, channel = i / out.height % out.channels, block = i / out.height / out.channels;
       const int64_t top = y * window.stride_y - window.padding_y;

@@ -45,6 +45,8 @@ void sparse_convolution(const Activations& out, const Activations& in, const Con
   const int64_t channel_blocks = (convolution.channels + filters.channels_per_block - 1) / filters.channels_per_block;
   const SparseTask task{filters, convolution.filters, channel_blocks, convolution.stride_x * kImages,
                         finish_of(epilogue, out)};
+  const int64_t nonzeros = filters.start[channel_blocks * convolution.filters];
+  threads = threads_for(nonzeros * out.rows() * out.width / 4, threads);
   const int64_t ranges = filter_ranges(tiling.count(), convolution.filters, threads);
   const std::vector<int64_t> borders = balanced(filters, convolution.filters, channel_blocks, ranges);
   const auto loop_of = loops().sparse;

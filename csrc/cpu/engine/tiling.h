@@ -7,6 +7,7 @@
 
 #include "../parallel.h"
 #include "loops.h"
+#include "work.h"
 
 namespace lpk::engine {
 
