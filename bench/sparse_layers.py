@@ -138,8 +138,8 @@ def layer(name: str, densities: list[float], options: argparse.Namespace, most: 
         row("winograd", weight.numel(), call)
     for density in densities:
         pruned = weight * (torch.rand_like(weight) < density)
-        best = _core.best_channels_per_block(convolution.handle, out.handle, int(pruned.count_nonzero()))
-        sparse = packing.pack_filters(pruned, convolution, blocks, options.channels_per_block or best)
+        best, gathered = packing.best_blocks(convolution, blocks, out, int(pruned.count_nonzero()))
+        sparse = packing.pack_filters(pruned, convolution, blocks, options.channels_per_block or best, gathered)
         row(
             f"{density:g}",
             len(sparse.entries),

@@ -54,13 +54,14 @@ void define_filters(py::module_& m) {
   m.def(
       "pack_filters",
       [](uintptr_t entries, uintptr_t start, uintptr_t weights, const Convolution& convolution, const Activations& in,
-         int64_t channels_per_block, int threads) {
+         int64_t channels_per_block, int64_t gathered, int threads) {
         pack_filters(reinterpret_cast<NonZero*>(entries), integers(start), floats(weights), convolution, in,
-                     channels_per_block, threads);
+                     channels_per_block, gathered, threads);
       },
       Release());
   m.def("sparse_cost", &sparse_cost);
   m.def("winograd_cost", &winograd_cost);
+  m.def("best_gathered", &best_gathered);
   m.def("best_channels_per_block", &best_channels_per_block);
   m.def("dense_filters_size", &dense_filters_size);
   m.def(
@@ -132,8 +133,10 @@ void define_operations(py::module_& m) {
     });
   });
   m.def("sparse_convolution", [](const Activations& out, const Activations& in, const Convolution& convolution,
-                                 uintptr_t entries, uintptr_t start, int64_t channels_per_block, const Ending& ending) {
-    const SparseFilters filters{reinterpret_cast<const NonZero*>(entries), integers(start), channels_per_block};
+                                 uintptr_t entries, uintptr_t start, uintptr_t work, int64_t channels_per_block,
+                                 int64_t gathered, const Ending& ending) {
+    const SparseFilters filters{reinterpret_cast<const NonZero*>(entries), integers(start), integers(work),
+                                channels_per_block, gathered};
     return operation(out, in, ending, [=](const Activations& to, const Activations& from, const Epilogue& epilogue,
                                           int threads) {
       sparse_convolution(to, from, convolution, filters, epilogue, threads);
@@ -141,7 +144,8 @@ void define_operations(py::module_& m) {
   });
   m.def("depthwise_convolution", [](const Activations& out, const Activations& in, const Convolution& convolution,
                                     uintptr_t entries, uintptr_t start, const Ending& ending) {
-    const SparseFilters filters{reinterpret_cast<const NonZero*>(entries), integers(start), convolution.channels};
+    const SparseFilters filters{reinterpret_cast<const NonZero*>(entries), integers(start), nullptr,
+                                convolution.channels, 0};
     return operation(out, in, ending, [=](const Activations& to, const Activations& from, const Epilogue& epilogue,
                                           int threads) {
       depthwise_convolution(to, from, convolution, filters, epilogue, threads);

@@ -104,8 +104,8 @@ def prepare_convolution(
     end = ending(scale, bias, residual, activation)
     alive = (filters, x, scale, bias, residual)
     if isinstance(filters, SparseFilters):
-        where = address("entries", filters.entries), address("start", filters.start)
-        handle = _core.sparse_convolution(*common, *where, filters.channels_per_block, end)
+        where, work = (address("entries", filters.entries), address("start", filters.start)), filters.work.data_ptr()
+        handle = _core.sparse_convolution(*common, *where, work, filters.channels_per_block, filters.gathered, end)
     elif isinstance(filters, DepthwiseFilters):
         where = address("entries", filters.entries), address("start", filters.start)
         handle = _core.depthwise_convolution(*common, *where, end)

@@ -12,6 +12,8 @@ from lpk import _core
 from lpk.ops.memory import address, resolved
 from lpk.sparse.blocks import Blocks, Pair, check_floats
 
+FILTER_WORK = 4  # what a filter costs in a block besides its entries, in entries
+
 
 @dataclass(frozen=True)
 class Convolution:
@@ -61,7 +63,9 @@ class SparseFilters:
     convolution: Convolution
     entries: Tensor  # [n, 2]: value and, as int32, offset
     start: Tensor
+    work: Tensor  # about how long the filters before each take, in entries
     channels_per_block: int
+    gathered: int  # pixels that are copied next to each other first; 0: none
     strides: tuple[int, ...]
 
 
@@ -117,19 +121,27 @@ def pack(weight: Tensor, convolution: Convolution, x: Blocks, out: Blocks) -> Fi
     sparse = _core.sparse_cost(convolution.handle, out.handle, nonzeros / weight.numel())
     winograd = _core.winograd_cost(convolution.handle, out.handle)
     if sparse <= min(winograd, 1.0):
-        channels_per_block = _core.best_channels_per_block(convolution.handle, out.handle, nonzeros)
-        return pack_filters(weight, convolution, x, channels_per_block)
+        return pack_filters(weight, convolution, x, *best_blocks(convolution, x, out, nonzeros))
     return pack_winograd_filters(weight, convolution) if winograd < 1 else pack_dense_filters(weight, convolution, x)
 
 
+def best_blocks(convolution: Convolution, x: Blocks, out: Blocks, nonzeros: int) -> tuple[int, int]:
+    """channels_per_block and gathered of sparse filters."""
+    gathered = _core.best_gathered(convolution.handle, x.handle, nonzeros)
+    return _core.best_channels_per_block(convolution.handle, out.handle, nonzeros, gathered), gathered
+
+
 def pack_filters(
-    weight: Tensor, convolution: Convolution, x: Blocks, channels_per_block: int | None = None
+    weight: Tensor, convolution: Convolution, x: Blocks, channels_per_block: int | None = None, gathered: int = 0
 ) -> SparseFilters:
     """The weights that are not zero, for inputs with the strides of x.
 
-    channels_per_block, a matter of speed alone: of the input; None: all are one block.
+    Matters of speed alone: channels_per_block, of the input (None: all are one block), and gathered, for windows of one
+    pixel.
     """
     weight = _checked(weight, convolution)
+    if gathered and (convolution.kernel != (1, 1) or convolution.groups > 1):
+        raise ValueError(f"pixels are gathered for 1 x 1 windows and one group, not {convolution}")
     threads = _threads(weight)
     channels_per_block = channels_per_block or convolution.channels
     blocks = -(-convolution.channels // channels_per_block)
@@ -137,8 +149,12 @@ def pack_filters(
     known = address("start", start), address("weight", weight)
     _core.count_filters(*known, convolution.handle, channels_per_block, threads)
     entries = _floats(int(start[-1]), 2)
-    _core.pack_filters(address("entries", entries), *known, convolution.handle, x.handle, channels_per_block, threads)
-    return SparseFilters(convolution, entries, start, channels_per_block, input_strides(x))
+    blocks_of = channels_per_block, gathered
+    _core.pack_filters(address("entries", entries), *known, convolution.handle, x.handle, *blocks_of, threads)
+    work = torch.zeros(convolution.filters + 1, dtype=torch.int64, device="cpu")
+    counts = start.diff().view(blocks, convolution.filters) + FILTER_WORK
+    torch.cumsum(counts.sum(0), 0, out=work[1:])
+    return SparseFilters(convolution, entries, start, work, *blocks_of, input_strides(x))
 
 
 def pack_depthwise_filters(weight: Tensor, convolution: Convolution, x: Blocks) -> DepthwiseFilters:

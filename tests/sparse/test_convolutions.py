@@ -53,6 +53,15 @@ def winograd_convolutions(draw):
 
 
 @st.composite
+def pixel_convolutions(draw):
+    """The same, of windows of one pixel; some with images that are several tiles wide."""
+    stride = draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 3)]))
+    padding = draw(st.sampled_from([(0, 0), (0, 0), (1, 0)]))
+    convolution = Convolution(draw(st.integers(1, 20)), draw(st.integers(1, 9)), (1, 1), stride, padding)
+    return convolution, *draw(st.sampled_from([(1, 60), (7, 7), (14, 9), (3, 30), (1, 1), (5, 2)]))
+
+
+@st.composite
 def depthwise_convolutions(draw):
     """The same, of those whose groups have one channel; some with images that are several tiles wide and high."""
     channels = draw(st.integers(1, 4))
@@ -85,6 +94,23 @@ around = dict(
 def test_convolution(channels_per_block, **given):
     def packed(weight, convolution, x, out):
         yield lambda: packing.pack_filters(weight, convolution, x, channels_per_block)
+        yield lambda: packing.pack_dense_filters(weight, convolution, x)
+
+    check_convolution(packed, **given)
+
+
+@hypothesis.settings(arbitrary, max_examples=30)
+@hypothesis.given(
+    problem=pixel_convolutions(),
+    channels_per_block=st.sampled_from([None, 2]),
+    gathered=st.sampled_from([0, 1, 5, 8, 28]),
+    **around | dict(batch=st.sampled_from([1, 16, 17]), borders=st.sampled_from([(0, 0, 0), (0, 0, 1), (1, 0, 0)])),
+)
+def test_windows_of_one_pixel(channels_per_block, gathered, **given):
+    """Their inputs may be gathered; without borders, images are one row."""
+
+    def packed(weight, convolution, x, out):
+        yield lambda: packing.pack_filters(weight, convolution, x, channels_per_block, gathered)
         yield lambda: packing.pack_dense_filters(weight, convolution, x)
 
     check_convolution(packed, **given)

@@ -21,6 +21,21 @@ def test_packed_filters():
         assert values[order].tolist() == [1, 2, 3] and offsets[order].tolist() == [16, channel, channel + 16]
 
 
+def test_gathered_filters():
+    """Their offsets are into the gathered pixels; what few weights read, and images of few pixels, are not gathered."""
+    convolution, x = Convolution(64, 3, (1, 1)), empty_blocks(16, 3, 8, 8, 1)
+    weight = random(*convolution.weight_shape)
+    filters = packing.pack_filters(weight, convolution, x, gathered=5)
+    assert filters.entries.view(torch.int32)[:3, 1].tolist() == [0, 80, 160]
+    with fails(ValueError, "gathered", "(3, 3)"):
+        packing.pack_filters(random(64, 3, 3, 3), Convolution(64, 3, (3, 3)), x, gathered=5)
+    out = empty_blocks(16, 64, 8, 8)
+    assert packing.pack(weight * (weight > 0), convolution, x, out).gathered > 0
+    assert packing.pack(weight * (weight > 2), convolution, x, out).gathered == 0
+    x, out = empty_blocks(16, 3, 1, 4), empty_blocks(16, 64, 1, 4)
+    assert packing.pack(weight * (weight > 0), convolution, x, out).gathered == 0
+
+
 def test_winograd_is_for_windows_of_3_with_stride_1():
     for convolution in (
         Convolution(4, 4, (3, 1)),

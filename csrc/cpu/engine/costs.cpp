@@ -1,15 +1,20 @@
 // What the ways to compute a convolution cost, in the time of the dense loop: fitted to bench/sparse_layers.py.
+#include <cmath>
+
 #include "tiling.h"
 
 namespace lpk::engine {
 
 // A product takes a little longer than in the dense loop, and one pixel of the tile more for walking the weight; in both
-// a filter costs something besides, in products. Weights of 1 x 1 windows share no pixels in the first-level cache: they
-// cost nearly twice as much.
+// a filter costs something besides, in products. Weights of 1 x 1 windows share no pixels in the first-level cache, but
+// their inputs are few enough to be gathered.
 double sparse_cost(const Convolution& convolution, const Activations& out, double share) {
-  constexpr double kOnePixel = 0.56, kFilter = 8, kDenseFilter = 10, kAlways = 0.03;
-  const Tiling tiling = sparse_tiling(out, convolution);
-  const double pixels = tiling.rows * tiling.columns, weights = double(convolution.weights());
+  constexpr double kOnePixel = 1.2, kFilter = 8, kDenseFilter = 10, kAlways = 0.03;
+  const double weights = double(convolution.weights());
+  const int64_t nonzeros = std::llround(share * weights * double(convolution.filters));
+  const Activations image = rows_join(convolution, out) ? joined(out) : out;
+  const Tiling tiling = sparse_tiling(image, convolution, best_gathered(convolution, out, nonzeros));
+  const double pixels = tiling.rows * tiling.columns;
   const double speed = loops().sparse_speed * (convolution.window() == 1 ? kOnePixel : 1.0);
   const double products = weights * share / speed * (pixels + 1) / pixels;
   const double memory = loops().memory_cost;

@@ -92,10 +92,15 @@ struct NonZero {
 
 // The filters' weights that are not zero. The input channels are cut into blocks of `channels_per_block`; filter k has,
 // in block b, the entries from start[b * filters + k] to the next start.
+//
+// Windows of one pixel can be computed on gathered pixels: of `gathered` outputs, the inputs are copied next to each
+// other first, [channels][gathered][16], and offsets are into that. 0: they are read where they are.
 struct SparseFilters {
   const NonZero* entries;
   const int64_t* start;
+  const int64_t* work;  // about how long the filters before each take
   int64_t channels_per_block;
+  int64_t gathered;
 };
 
 // The filters of each group, four by four: [groups][fours][weights][4], filled up with zeros; and where the input of
@@ -130,9 +135,11 @@ void exchange_borders(const Activations& x, int threads);
 void count_filters(int64_t* start, const float* weights, const Convolution& convolution, int64_t channels_per_block,
                    int threads);
 void pack_filters(NonZero* entries, const int64_t* start, const float* weights, const Convolution& convolution,
-                  const Activations& in, int64_t channels_per_block, int threads);
-// How many input channels a block of the filters should have for this output.
-int64_t best_channels_per_block(const Convolution& convolution, const Activations& out, int64_t nonzeros);
+                  const Activations& in, int64_t channels_per_block, int64_t gathered, int threads);
+// How many pixels should be gathered, 0: none; and how many input channels a block of the filters should then have.
+int64_t best_gathered(const Convolution& convolution, const Activations& in, int64_t nonzeros);
+int64_t best_channels_per_block(const Convolution& convolution, const Activations& out, int64_t nonzeros,
+                                int64_t gathered);
 void sparse_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
                         const SparseFilters& filters, const Epilogue& epilogue, int threads);
 

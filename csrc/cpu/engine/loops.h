@@ -8,7 +8,6 @@
 namespace lpk::engine {
 
 constexpr int kMostRows = 8;
-constexpr int kMostColumns = 28;
 constexpr int kNarrow = 8;  // columns; there are wider tiles for strides of 1 and 2 alone
 
 // The outputs whose sums are in registers together: `rows` pieces of rows, each of them some neighbouring pixels. The
@@ -89,6 +88,16 @@ struct WinogradTask {
   Finish finish;
 };
 
+// Copies the tile's inputs next to each other, `rows` x `columns` of each channel, and the next channel's `step` floats
+// behind them.
+struct Gather {
+  int64_t channels;
+  int64_t in_channel;  // floats from one channel to the next
+  int64_t pixel_stride;
+  int64_t step;
+};
+using GatherLoop = void (*)(float* to, const Tile& tile, int rows, int columns, const Gather& gather);
+
 // Computes the filters from `first` to `last` for one tile. `sums` has room for the tile's sums of all these filters.
 using SparseLoop = void (*)(const SparseTask& task, const Tile& tile, int64_t first, int64_t last, float* sums);
 // The same for a strip, whose tiles are taken one after the other for each filter.
@@ -123,6 +132,7 @@ struct Loops {
   int dense_pixels;
   // The loop for tiles of this size; null: there is none.
   SparseLoop (*sparse)(int rows, int columns, int64_t stride);
+  GatherLoop gather;
   DepthwiseLoop (*depthwise)(int rows, int columns, int64_t stride);
   DenseLoop (*dense)(int rows, int columns, int64_t stride);
 
