@@ -133,7 +133,7 @@ def layer(name: str, densities: list[float], options: argparse.Namespace, most: 
     dense = packing.pack_dense_filters(weight, convolution, blocks)
     row("dense", weight.numel(), lambda: kernels.convolution(dense, blocks, out, bias=bias, activation="relu"))
     if _core.winograd_applies(convolution.handle):
-        winograd = packing.pack_winograd_filters(weight, convolution)
+        winograd = packing.pack_winograd_filters(weight, convolution, out)
         call = lambda: kernels.convolution(winograd, blocks, out, bias=bias, activation="relu")  # noqa: E731
         row("winograd", weight.numel(), call)
     for density in densities:

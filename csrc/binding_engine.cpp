@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
 
@@ -60,6 +61,7 @@ void define_filters(py::module_& m) {
       },
       Release());
   m.def("sparse_cost", &sparse_cost);
+  m.def("lane_cost", &lane_cost);
   m.def("winograd_cost", &winograd_cost);
   m.def("best_gathered", &best_gathered);
   m.def("best_channels_per_block", &best_channels_per_block);
@@ -72,13 +74,22 @@ void define_filters(py::module_& m) {
                            threads);
       },
       Release());
+  m.def("lane_together", &lane_together);
+  m.def(
+      "pack_lane_filters",
+      [](uintptr_t packed, uintptr_t offsets, uintptr_t weights, const Convolution& convolution, const Activations& in,
+         int64_t together, int threads) {
+        pack_lane_filters(floats(packed), reinterpret_cast<int32_t*>(offsets), floats(weights), convolution, in,
+                          together, threads);
+      },
+      Release());
   m.def("winograd_applies", &winograd_applies);
   m.def("winograd_together", &winograd_together);
   m.def("winograd_filters_size", &winograd_filters_size);
   m.def(
       "pack_winograd_filters",
-      [](uintptr_t packed, uintptr_t weights, const Convolution& convolution, int threads) {
-        pack_winograd_filters(floats(packed), floats(weights), convolution, threads);
+      [](uintptr_t packed, uintptr_t weights, const Convolution& convolution, int64_t together, int threads) {
+        pack_winograd_filters(floats(packed), floats(weights), convolution, together, threads);
       },
       Release());
 }
@@ -158,6 +169,18 @@ void define_operations(py::module_& m) {
                                           int threads) {
       dense_convolution(to, from, convolution, filters, epilogue, threads);
     });
+  });
+  m.def("lane_convolution", [](const Activations& out, const Activations& in, const Convolution& convolution,
+                               uintptr_t weights, uintptr_t offsets, int64_t together, int64_t lanes,
+                               const Ending& ending) {
+    const LaneFilters filters{floats(weights), reinterpret_cast<const int32_t*>(offsets), together};
+    return Operation{out.blocks, [=](int64_t first, int64_t count, int threads) {
+                       ending.with_part(first, count, [&](const Epilogue& epilogue) {
+                         const int64_t some = std::min(lanes - first * kImages, count * kImages);
+                         lane_convolution(out.part(first, count), in.part(first, count), convolution, filters, some,
+                                          epilogue, threads);
+                       });
+                     }};
   });
   m.def("winograd_convolution", [](const Activations& out, const Activations& in, const Convolution& convolution,
                                    uintptr_t weights, int64_t together, const Ending& ending) {

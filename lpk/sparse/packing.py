@@ -90,6 +90,20 @@ class DenseFilters:
 
 
 @dataclass(frozen=True)
+class LaneFilters:
+    """All weights of a convolution to single pixels, for inputs with the strides of one it was packed for.
+
+    The lanes are filters: few images, or small ones, leave none of them empty.
+    """
+
+    convolution: Convolution
+    weights: Tensor
+    offsets: Tensor
+    together: int  # filters side by side
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class WinogradFilters:
     """All weights of a 3 x 3 convolution with stride 1, transformed."""
 
@@ -98,7 +112,7 @@ class WinogradFilters:
     together: int  # filters side by side
 
 
-Filters = SparseFilters | DepthwiseFilters | DenseFilters | WinogradFilters
+Filters = SparseFilters | DepthwiseFilters | DenseFilters | LaneFilters | WinogradFilters
 
 
 def reach(kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
@@ -120,9 +134,12 @@ def pack(weight: Tensor, convolution: Convolution, x: Blocks, out: Blocks) -> Fi
     nonzeros = int(weight.count_nonzero())
     sparse = _core.sparse_cost(convolution.handle, out.handle, nonzeros / weight.numel())
     winograd = _core.winograd_cost(convolution.handle, out.handle)
-    if sparse <= min(winograd, 1.0):
+    lanes = _core.lane_cost(convolution.handle, out.handle, out.lanes)
+    if sparse <= min(winograd, lanes, 1.0):
         return pack_filters(weight, convolution, x, *best_blocks(convolution, x, out, nonzeros))
-    return pack_winograd_filters(weight, convolution) if winograd < 1 else pack_dense_filters(weight, convolution, x)
+    if winograd < min(lanes, 1.0):
+        return pack_winograd_filters(weight, convolution, out)
+    return (pack_lane_filters if lanes < 1 else pack_dense_filters)(weight, convolution, x)
 
 
 def best_blocks(convolution: Convolution, x: Blocks, out: Blocks, nonzeros: int) -> tuple[int, int]:
@@ -176,16 +193,29 @@ def pack_dense_filters(weight: Tensor, convolution: Convolution, x: Blocks) -> D
     return DenseFilters(convolution, packed, offsets, input_strides(x))
 
 
-def pack_winograd_filters(weight: Tensor, convolution: Convolution) -> WinogradFilters:
+def pack_lane_filters(weight: Tensor, convolution: Convolution, x: Blocks) -> LaneFilters:
+    """All weights, for inputs with the strides of x and outputs of one pixel; ValueError for several groups."""
+    weight = _checked(weight, convolution)
+    if convolution.groups > 1:
+        raise ValueError(f"filters lie in the lanes where there is one group, not {convolution.groups}")
+    together, size = _core.lane_together(), weight[0].numel()
+    packed = _floats(-(-convolution.filters // together) * together * size)
+    offsets = torch.empty(size, dtype=torch.int32, device="cpu")
+    where = address("packed", packed), address("offsets", offsets), address("weight", weight)
+    _core.pack_lane_filters(*where, convolution.handle, x.handle, together, _threads(weight))
+    return LaneFilters(convolution, packed, offsets, together, input_strides(x))
+
+
+def pack_winograd_filters(weight: Tensor, convolution: Convolution, out: Blocks) -> WinogradFilters:
     """All weights, for the 3 x 3 windows that Winograd's algorithm takes; ValueError for others."""
     weight = _checked(weight, convolution)
     if not _core.winograd_applies(convolution.handle):
         raise ValueError(f"Winograd's algorithm is for 3 x 3 windows with stride 1 and one group, not {convolution}")
-    packed = _floats(_core.winograd_filters_size(convolution.handle))
-    _core.pack_winograd_filters(
-        address("packed", packed), address("weight", weight), convolution.handle, _threads(weight)
-    )
-    return WinogradFilters(convolution, packed, _core.winograd_together(convolution.handle))
+    together = _core.winograd_together(convolution.handle, out.handle)
+    packed = _floats(_core.winograd_filters_size(convolution.handle, together))
+    where = address("packed", packed), address("weight", weight)
+    _core.pack_winograd_filters(*where, convolution.handle, together, _threads(weight))
+    return WinogradFilters(convolution, packed, together)
 
 
 def _checked(weight: Tensor, convolution: Convolution) -> Tensor:

@@ -21,20 +21,30 @@ double sparse_cost(const Convolution& convolution, const Activations& out, doubl
   return (products + memory * kFilter) / (weights + memory * kDenseFilter) + memory * kAlways;
 }
 
+// In products of the dense loop: pixels of lanes that hold no image are not computed, and the weights come from memory.
+double lane_cost(const Convolution& convolution, const Activations& out, int64_t lanes) {
+  constexpr double kWeight = 0.28, kLane = 0.57;
+  const bool pays = convolution.groups == 1 && 2 * convolution.filters >= lane_together();
+  if (!pays || out.height > 1 || out.width > 1) return std::numeric_limits<double>::infinity();
+  return kWeight + kLane * double(std::min(lanes, kImages)) / kImages;
+}
+
 // A quarter of the products, and the transforms of inputs, which all filters share, and of outputs, which all channels
 // do. Tiles that reach beyond the image are computed in vain. Four times as many weights have to come from memory for
 // all pixels of a block; too many do not fit into any cache.
 double winograd_cost(const Convolution& convolution, const Activations& out) {
-  constexpr double kProducts = 0.3, kInput = 2.4, kOutput = 2.4, kWeights = 16;
+  constexpr double kProducts = 0.3, kInput = 2.4, kOutput = 2.4, kWeights = 16, kWeightsOfOne = 2;
   constexpr int64_t kMostWeights = (16 << 20) / sizeof(float);
-  if (!winograd_applies(convolution) || winograd_filters_size(convolution) > kMostWeights)
+  const int64_t together = winograd_together(convolution, out);
+  if (!winograd_applies(convolution) || winograd_filters_size(convolution, together) > kMostWeights)
     return std::numeric_limits<double>::infinity();
   const int64_t tiles = ((out.height + kOutputs - 1) / kOutputs) * ((out.width + kOutputs - 1) / kOutputs);
-  const int64_t at_once = loops().winograd_tiles(winograd_together(convolution));
+  const int64_t at_once = loops().winograd_tiles(together);
   const double computed = double((tiles + at_once - 1) / at_once * at_once * kOutputs * kOutputs);
   const double pixels = double(out.height * out.width);
+  const double weights = at_once == 1 && tiles == 1 ? kWeightsOfOne : kWeights;
   const double memory =
-      kInput / double(convolution.filters) + kOutput / double(convolution.channels) + kWeights / computed;
+      kInput / double(convolution.filters) + kOutput / double(convolution.channels) + weights / computed;
   return computed / pixels * (kProducts + loops().memory_cost * memory);
 }
 

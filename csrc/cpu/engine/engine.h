@@ -112,6 +112,14 @@ struct DenseFilters {
 
 constexpr int64_t kFour = 4;
 
+// All weights with the filters in the lanes, `together` of them side by side: [filters / together][weights][together],
+// filled up with zeros. A pixel of one image is broadcast: what has few pixels leaves no lane empty.
+struct LaneFilters {
+  const float* weights;
+  const int32_t* offsets;  // as of DenseFilters
+  int64_t together;
+};
+
 // The weights of a 3 x 3 convolution with stride 1, transformed for Winograd's F(4 x 4, 3 x 3): `together` filters side
 // by side, [filters / together][36][channels][together], filled up with zeros.
 struct WinogradFilters {
@@ -153,17 +161,26 @@ void pack_dense_filters(float* packed, int32_t* offsets, const float* weights, c
 void dense_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
                        const DenseFilters& filters, const Epilogue& epilogue, int threads);
 
+// Of one group, and for outputs of one pixel, of which the first `lanes` lanes of all blocks are computed.
+int64_t lane_together();
+void pack_lane_filters(float* packed, int32_t* offsets, const float* weights, const Convolution& convolution,
+                       const Activations& in, int64_t together, int threads);
+void lane_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
+                      const LaneFilters& filters, int64_t lanes, const Epilogue& epilogue, int threads);
+
 // Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2016): 36 products take the place of 144.
 bool winograd_applies(const Convolution& convolution);
-int64_t winograd_together(const Convolution& convolution);
-int64_t winograd_filters_size(const Convolution& convolution);
-void pack_winograd_filters(float* packed, const float* weights, const Convolution& convolution, int threads);
+int64_t winograd_together(const Convolution& convolution, const Activations& out);
+int64_t winograd_filters_size(const Convolution& convolution, int64_t together);
+void pack_winograd_filters(float* packed, const float* weights, const Convolution& convolution, int64_t together,
+                           int threads);
 void winograd_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
                           const WinogradFilters& filters, const Epilogue& epilogue, int threads);
 
 // About how long a block of images takes, where `share` of the weights is not zero, for one that the dense convolution
 // takes; infinite where an algorithm does not apply. The same for every number of blocks and threads.
 double sparse_cost(const Convolution& convolution, const Activations& out, double share);
+double lane_cost(const Convolution& convolution, const Activations& out, int64_t lanes);
 double winograd_cost(const Convolution& convolution, const Activations& out);
 
 // The mean and the unbiased variance of each channel over the images below `batch` and all pixels.

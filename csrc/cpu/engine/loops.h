@@ -67,6 +67,21 @@ struct DenseTask {
   Finish finish;
 };
 
+// Addresses are those of channel 0 of the first block's pixel.
+struct LaneTask {
+  LaneFilters filters;
+  int64_t weights;  // of one filter
+  int64_t count;    // of filters
+  int64_t lanes;    // in all blocks
+  const float* in;
+  float* out;
+  const float* residual;
+  int64_t in_block;  // floats from one block to the next
+  int64_t out_block;
+  int64_t residual_block;
+  Finish finish;
+};
+
 // One tile of a Winograd convolution: how much there is of its 6 x 6 inputs, the border included, and of its 4 x 4
 // outputs. Addresses are those of channel 0.
 struct WinogradTile {
@@ -105,6 +120,10 @@ using DepthwiseLoop = void (*)(const DepthwiseTask& task, const Strip& strip, in
 // The same for a tile and fours of filters.
 using DenseLoop = void (*)(const DenseTask& task, const Tile& tile, int64_t first, int64_t last, float* sums);
 
+// Computes the groups from `first` to `last` of filters that lie together. `sums` has room for those of one such group:
+// of `together` filters for each lane, and for a pixel.
+using LaneLoop = void (*)(const LaneTask& task, int64_t first, int64_t last, float* sums);
+
 // Computes, for some tiles at once, the groups from `first` to `last` of filters that lie together. `memory` has room for
 // 36 * (tiles * (channels + filters that lie together) + 1) pixels.
 using WinogradLoop = void (*)(const WinogradTask& task, const WinogradTile* tiles, int64_t first, int64_t last,
@@ -135,6 +154,10 @@ struct Loops {
   GatherLoop gather;
   DepthwiseLoop (*depthwise)(int rows, int columns, int64_t stride);
   DenseLoop (*dense)(int rows, int columns, int64_t stride);
+
+  // How many filters lie side by side in the lanes, and the loop.
+  int lane_together;
+  LaneLoop lanes;
 
   // How many tiles are computed at once where so many filters lie together; and the loop, null: there is none.
   int (*winograd_tiles)(int64_t together);
