@@ -133,13 +133,13 @@ def layer(name: str, densities: list[float], options: argparse.Namespace, most: 
     dense = packing.pack_dense_filters(weight, convolution, blocks)
     row("dense", weight.numel(), lambda: kernels.convolution(dense, blocks, out, bias=bias, activation="relu"))
     if _core.winograd_applies(convolution.handle):
-        winograd = packing.pack_winograd_filters(weight, convolution)
+        winograd = packing.pack_winograd_filters(weight, convolution, out)
         call = lambda: kernels.convolution(winograd, blocks, out, bias=bias, activation="relu")  # noqa: E731
         row("winograd", weight.numel(), call)
     for density in densities:
         pruned = weight * (torch.rand_like(weight) < density)
-        best = _core.best_channels_per_block(convolution.handle, out.handle, int(pruned.count_nonzero()))
-        sparse = packing.pack_filters(pruned, convolution, blocks, options.channels_per_block or best)
+        best, gathered = packing.best_blocks(convolution, blocks, out, int(pruned.count_nonzero()))
+        sparse = packing.pack_filters(pruned, convolution, blocks, options.channels_per_block or best, gathered)
         row(
             f"{density:g}",
             len(sparse.entries),

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
 
@@ -55,13 +56,15 @@ void define_filters(py::module_& m) {
   m.def(
       "pack_filters",
       [](uintptr_t entries, uintptr_t start, uintptr_t weights, const Convolution& convolution, const Activations& in,
-         int64_t channels_per_block, int threads) {
+         int64_t channels_per_block, int64_t gathered, int threads) {
         pack_filters(reinterpret_cast<NonZero*>(entries), integers(start), floats(weights), convolution, in,
-                     channels_per_block, threads);
+                     channels_per_block, gathered, threads);
       },
       Release());
   m.def("sparse_cost", &sparse_cost);
+  m.def("lane_cost", &lane_cost);
   m.def("winograd_cost", &winograd_cost);
+  m.def("best_gathered", &best_gathered);
   m.def("best_channels_per_block", &best_channels_per_block);
   m.def("dense_filters_size", &dense_filters_size);
   m.def(
@@ -72,13 +75,22 @@ void define_filters(py::module_& m) {
                            threads);
       },
       Release());
+  m.def("lane_together", &lane_together);
+  m.def(
+      "pack_lane_filters",
+      [](uintptr_t packed, uintptr_t offsets, uintptr_t weights, const Convolution& convolution, const Activations& in,
+         int64_t together, int threads) {
+        pack_lane_filters(floats(packed), reinterpret_cast<int32_t*>(offsets), floats(weights), convolution, in,
+                          together, threads);
+      },
+      Release());
   m.def("winograd_applies", &winograd_applies);
   m.def("winograd_together", &winograd_together);
   m.def("winograd_filters_size", &winograd_filters_size);
   m.def(
       "pack_winograd_filters",
-      [](uintptr_t packed, uintptr_t weights, const Convolution& convolution, int threads) {
-        pack_winograd_filters(floats(packed), floats(weights), convolution, threads);
+      [](uintptr_t packed, uintptr_t weights, const Convolution& convolution, int64_t together, int threads) {
+        pack_winograd_filters(floats(packed), floats(weights), convolution, together, threads);
       },
       Release());
 }
@@ -136,8 +148,10 @@ void define_operations(py::module_& m) {
     });
   });
   m.def("sparse_convolution", [](const Activations& out, const Activations& in, const Convolution& convolution,
-                                 uintptr_t entries, uintptr_t start, int64_t channels_per_block, const Ending& ending) {
-    const SparseFilters filters{reinterpret_cast<const NonZero*>(entries), integers(start), channels_per_block};
+                                 uintptr_t entries, uintptr_t start, uintptr_t work, int64_t channels_per_block,
+                                 int64_t gathered, const Ending& ending) {
+    const SparseFilters filters{reinterpret_cast<const NonZero*>(entries), integers(start), integers(work),
+                                channels_per_block, gathered};
     return operation(out, in, ending, [=](const Activations& to, const Activations& from, const Epilogue& epilogue,
                                           int threads) {
       sparse_convolution(to, from, convolution, filters, epilogue, threads);
@@ -145,7 +159,8 @@ void define_operations(py::module_& m) {
   });
   m.def("depthwise_convolution", [](const Activations& out, const Activations& in, const Convolution& convolution,
                                     uintptr_t entries, uintptr_t start, const Ending& ending) {
-    const SparseFilters filters{reinterpret_cast<const NonZero*>(entries), integers(start), convolution.channels};
+    const SparseFilters filters{reinterpret_cast<const NonZero*>(entries), integers(start), nullptr,
+                                convolution.channels, 0};
     return operation(out, in, ending, [=](const Activations& to, const Activations& from, const Epilogue& epilogue,
                                           int threads) {
       depthwise_convolution(to, from, convolution, filters, epilogue, threads);
@@ -158,6 +173,18 @@ void define_operations(py::module_& m) {
                                           int threads) {
       dense_convolution(to, from, convolution, filters, epilogue, threads);
     });
+  });
+  m.def("lane_convolution", [](const Activations& out, const Activations& in, const Convolution& convolution,
+                               uintptr_t weights, uintptr_t offsets, int64_t together, int64_t lanes,
+                               const Ending& ending) {
+    const LaneFilters filters{floats(weights), reinterpret_cast<const int32_t*>(offsets), together};
+    return Operation{out.blocks, [=](int64_t first, int64_t count, int threads) {
+                       ending.with_part(first, count, [&](const Epilogue& epilogue) {
+                         const int64_t some = std::min(lanes - first * kImages, count * kImages);
+                         lane_convolution(out.part(first, count), in.part(first, count), convolution, filters, some,
+                                          epilogue, threads);
+                       });
+                     }};
   });
   m.def("winograd_convolution", [](const Activations& out, const Activations& in, const Convolution& convolution,
                                    uintptr_t weights, int64_t together, const Ending& ending) {

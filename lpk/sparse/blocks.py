@@ -78,6 +78,11 @@ class Blocks:
         """Images, channels, height and width, as of an ordinary tensor."""
         return self.batch, self.data.shape[1], *(self.image or self.covered)
 
+    @property
+    def lanes(self) -> int:
+        """How many hold an image or a patch, of those of all blocks."""
+        return self.batch * self.patches[0] * self.patches[1]
+
     @cached_property
     def handle(self) -> _core.Activations:
         return self._handle(self.border)

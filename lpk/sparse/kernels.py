@@ -28,7 +28,7 @@ from lpk.sparse.checks import (
     check_whole,
     check_window,
 )
-from lpk.sparse.packing import DepthwiseFilters, Filters, SparseFilters, WinogradFilters, input_strides
+from lpk.sparse.packing import DepthwiseFilters, Filters, LaneFilters, SparseFilters, WinogradFilters, input_strides
 
 ACTIVATIONS = {
     "identity": 0,
@@ -128,13 +128,18 @@ def prepare_convolution(
     end = ending(scale, bias, residual, activation, slope)
     alive = (filters, x, scale, bias, residual)
     if isinstance(filters, SparseFilters):
-        where = address("entries", filters.entries), address("start", filters.start)
-        handle = _core.sparse_convolution(*common, *where, filters.channels_per_block, end)
+        where, work = (address("entries", filters.entries), address("start", filters.start)), filters.work.data_ptr()
+        handle = _core.sparse_convolution(*common, *where, work, filters.channels_per_block, filters.gathered, end)
     elif isinstance(filters, DepthwiseFilters):
         where = address("entries", filters.entries), address("start", filters.start)
         handle = _core.depthwise_convolution(*common, *where, end)
     elif isinstance(filters, WinogradFilters):
         handle = _core.winograd_convolution(*common, address("weights", filters.weights), filters.together, end)
+    elif isinstance(filters, LaneFilters):
+        if out.patch != (1, 1):
+            raise ValueError(f"the filters are for outputs of one pixel, not {out.patch}")
+        where, lanes = (address("weights", filters.weights), address("offsets", filters.offsets)), out.lanes
+        handle = _core.lane_convolution(*common, *where, filters.together, lanes, end)
     else:
         where = address("weights", filters.weights), address("offsets", filters.offsets)
         handle = _core.dense_convolution(*common, *where, end)

@@ -12,6 +12,8 @@ from lpk import _core
 from lpk.ops.memory import address, resolved
 from lpk.sparse.blocks import Blocks, Pair, check_floats
 
+FILTER_WORK = 4  # what a filter costs in a block besides its entries, in entries
+
 
 @dataclass(frozen=True)
 class Convolution:
@@ -63,7 +65,9 @@ class SparseFilters:
     convolution: Convolution
     entries: Tensor  # [n, 2]: value and, as int32, offset
     start: Tensor
+    work: Tensor  # about how long the filters before each take, in entries
     channels_per_block: int
+    gathered: int  # pixels that are copied next to each other first; 0: none
     strides: tuple[int, ...]
 
 
@@ -88,6 +92,20 @@ class DenseFilters:
 
 
 @dataclass(frozen=True)
+class LaneFilters:
+    """All weights of a convolution to single pixels, for inputs with the strides of one it was packed for.
+
+    The lanes are filters: few images, or small ones, leave none of them empty.
+    """
+
+    convolution: Convolution
+    weights: Tensor
+    offsets: Tensor
+    together: int  # filters side by side
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class WinogradFilters:
     """All weights of a 3 x 3 convolution with stride 1, transformed."""
 
@@ -96,7 +114,7 @@ class WinogradFilters:
     together: int  # filters side by side
 
 
-Filters = SparseFilters | DepthwiseFilters | DenseFilters | WinogradFilters
+Filters = SparseFilters | DepthwiseFilters | DenseFilters | LaneFilters | WinogradFilters
 
 
 def reach(kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
@@ -118,20 +136,31 @@ def pack(weight: Tensor, convolution: Convolution, x: Blocks, out: Blocks) -> Fi
     nonzeros = int(weight.count_nonzero())
     sparse = _core.sparse_cost(convolution.handle, out.handle, nonzeros / weight.numel())
     winograd = _core.winograd_cost(convolution.handle, out.handle)
-    if sparse <= min(winograd, 1.0):
-        channels_per_block = _core.best_channels_per_block(convolution.handle, out.handle, nonzeros)
-        return pack_filters(weight, convolution, x, channels_per_block)
-    return pack_winograd_filters(weight, convolution) if winograd < 1 else pack_dense_filters(weight, convolution, x)
+    lanes = _core.lane_cost(convolution.handle, out.handle, out.lanes)
+    if sparse <= min(winograd, lanes, 1.0):
+        return pack_filters(weight, convolution, x, *best_blocks(convolution, x, out, nonzeros))
+    if winograd < min(lanes, 1.0):
+        return pack_winograd_filters(weight, convolution, out)
+    return (pack_lane_filters if lanes < 1 else pack_dense_filters)(weight, convolution, x)
+
+
+def best_blocks(convolution: Convolution, x: Blocks, out: Blocks, nonzeros: int) -> tuple[int, int]:
+    """channels_per_block and gathered of sparse filters."""
+    gathered = _core.best_gathered(convolution.handle, x.handle, nonzeros)
+    return _core.best_channels_per_block(convolution.handle, out.handle, nonzeros, gathered), gathered
 
 
 def pack_filters(
-    weight: Tensor, convolution: Convolution, x: Blocks, channels_per_block: int | None = None
+    weight: Tensor, convolution: Convolution, x: Blocks, channels_per_block: int | None = None, gathered: int = 0
 ) -> SparseFilters:
     """The weights that are not zero, for inputs with the strides of x.
 
-    channels_per_block, a matter of speed alone: of the input; None: all are one block.
+    Matters of speed alone: channels_per_block, of the input (None: all are one block), and gathered, for windows of one
+    pixel.
     """
     weight = _checked(weight, convolution)
+    if gathered and (convolution.kernel != (1, 1) or convolution.groups > 1):
+        raise ValueError(f"pixels are gathered for 1 x 1 windows and one group, not {convolution}")
     threads = _threads(weight)
     channels_per_block = channels_per_block or convolution.channels
     blocks = -(-convolution.channels // channels_per_block)
@@ -139,8 +168,12 @@ def pack_filters(
     known = address("start", start), address("weight", weight)
     _core.count_filters(*known, convolution.handle, channels_per_block, threads)
     entries = _floats(int(start[-1]), 2)
-    _core.pack_filters(address("entries", entries), *known, convolution.handle, x.handle, channels_per_block, threads)
-    return SparseFilters(convolution, entries, start, channels_per_block, input_strides(x))
+    blocks_of = channels_per_block, gathered
+    _core.pack_filters(address("entries", entries), *known, convolution.handle, x.handle, *blocks_of, threads)
+    work = torch.zeros(convolution.filters + 1, dtype=torch.int64, device="cpu")
+    counts = start.diff().view(blocks, convolution.filters) + FILTER_WORK
+    torch.cumsum(counts.sum(0), 0, out=work[1:])
+    return SparseFilters(convolution, entries, start, work, *blocks_of, input_strides(x))
 
 
 def pack_depthwise_filters(weight: Tensor, convolution: Convolution, x: Blocks) -> DepthwiseFilters:
@@ -162,16 +195,29 @@ def pack_dense_filters(weight: Tensor, convolution: Convolution, x: Blocks) -> D
     return DenseFilters(convolution, packed, offsets, input_strides(x))
 
 
-def pack_winograd_filters(weight: Tensor, convolution: Convolution) -> WinogradFilters:
+def pack_lane_filters(weight: Tensor, convolution: Convolution, x: Blocks) -> LaneFilters:
+    """All weights, for inputs with the strides of x and outputs of one pixel; ValueError for several groups."""
+    weight = _checked(weight, convolution)
+    if convolution.groups > 1:
+        raise ValueError(f"filters lie in the lanes where there is one group, not {convolution.groups}")
+    together, size = _core.lane_together(), weight[0].numel()
+    packed = _floats(-(-convolution.filters // together) * together * size)
+    offsets = torch.empty(size, dtype=torch.int32, device="cpu")
+    where = address("packed", packed), address("offsets", offsets), address("weight", weight)
+    _core.pack_lane_filters(*where, convolution.handle, x.handle, together, _threads(weight))
+    return LaneFilters(convolution, packed, offsets, together, input_strides(x))
+
+
+def pack_winograd_filters(weight: Tensor, convolution: Convolution, out: Blocks) -> WinogradFilters:
     """All weights, for the 3 x 3 windows that Winograd's algorithm takes; ValueError for others."""
     weight = _checked(weight, convolution)
     if not _core.winograd_applies(convolution.handle):
         raise ValueError(f"Winograd's algorithm is for 3 x 3 windows with stride 1 and one group, not {convolution}")
-    packed = _floats(_core.winograd_filters_size(convolution.handle))
-    _core.pack_winograd_filters(
-        address("packed", packed), address("weight", weight), convolution.handle, _threads(weight)
-    )
-    return WinogradFilters(convolution, packed, _core.winograd_together(convolution.handle))
+    together = _core.winograd_together(convolution.handle, out.handle)
+    packed = _floats(_core.winograd_filters_size(convolution.handle, together))
+    where = address("packed", packed), address("weight", weight)
+    _core.pack_winograd_filters(*where, convolution.handle, together, _threads(weight))
+    return WinogradFilters(convolution, packed, together)
 
 
 def _checked(weight: Tensor, convolution: Convolution) -> Tensor:

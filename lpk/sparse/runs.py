@@ -171,7 +171,7 @@ class Run:
         self.slots[step.slot] = self.unpacked(step.seen) if step.values else self._shaped(step.seen)
 
     def unpacked(self, seen: Seen) -> Tensor:
-        return as_tensor(kernels.unpack_output(self.buffers[seen.value]), seen)
+        return as_tensor(kernels.unpack_output(self.buffers[seen.value], last=seen.last), seen)
 
     def _shaped(self, seen: Seen) -> Tensor:
         """A tensor of which the shape counts: it takes no memory."""

@@ -169,7 +169,7 @@ def test_operations_do_not_depend_on_defaults(operation, default):
 PACK = (
     packing.pack_filters,
     packing.pack_dense_filters,
-    lambda weight, convolution, x: packing.pack_winograd_filters(weight, convolution),
+    lambda weight, convolution, x: packing.pack_winograd_filters(weight, convolution, x),
 )
 CONVOLUTION = packing.Convolution(4, 3, (3, 3), padding=(1, 1))
 

@@ -54,6 +54,15 @@ def winograd_convolutions(draw):
 
 
 @st.composite
+def pixel_convolutions(draw):
+    """The same, of windows of one pixel; some with images that are several tiles wide."""
+    stride = draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 3)]))
+    padding = draw(st.sampled_from([(0, 0), (0, 0), (1, 0)]))
+    convolution = Convolution(draw(st.integers(1, 20)), draw(st.integers(1, 9)), (1, 1), stride, padding)
+    return convolution, *draw(st.sampled_from([(1, 60), (7, 7), (14, 9), (3, 30), (1, 1), (5, 2)]))
+
+
+@st.composite
 def depthwise_convolutions(draw):
     """The same, of those whose groups have one channel; some with images that are several tiles wide and high."""
     channels = draw(st.integers(1, 4))
@@ -69,6 +78,21 @@ def depthwise_convolutions(draw):
     )
     sizes = zip(convolution.kernel, convolution.padding, convolution.dilation, strict=True)
     return convolution, *(max(1, d * (k - 1) + 1 - 2 * p) + draw(st.integers(0, 40)) for k, p, d in sizes)
+
+
+@st.composite
+def single_pixel_convolutions(draw):
+    """The same, of those that leave one pixel; some with more weights than are taken at once, and more filters than lie
+    side by side."""
+    pair = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))  # noqa: E731
+    kernel, stride, dilation = draw(pair(1, 3)), draw(pair(1, 2)), draw(pair(1, 2))
+    filters, channels = draw(st.sampled_from([1, 8, 17, 70])), draw(st.sampled_from([1, 5, 40]))
+    convolution = Convolution(filters, channels, kernel, stride, draw(pair(0, 1)), dilation)
+    sizes = [
+        (d * (k - 1) + 1 - 2 * p, s) for k, s, p, d in zip(kernel, stride, convolution.padding, dilation, strict=True)
+    ]
+    hypothesis.assume(all(n + s - 1 >= 1 for n, s in sizes))
+    return convolution, *(max(1, n + draw(st.integers(0, s - 1))) for n, s in sizes)
 
 
 around = dict(
@@ -91,22 +115,61 @@ def test_convolution(channels_per_block, **given):
     check_convolution(packed, **given)
 
 
+@hypothesis.settings(arbitrary, max_examples=20)
+@hypothesis.given(
+    problem=pixel_convolutions(),
+    channels_per_block=st.sampled_from([None, 2]),
+    gathered=st.sampled_from([0, 1, 5, 8, 28]),
+    **around | dict(batch=st.sampled_from([1, 16, 17]), borders=st.sampled_from([(0, 0, 0), (0, 0, 1), (1, 0, 0)])),
+)
+def test_windows_of_one_pixel(channels_per_block, gathered, **given):
+    """Their inputs may be gathered; without borders, images are one row."""
+
+    def packed(weight, convolution, x, out):
+        yield lambda: packing.pack_filters(weight, convolution, x, channels_per_block, gathered)
+        yield lambda: packing.pack_dense_filters(weight, convolution, x)
+
+    check_convolution(packed, **given)
+
+
 @hypothesis.settings(arbitrary, max_examples=25)
 @hypothesis.given(problem=winograd_convolutions(), **around)
 def test_winograd_convolution(**given):
     def packed(weight, convolution, x, out):
-        yield lambda: packing.pack_winograd_filters(weight, convolution)
+        yield lambda: packing.pack_winograd_filters(weight, convolution, out)
 
     check_convolution(packed, **given, tile=True)
 
 
-@hypothesis.settings(arbitrary, max_examples=25)
+@hypothesis.settings(arbitrary, max_examples=20)
 @hypothesis.given(problem=depthwise_convolutions(), **around | dict(batch=st.sampled_from([1, 16, 17])))
 def test_depthwise_convolution(**given):
     def packed(weight, convolution, x, out):
         yield lambda: packing.pack_depthwise_filters(weight, convolution, x)
 
     check_convolution(packed, **given)
+
+
+@hypothesis.settings(arbitrary, max_examples=20)
+@hypothesis.given(problem=single_pixel_convolutions(), **around)
+def test_convolution_to_single_pixels(**given):
+    def packed(weight, convolution, x, out):
+        yield lambda: packing.pack_lane_filters(weight, convolution, x)
+
+    check_convolution(packed, **given)
+
+
+@pytest.mark.parametrize("batch, size", [(1, 4), (1, 2), (3, 2), (4, 2), (2, 2)])
+def test_patches_of_single_pixels(batch, size):
+    x, weight, bias = random(batch, 9, size, size), random(70, 9, 3, 3), random(70)
+    convolution, cut = Convolution(70, 9, (3, 3), padding=(1, 1)), dict(patches=(size, size))
+    expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1).float()
+    for instruction_set in INSTRUCTION_SETS:
+        with configured(instruction_set):
+            blocks = kernels.pack_input(x, empty_blocks(*x.shape, 1, **cut))
+            out = empty_blocks(batch, 70, size, size, **cut)
+            kernels.convolution(packing.pack_lane_filters(weight, convolution, blocks), blocks, out, bias=bias)
+            torch.testing.assert_close(kernels.unpack_output(out), expected, rtol=1e-4, atol=1e-4)
 
 
 def check_convolution(packed, problem, batch, density, borders, has, activation, seed, tile=False):
@@ -178,7 +241,7 @@ def test_the_residual_may_be_the_output():
     added = random(20, 4, 9, 9)
     expected = F.relu(F.conv2d(x.double(), weight.double(), padding=1) + added)
     for filters in (
-        packing.pack_winograd_filters(weight, convolution),
+        packing.pack_winograd_filters(weight, convolution, blocks),
         packing.pack_filters(weight, convolution, blocks),
     ):
         out = in_blocks(added)
@@ -204,7 +267,7 @@ def test_nan_is_not_hidden():
             ):
                 out = kernels.convolution(filters, blocks, empty_blocks(3, 3, 5, 5), activation="relu")
                 assert torch.equal(kernels.unpack_output(out).isnan(), expected)
-            filters = packing.pack_winograd_filters(weight, convolution)
+            filters = packing.pack_winograd_filters(weight, convolution, blocks)
             out = kernels.convolution(filters, blocks, empty_blocks(3, 3, 5, 5), activation="relu")
             found = kernels.unpack_output(out).isnan()  # and may spread to the 4 x 4 pixels that are computed together
             assert bool(found[expected].all()) and not found[[0, 2]].any()
@@ -222,6 +285,10 @@ def test_errors_of_convolutions():
     filters = packing.pack_filters(random(3, 2, 3, 3), convolution, x)
     with fails(ValueError, "one channel", "2"):
         packing.pack_depthwise_filters(random(3, 2, 3, 3), convolution, x)
+    with fails(ValueError, "one group", "2"):
+        packing.pack_lane_filters(random(4, 1, 3, 3), Convolution(4, 2, (3, 3), groups=2), x)
+    with fails(ValueError, "one pixel", "(6, 6)"):
+        kernels.convolution(packing.pack_lane_filters(random(3, 2, 3, 3), convolution, x), x, out)
     with fails(ValueError, "scale", "[3]"):
         kernels.convolution(filters, x, out, scale=random(2))
     with fails(ValueError, "2 input channels", "3"):

@@ -1,11 +1,12 @@
 """The forms of a convolution's weights, and which is taken."""
 
 import torch
+import torch.nn.functional as F
 
-from lpk.sparse import packing
+from lpk.sparse import kernels, packing
 from lpk.sparse.blocks import empty_blocks
 from lpk.sparse.packing import Convolution
-from tests.sparse.engine import fails, generator, random
+from tests.sparse.engine import INSTRUCTION_SETS, configured, fails, generator, in_blocks, random
 
 
 def test_packed_filters():
@@ -21,6 +22,21 @@ def test_packed_filters():
         assert values[order].tolist() == [1, 2, 3] and offsets[order].tolist() == [16, channel, channel + 16]
 
 
+def test_gathered_filters():
+    """Their offsets are into the gathered pixels; what few weights read, and images of few pixels, are not gathered."""
+    convolution, x = Convolution(64, 3, (1, 1)), empty_blocks(16, 3, 8, 8, 1)
+    weight = random(*convolution.weight_shape)
+    filters = packing.pack_filters(weight, convolution, x, gathered=5)
+    assert filters.entries.view(torch.int32)[:3, 1].tolist() == [0, 80, 160]
+    with fails(ValueError, "gathered", "(3, 3)"):
+        packing.pack_filters(random(64, 3, 3, 3), Convolution(64, 3, (3, 3)), x, gathered=5)
+    out = empty_blocks(16, 64, 8, 8)
+    assert packing.pack(weight * (weight > 0), convolution, x, out).gathered > 0
+    assert packing.pack(weight * (weight > 2), convolution, x, out).gathered == 0
+    x, out = empty_blocks(16, 3, 1, 4), empty_blocks(16, 64, 1, 4)
+    assert packing.pack(weight * (weight > 0), convolution, x, out).gathered == 0
+
+
 def test_winograd_is_for_windows_of_3_with_stride_1():
     for convolution in (
         Convolution(4, 4, (3, 1)),
@@ -30,7 +46,7 @@ def test_winograd_is_for_windows_of_3_with_stride_1():
     ):
         weight = random(*convolution.weight_shape)
         with fails(ValueError, "3 x 3 windows"):
-            packing.pack_winograd_filters(weight, convolution)
+            packing.pack_winograd_filters(weight, convolution, empty_blocks(16, 4, 8, 8))
 
 
 def test_pack_takes_what_is_fastest():
@@ -51,3 +67,34 @@ def test_pack_takes_what_is_fastest():
     assert packed(1, stride=(2, 2), **window) is packed(1, kernel=(1, 1)) is packing.DenseFilters
     for density in (0.05, 1):
         assert packed(density, groups=64, **window) is packing.DepthwiseFilters
+
+
+def test_pack_knows_how_few_pixels_there_are():
+    """Of single pixels, filters lie in the lanes; the fewer there are, the fewer weights are taken one by one."""
+
+    def packed(density, batch):
+        convolution = Convolution(512, 256, (1, 1))
+        weight = random(512, 256, 1, 1) * (torch.rand(512, 256, 1, 1, generator=generator) < density)
+        return type(packing.pack(weight, convolution, empty_blocks(batch, 256, 1, 1), empty_blocks(batch, 512, 1, 1)))
+
+    assert packed(1, 1) is packed(1, 40) is packed(0.25, 1) is packing.LaneFilters
+    assert packed(0.03, 1) is packed(0.25, 40) is packing.SparseFilters
+
+
+def test_winograd_on_one_tile():
+    """More filters lie together where there is but one tile, and filters of another instruction set are refused."""
+    convolution = Convolution(30, 5, (3, 3), padding=(1, 1))
+    x, weight = random(16, 5, 4, 3), random(30, 5, 3, 3)
+    expected = F.conv2d(x.double(), weight.double(), padding=1).float()
+    for instruction_set in INSTRUCTION_SETS:
+        with configured(instruction_set):
+            blocks, out = in_blocks(x, 1), empty_blocks(16, 30, 4, 3)
+            filters = packing.pack_winograd_filters(weight, convolution, out)
+            kernels.convolution(filters, blocks, out)
+            torch.testing.assert_close(kernels.unpack_output(out), expected, rtol=1e-4, atol=1e-4)
+        assert filters.together == (24 if instruction_set == "avx512" else 6)
+    if "avx512" in INSTRUCTION_SETS:
+        with configured("avx512"):
+            filters = packing.pack_winograd_filters(weight, convolution, out)
+        with configured("avx2"), fails(ValueError, "another instruction set"):
+            kernels.convolution(filters, blocks, out)

@@ -1,35 +1,50 @@
 // What the ways to compute a convolution cost, in the time of the dense loop: fitted to bench/sparse_layers.py.
+#include <cmath>
+
 #include "tiling.h"
 
 namespace lpk::engine {
 
 // A product takes a little longer than in the dense loop, and one pixel of the tile more for walking the weight; in both
-// a filter costs something besides, in products. Weights of 1 x 1 windows share no pixels in the first-level cache: they
-// cost nearly twice as much.
+// a filter costs something besides, in products. Weights of 1 x 1 windows share no pixels in the first-level cache, but
+// their inputs are few enough to be gathered.
 double sparse_cost(const Convolution& convolution, const Activations& out, double share) {
-  constexpr double kOnePixel = 0.56, kFilter = 8, kDenseFilter = 10, kAlways = 0.03;
-  const Tiling tiling = sparse_tiling(out, convolution);
-  const double pixels = tiling.rows * tiling.columns, weights = double(convolution.weights());
+  constexpr double kOnePixel = 1.2, kFilter = 8, kDenseFilter = 10, kAlways = 0.03;
+  const double weights = double(convolution.weights());
+  const int64_t nonzeros = std::llround(share * weights * double(convolution.filters));
+  const Activations image = rows_join(convolution, out) ? joined(out) : out;
+  const Tiling tiling = sparse_tiling(image, convolution, best_gathered(convolution, out, nonzeros));
+  const double pixels = tiling.rows * tiling.columns;
   const double speed = loops().sparse_speed * (convolution.window() == 1 ? kOnePixel : 1.0);
   const double products = weights * share / speed * (pixels + 1) / pixels;
   const double memory = loops().memory_cost;
   return (products + memory * kFilter) / (weights + memory * kDenseFilter) + memory * kAlways;
 }
 
+// In products of the dense loop: pixels of lanes that hold no image are not computed, and the weights come from memory.
+double lane_cost(const Convolution& convolution, const Activations& out, int64_t lanes) {
+  constexpr double kWeight = 0.28, kLane = 0.57;
+  const bool pays = convolution.groups == 1 && 2 * convolution.filters >= lane_together();
+  if (!pays || out.height > 1 || out.width > 1) return std::numeric_limits<double>::infinity();
+  return kWeight + kLane * double(std::min(lanes, kImages)) / kImages;
+}
+
 // A quarter of the products, and the transforms of inputs, which all filters share, and of outputs, which all channels
 // do. Tiles that reach beyond the image are computed in vain. Four times as many weights have to come from memory for
 // all pixels of a block; too many do not fit into any cache.
 double winograd_cost(const Convolution& convolution, const Activations& out) {
-  constexpr double kProducts = 0.3, kInput = 2.4, kOutput = 2.4, kWeights = 16;
+  constexpr double kProducts = 0.3, kInput = 2.4, kOutput = 2.4, kWeights = 16, kWeightsOfOne = 2;
   constexpr int64_t kMostWeights = (16 << 20) / sizeof(float);
-  if (!winograd_applies(convolution) || winograd_filters_size(convolution) > kMostWeights)
+  const int64_t together = winograd_together(convolution, out);
+  if (!winograd_applies(convolution) || winograd_filters_size(convolution, together) > kMostWeights)
     return std::numeric_limits<double>::infinity();
   const int64_t tiles = ((out.height + kOutputs - 1) / kOutputs) * ((out.width + kOutputs - 1) / kOutputs);
-  const int64_t at_once = loops().winograd_tiles(winograd_together(convolution));
+  const int64_t at_once = loops().winograd_tiles(together);
   const double computed = double((tiles + at_once - 1) / at_once * at_once * kOutputs * kOutputs);
   const double pixels = double(out.height * out.width);
+  const double weights = at_once == 1 && tiles == 1 ? kWeightsOfOne : kWeights;
   const double memory =
-      kInput / double(convolution.filters) + kOutput / double(convolution.channels) + kWeights / computed;
+      kInput / double(convolution.filters) + kOutput / double(convolution.channels) + weights / computed;
   return computed / pixels * (kProducts + loops().memory_cost * memory);
 }
 

@@ -12,10 +12,8 @@ int64_t best_weights_per_block(const Convolution& convolution, const Tiling& til
   return (convolution.group_channels() + blocks - 1) / blocks * convolution.window();
 }
 
-}  // namespace
-
-void dense_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
-                       const DenseFilters& filters, const Epilogue& epilogue, int threads) {
+void compute(const Activations& out, const Activations& in, const Convolution& convolution, const DenseFilters& filters,
+             const Epilogue& epilogue, int threads) {
   const Tiling tiling = best_tiling(out, convolution, loops().dense_pixels, [&](int rows, int columns) {
     return loops().dense(rows, columns, convolution.stride_x) != nullptr;
   });
@@ -39,6 +37,16 @@ void dense_convolution(const Activations& out, const Activations& in, const Conv
       loop(task, tile, part(fours, int(ranges), int(i % ranges)), part(fours, int(ranges), int(i % ranges) + 1),
            sums.data());
     }
+  });
+}
+
+}  // namespace
+
+void dense_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
+                       const DenseFilters& filters, const Epilogue& epilogue, int threads) {
+  with_rows_joined(out, in, convolution, epilogue, [&](const Activations& to, const Activations& from,
+                                                       const Epilogue& ending) {
+    compute(to, from, convolution, filters, ending, threads);
   });
 }
 

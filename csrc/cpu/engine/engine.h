@@ -109,10 +109,15 @@ struct NonZero {
 
 // The filters' weights that are not zero. The input channels are cut into blocks of `channels_per_block`; filter k has,
 // in block b, the entries from start[b * filters + k] to the next start.
+//
+// Windows of one pixel can be computed on gathered pixels: of `gathered` outputs, the inputs are copied next to each
+// other first, [channels][gathered][16], and offsets are into that. 0: they are read where they are.
 struct SparseFilters {
   const NonZero* entries;
   const int64_t* start;
+  const int64_t* work;  // about how long the filters before each take
   int64_t channels_per_block;
+  int64_t gathered;
 };
 
 // The filters of each group, four by four: [groups][fours][weights][4], filled up with zeros; and where the input of
@@ -123,6 +128,14 @@ struct DenseFilters {
 };
 
 constexpr int64_t kFour = 4;
+
+// All weights with the filters in the lanes, `together` of them side by side: [filters / together][weights][together],
+// filled up with zeros. A pixel of one image is broadcast: what has few pixels leaves no lane empty.
+struct LaneFilters {
+  const float* weights;
+  const int32_t* offsets;  // as of DenseFilters
+  int64_t together;
+};
 
 // The weights of a 3 x 3 convolution with stride 1, transformed for Winograd's F(4 x 4, 3 x 3): `together` filters side
 // by side, [filters / together][36][channels][together], filled up with zeros.
@@ -150,9 +163,11 @@ void exchange_borders(const Activations& x, const std::vector<Exchange>& exchang
 void count_filters(int64_t* start, const float* weights, const Convolution& convolution, int64_t channels_per_block,
                    int threads);
 void pack_filters(NonZero* entries, const int64_t* start, const float* weights, const Convolution& convolution,
-                  const Activations& in, int64_t channels_per_block, int threads);
-// How many input channels a block of the filters should have for this output.
-int64_t best_channels_per_block(const Convolution& convolution, const Activations& out, int64_t nonzeros);
+                  const Activations& in, int64_t channels_per_block, int64_t gathered, int threads);
+// How many pixels should be gathered, 0: none; and how many input channels a block of the filters should then have.
+int64_t best_gathered(const Convolution& convolution, const Activations& in, int64_t nonzeros);
+int64_t best_channels_per_block(const Convolution& convolution, const Activations& out, int64_t nonzeros,
+                                int64_t gathered);
 void sparse_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
                         const SparseFilters& filters, const Epilogue& epilogue, int threads);
 
@@ -166,17 +181,26 @@ void pack_dense_filters(float* packed, int32_t* offsets, const float* weights, c
 void dense_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
                        const DenseFilters& filters, const Epilogue& epilogue, int threads);
 
+// Of one group, and for outputs of one pixel, of which the first `lanes` lanes of all blocks are computed.
+int64_t lane_together();
+void pack_lane_filters(float* packed, int32_t* offsets, const float* weights, const Convolution& convolution,
+                       const Activations& in, int64_t together, int threads);
+void lane_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
+                      const LaneFilters& filters, int64_t lanes, const Epilogue& epilogue, int threads);
+
 // Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2016): 36 products take the place of 144.
 bool winograd_applies(const Convolution& convolution);
-int64_t winograd_together(const Convolution& convolution);
-int64_t winograd_filters_size(const Convolution& convolution);
-void pack_winograd_filters(float* packed, const float* weights, const Convolution& convolution, int threads);
+int64_t winograd_together(const Convolution& convolution, const Activations& out);
+int64_t winograd_filters_size(const Convolution& convolution, int64_t together);
+void pack_winograd_filters(float* packed, const float* weights, const Convolution& convolution, int64_t together,
+                           int threads);
 void winograd_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
                           const WinogradFilters& filters, const Epilogue& epilogue, int threads);
 
 // About how long a block of images takes, where `share` of the weights is not zero, for one that the dense convolution
 // takes; infinite where an algorithm does not apply. The same for every number of blocks and threads.
 double sparse_cost(const Convolution& convolution, const Activations& out, double share);
+double lane_cost(const Convolution& convolution, const Activations& out, int64_t lanes);
 double winograd_cost(const Convolution& convolution, const Activations& out);
 
 // The mean and the unbiased variance of each channel over the images below `batch` and all pixels.

@@ -8,7 +8,6 @@
 namespace lpk::engine {
 
 constexpr int kMostRows = 8;
-constexpr int kMostColumns = 28;
 constexpr int kNarrow = 8;  // columns; there are wider tiles for strides of 1 and 2 alone
 
 // The outputs whose sums are in registers together: `rows` pieces of rows, each of them some neighbouring pixels. The
@@ -73,6 +72,21 @@ struct DenseTask {
   Finish finish;
 };
 
+// Addresses are those of channel 0 of the first block's pixel.
+struct LaneTask {
+  LaneFilters filters;
+  int64_t weights;  // of one filter
+  int64_t count;    // of filters
+  int64_t lanes;    // in all blocks
+  const float* in;
+  float* out;
+  const float* residual;
+  int64_t in_block;  // floats from one block to the next
+  int64_t out_block;
+  int64_t residual_block;
+  Finish finish;
+};
+
 // One tile of a Winograd convolution: how much there is of its 6 x 6 inputs, the border included, and of its 4 x 4
 // outputs. Addresses are those of channel 0.
 struct WinogradTile {
@@ -94,12 +108,26 @@ struct WinogradTask {
   Finish finish;
 };
 
+// Copies the tile's inputs next to each other, `rows` x `columns` of each channel, and the next channel's `step` floats
+// behind them.
+struct Gather {
+  int64_t channels;
+  int64_t in_channel;  // floats from one channel to the next
+  int64_t pixel_stride;
+  int64_t step;
+};
+using CollectLoop = void (*)(float* to, const Tile& tile, int rows, int columns, const Gather& gather);
+
 // Computes the filters from `first` to `last` for one tile. `sums` has room for the tile's sums of all these filters.
 using SparseLoop = void (*)(const SparseTask& task, const Tile& tile, int64_t first, int64_t last, float* sums);
 // The same for a strip, whose tiles are taken one after the other for each filter.
 using DepthwiseLoop = void (*)(const DepthwiseTask& task, const Strip& strip, int64_t first, int64_t last);
 // The same for a tile and fours of filters.
 using DenseLoop = void (*)(const DenseTask& task, const Tile& tile, int64_t first, int64_t last, float* sums);
+
+// Computes the groups from `first` to `last` of filters that lie together. `sums` has room for those of one such group:
+// of `together` filters for each lane, and for a pixel.
+using LaneLoop = void (*)(const LaneTask& task, int64_t first, int64_t last, float* sums);
 
 // Computes, for some tiles at once, the groups from `first` to `last` of filters that lie together. `memory` has room for
 // 36 * (tiles * (channels + filters that lie together) + 1) pixels.
@@ -144,8 +172,13 @@ struct Loops {
   int dense_pixels;
   // The loop for tiles of this size; null: there is none.
   SparseLoop (*sparse)(int rows, int columns, int64_t stride);
+  CollectLoop collect;
   DepthwiseLoop (*depthwise)(int rows, int columns, int64_t stride);
   DenseLoop (*dense)(int rows, int columns, int64_t stride);
+
+  // How many filters lie side by side in the lanes, and the loop.
+  int lane_together;
+  LaneLoop lanes;
 
   // How many tiles are computed at once where so many filters lie together; and the loop, null: there is none.
   int (*winograd_tiles)(int64_t together);

@@ -54,10 +54,11 @@ void count_filters(int64_t* start, const float* weights, const Convolution& conv
 }
 
 void pack_filters(NonZero* entries, const int64_t* start, const float* weights, const Convolution& convolution,
-                  const Activations& in, int64_t channels_per_block, int threads) {
+                  const Activations& in, int64_t channels_per_block, int64_t gathered, int threads) {
   const int64_t blocks = blocks_of(convolution, channels_per_block), filters = convolution.filters;
   std::vector<int32_t> offsets(convolution.weights());
-  for (int64_t i = 0; i < convolution.weights(); ++i) offsets[i] = int32_t(weight_offset(convolution, in, i));
+  for (int64_t i = 0; i < convolution.weights(); ++i)
+    offsets[i] = int32_t(gathered > 0 ? i * gathered * kImages : weight_offset(convolution, in, i));
   parallel_for(filters, threads, [&](int64_t begin, int64_t end, int) {
     for (int64_t k = begin; k < end; ++k) {
       const float* filter = weights + k * convolution.weights();

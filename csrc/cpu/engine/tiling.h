@@ -38,8 +38,8 @@ Tiling best_tiling(const Activations& out, const Convolution& convolution, int p
   Tiling best{};
   int64_t least = std::numeric_limits<int64_t>::max();
   for (int rows = 1; rows <= kMostRows; ++rows) {
-    for (int columns = 1; columns <= kMostColumns; ++columns) {
-      if (rows * columns > pixels || !has_loop(rows, columns)) continue;
+    for (int columns = 1; columns <= std::min<int64_t>(pixels / rows, out.width); ++columns) {
+      if (!has_loop(rows, columns)) continue;
       const Tiling tiling{rows, columns, (out.width + columns - 1) / columns, (out.rows() + rows - 1) / rows};
       const int64_t tile = kSum * rows * columns + kWalk + kInput * covered_pixels(convolution, rows, columns);
       if (tiling.count() * tile < least) {
@@ -51,10 +51,38 @@ Tiling best_tiling(const Activations& out, const Convolution& convolution, int p
   return best;
 }
 
-inline Tiling sparse_tiling(const Activations& out, const Convolution& convolution) {
-  return best_tiling(out, convolution, loops().sparse_pixels, [&](int rows, int columns) {
-    return loops().sparse(rows, columns, convolution.stride_x) != nullptr;
+// gathered: of SparseFilters.
+inline Tiling sparse_tiling(const Activations& out, const Convolution& convolution, int64_t gathered) {
+  const int pixels = gathered > 0 ? int(gathered) : loops().sparse_pixels;
+  return best_tiling(out, convolution, pixels, [&](int rows, int columns) {
+    return loops().sparse(rows, columns, gathered > 0 ? 1 : convolution.stride_x) != nullptr;
   });
+}
+
+// Windows of one pixel do not care for rows: where nothing lies between these, an image is one row, into which larger
+// tiles fit.
+inline bool rows_join(const Convolution& convolution, const Activations& x) {
+  return convolution.window() == 1 && convolution.stride_y == 1 && convolution.stride_x == 1 &&
+         convolution.padding_y == 0 && convolution.padding_x == 0 && x.border == 0;
+}
+
+inline Activations joined(Activations x) {
+  x.width *= x.height;
+  x.height = 1;
+  return x;
+}
+
+// compute(out, in, epilogue), on images of one row where that is the same.
+template <class Compute>
+void with_rows_joined(const Activations& out, const Activations& in, const Convolution& convolution,
+                      const Epilogue& epilogue, Compute&& compute) {
+  const Activations* const residual = epilogue.residual;
+  if (!rows_join(convolution, out) || in.border > 0 || (residual != nullptr && residual->border > 0))
+    return compute(out, in, epilogue);
+  Epilogue ending = epilogue;
+  Activations row{};
+  if (residual != nullptr) ending.residual = &(row = joined(*residual));
+  compute(joined(out), joined(in), ending);
 }
 
 // A tile with its addresses, and its width.

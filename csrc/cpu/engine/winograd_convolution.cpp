@@ -1,5 +1,7 @@
 #include <vector>
 
+#include <stdexcept>
+
 #include "tiling.h"
 
 namespace lpk::engine {
@@ -56,16 +58,22 @@ bool winograd_applies(const Convolution& convolution) {
          convolution.dilation_x == 1;
 }
 
-// With more channels fewer tiles are transformed at once, so that what they become fits into the second-level cache.
-int64_t winograd_together(const Convolution& convolution) { return convolution.channels <= 96 ? 6 : 12; }
+// With more channels fewer tiles are transformed at once, so that what they become fits into the second-level cache; one
+// where there is no other. Then more filters share it.
+int64_t winograd_together(const Convolution& convolution, const Activations& out) {
+  constexpr int64_t kMost = 24;
+  const bool one = out.blocks == 1 && out.height <= kOutputs && out.width <= kOutputs;
+  if (one && loops().winograd(kMost) != nullptr) return kMost;
+  return convolution.channels <= 96 ? 6 : 12;
+}
 
-int64_t winograd_filters_size(const Convolution& convolution) {
-  const int64_t together = winograd_together(convolution);
+int64_t winograd_filters_size(const Convolution& convolution, int64_t together) {
   return groups_of(convolution, together) * kPositions * convolution.channels * together;
 }
 
-void pack_winograd_filters(float* packed, const float* weights, const Convolution& convolution, int threads) {
-  const int64_t together = winograd_together(convolution), channels = convolution.channels;
+void pack_winograd_filters(float* packed, const float* weights, const Convolution& convolution, int64_t together,
+                           int threads) {
+  const int64_t channels = convolution.channels;
   parallel_for(groups_of(convolution, together), threads, [&](int64_t begin, int64_t end, int) {
     std::vector<double> transformed(together * kPositions);
     for (int64_t group = begin; group < end; ++group) {
@@ -85,6 +93,8 @@ void pack_winograd_filters(float* packed, const float* weights, const Convolutio
 
 void winograd_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
                           const WinogradFilters& filters, const Epilogue& epilogue, int threads) {
+  const WinogradLoop loop = loops().winograd(filters.together);
+  if (loop == nullptr) throw std::invalid_argument("the filters were packed for another instruction set");
   const int64_t rows = (out.height + kOutputs - 1) / kOutputs, columns = (out.width + kOutputs - 1) / kOutputs;
   const int64_t together = filters.together, at_once = loops().winograd_tiles(together);
   const int64_t batches = (out.blocks * rows * columns + at_once - 1) / at_once;
@@ -100,7 +110,6 @@ void winograd_convolution(const Activations& out, const Activations& in, const C
                           out.row_stride(),
                           residual == nullptr ? 0 : residual->row_stride(),
                           finish_of(epilogue, out)};
-  const WinogradLoop loop = loops().winograd(together);
   parallel_for(batches * ranges, threads, [&](int64_t begin, int64_t end, int) {
     // One pixel more for each position, so that positions do not share cache sets.
     const Sums memory(kPositions * (convolution.channels * at_once + 1 + together * at_once));
