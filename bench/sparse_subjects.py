@@ -92,6 +92,16 @@ def pruned(
         yield Subject(network, masks, density, sparse, inputs)
 
 
+def uniform(network: dict[str, Any], density: float) -> Subject:
+    """One network under the masks "uniform", without a copy."""
+    model, inputs = untrained(network)
+    prune_layers(model, density)
+    networks.renew(model, inputs)
+    networks.soothe(model)
+    networks.check_alive(model, inputs)
+    return Subject(network, "uniform", density, model, inputs)
+
+
 def prune_globally(model: nn.Module, density: float, masks: str) -> None:
     layout = Layout.of_model(model)
     whole = layout.flatten(model.state_dict())
