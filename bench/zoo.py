@@ -15,6 +15,7 @@ import argparse
 import copy
 import datetime
 import json
+import re
 import resource
 import signal
 import statistics
@@ -190,7 +191,8 @@ def refusal(error: Exception) -> Row:
 
 
 def words(error: Exception) -> str:
-    text = str(error).strip().partition("\n")[0]
+    """The first line, without the paths of this machine."""
+    text = re.sub(r"[^\s(]*/site-packages/", "", str(error).strip().partition("\n")[0])
     return text if isinstance(error, NotSupported) else f"{type(error).__name__}: {text}"
 
 

@@ -34,7 +34,7 @@ ROWS = [
     row("torchvision/whole", WHOLE, WHOLE | {"ratio": 4.0}),
     row("torchvision/part", WHOLE, PART),
     row("torchvision/sent", IN_PYTORCH, IN_PYTORCH | {"ratio": 0.9}),
-    row("timm/refused", *2 * [{"refused": "it reads the time"}]),
+    row("timm/refused", *2 * [{"refused": 'it reads the time; with fallback="torch", it ends well'}]),
     row("timm/crashed", WHOLE, failed="ended by SIGSEGV"),
     row("timm/inexact", WHOLE | {"difference": 3e-4, "float64": [2e-4, 2.5e-4]}, WHOLE),
     row("timm/wrong", WHOLE, WHOLE | {"difference": 3e-4, "float64": [3e-4, 1e-5]}),
@@ -110,7 +110,10 @@ def test_outputs_are_held_against_float64_where_they_differ(tiny, monkeypatch):
 
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
-    [(NotSupported("no reason\nat all"), "refused", "no reason"), (KeyError("x"), "error", "KeyError: 'x'")],
+    [
+        (NotSupported("no (/a/site-packages/b.py:1)\nat all"), "refused", "no (b.py:1)"),
+        (KeyError("x"), "error", "KeyError: 'x'"),
+    ],
 )
 def test_errors_are_told_whether_sparsify_or_a_call_raises_them(tiny, monkeypatch, error, kind, words):
     def raises(*_):
