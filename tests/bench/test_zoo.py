@@ -149,6 +149,7 @@ def test_crashes_and_hangs_are_rows(tmp_path, monkeypatch):
 
 
 def test_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("timm")
     asked = []
 
     def apart(name, density, batches, limit):
@@ -159,15 +160,19 @@ def test_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(zoo.zoo_networks, "names", lambda library: [f"{library}/a", f"{library}/b"])
     command(zoo, monkeypatch, "--networks", "resnet50", "--results", tmp_path)
     command(zoo, monkeypatch, "--networks", "resnet50", "resnet34", "--results", tmp_path)
+    command(zoo, monkeypatch, "--networks", "resnet50", "--results", tmp_path, "--batches", "16")
     assert asked == [("torchvision/resnet50", 0.1), ("torchvision/resnet34", 0.1)]
     command(zoo, monkeypatch, "--networks", "resnet50", "--results", tmp_path, "--again")
     command(zoo, monkeypatch, "--networks", "resnet50", "--results", tmp_path, "--density", "0.2")
     command(zoo, monkeypatch, "--library", "timm", "--results", tmp_path)
     assert asked[2:] == [("torchvision/resnet50", 0.1), ("torchvision/resnet50", 0.2), ("timm/a", 0.1), ("timm/b", 0.1)]
+    command(zoo, monkeypatch, "--networks", "timm/vgg16_bn", "--results", tmp_path)
+    command(zoo, monkeypatch, "--networks", "timm/vgg16_bn", "--results", tmp_path, "--batches", "1", "2")
+    assert asked[6:] == 2 * [("timm/vgg16_bn", 0.1)]
     (path,) = tmp_path.glob("zoo-*threads.jsonl")
     found = zoo.read(path)
     dates = {(of["network"], of["density"]): of["date"][-2:] for of in found["rows"]}
-    assert dates == dict(zip(asked[1:], ["02", "03", "04", "05", "06"], strict=True))
+    assert dates == dict(zip(asked, ["03", "02", "03", "04", "05", "06", "08", "08"], strict=True))
     assert len(path.read_text().splitlines()) == 1 + len(found["rows"])
 
 
