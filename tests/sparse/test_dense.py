@@ -59,9 +59,9 @@ def check(model, *inputs, calls=3):
 
 def called(made):
     """The types of modules, and the functions, that compute inputs like the first ones."""
-    assert made._network is not None
-    nodes = made._network.graph.nodes
-    modules = [made._network.get_submodule(node.target) for node in nodes if node.op == "call_module"]
+    assert made.network is not None
+    nodes = made.network.graph.nodes
+    modules = [made.network.get_submodule(node.target) for node in nodes if node.op == "call_module"]
     return [type(module) for module in modules] + [node.target for node in nodes if node.op.startswith("call_f")]
 
 
@@ -169,7 +169,7 @@ def test_what_can_not_be_traced_runs_as_it_is():
     model = Dynamic().eval().requires_grad_(False)
     made = InPyTorch(model)
     x = torch.randn(3, 1, 6, 6)
-    assert torch.equal(made(x), model(x)) and made._network is None
+    assert torch.equal(made(x), model(x)) and made.network is None
 
 
 def test_what_is_not_the_same_at_each_call_runs_as_it_is():
@@ -206,14 +206,14 @@ def test_values_that_are_not_finite_stay_so_and_decide_nothing():
     x = torch.randn(2, 3, 6, 6)
     assert made(x * float("nan")).isnan().all() and not made._calls
     made(x)
-    assert made._network is not None and made(x * float("nan")).isnan().all()
+    assert made.network is not None and made(x * float("nan")).isnan().all()
     made = InPyTorch(Zoo(lambda m, x: m.conv(x * 1e36)).eval().requires_grad_(False))
     assert not made(x * 1e4).isfinite().all() and not made._calls
 
 
 def test_weights_are_not_kept_beside_their_packed_form():
     made = check(network(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)), torch.randn(2, 3, 9, 9))
-    assert [layer.weight for layer in made._network.children() if isinstance(layer, onednn.PackedConvolution)] == [
+    assert [layer.weight for layer in made.network.children() if isinstance(layer, onednn.PackedConvolution)] == [
         None,
         None,
     ]
