@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 import lpk
+from bench import networks
 from bench.results import significant
-from lpk import models
 from lpk.tickets import files
 
 NAMES = ("lpk", "eager")
@@ -34,7 +34,7 @@ def most_memory() -> float:
 
 
 def of(name: str, model: nn.Module, network: Mapping[str, Any], batch: int) -> dict[str, float]:
-    """What `peak` finds in a process of its own. network: the arguments of models.build that made the model."""
+    """What `peak` finds in a process of its own. network: the arguments of networks.build that made the model."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.safetensors"
         files.save_tensors(path, model.state_dict(), network)
@@ -49,11 +49,11 @@ def peak(name: str, path: Path, batch: int) -> dict[str, float]:
     the weights kept for the next call."""
     found = {"imports": most_memory()}
     state, network = files.load_tensors(path)
-    model = models.build(**network).eval()
+    model = networks.build(network)
     model.load_state_dict(state)
     del state
     found["loaded"] = most_memory()
-    inputs = torch.randn(batch, *network["shape"])
+    inputs = networks.inputs(network, batch)
     if name == "lpk":
         fast = lpk.sparsify(model)
         del model
@@ -61,7 +61,8 @@ def peak(name: str, path: Path, batch: int) -> dict[str, float]:
         weights = held(fast)
     else:
         weights = sum(tensor.nbytes for tensor in model.state_dict().values())
-        model.to(memory_format=torch.channels_last)(inputs.contiguous(memory_format=torch.channels_last))
+        last = inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
+        model.to(memory_format=torch.channels_last)(last)
     found |= {"peak": most_memory(), "weights": weights / 2**20}
     return {key: significant(mebibytes) for key, mebibytes in found.items()}
 
@@ -80,7 +81,7 @@ def held(fast: lpk.sparse.Sparse) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], prog="python -m bench.memory")
     parser.add_argument("name", choices=NAMES)
-    parser.add_argument("network", type=Path, help="safetensors, with the arguments of models.build in its header")
+    parser.add_argument("network", type=Path, help="safetensors, with the arguments of networks.build in its header")
     parser.add_argument("--batch", type=int, required=True)
     given = parser.parse_args()
     print(json.dumps(peak(given.name, given.network, given.batch)))

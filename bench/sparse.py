@@ -1,14 +1,12 @@
 """Whole networks on lpk.sparsify beside what else runs them on a CPU, dense or sparse.
 
 python -m bench.sparse [--networks resnet18 vgg16] [--densities 1 0.2 0.1 0.05 0.018] [--batches 128 1]
-                       [--masks magnitude] [--peers ...] [--deepsparse PYTHON] [--results bench/results]
+                       [--masks magnitude] [--size 224] [--peers ...] [--deepsparse PYTHON] [--results bench/results]
 
-magnitude   the network is trained briefly on Fashion-MNIST (once: build/sparse keeps the weights) and pruned by global
-            magnitude; a batch renews BatchNorm's statistics, so that what is computed is alive
-random      untrained weights under a mask drawn at random: every layer has the same density; needs no data
-RUN         the tickets of a run directory whose densities are nearest to those asked for
+bench.networks says which networks there are, bench.sparse_subjects how they are pruned: the masks magnitude, uniform
+and random, or a run directory, whose tickets are taken.
 
-All contestants run in turns (A B C A B C ...) on the same images with the same threads. A turn is a pause, so that the
+All contestants run in turns (A B C A B C ...) on the same inputs with the same threads. A turn is a pause, so that the
 threads of the contestant before, which spin after a call, sleep again; calls that do not count; and one that does.
 Every number is a median. The memory of lpk and of PyTorch is measured in processes of their own. The results file is
 written after every network, density and batch: what an earlier run measured stays until it is measured again.
@@ -17,60 +15,36 @@ written after every network, density and batch: what an earlier run measured sta
 from __future__ import annotations
 
 import argparse
-import copy
-import dataclasses
 import datetime
 import itertools
 import json
-import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench import memory
+from bench.networks import first_tensor
 from bench.results import Row, describe, machine, significant, slug, three
 from bench.sparse_peers import DENSE, NAMES, Contestant, about, contestants, missing
-from lpk import models, ops
-from lpk.data import sets as data
-from lpk.data.splits import MemorySplit
-from lpk.networks.flat import Layout
-from lpk.pooling.accuracy import correct_predictions
-from lpk.pooling.eager import Eager
-from lpk.pruning.recipe import Recipe
-from lpk.pruning.train import Trainer
-from lpk.run import Run
+from bench.sparse_subjects import MASKS, Subject, check, subjects
 from lpk.tickets import files
 
-SHAPE = (3, 32, 32)
-SAMPLES = 256  # what BatchNorm's statistics are from, and what the networks then run on
-TRAINING = 6400  # samples an epoch
-RECIPE = Recipe(epochs=2, batch_size=32, lr=0.05, momentum=0.9, weight_decay=5e-4, milestones=(1,))
-RATES = {"vgg16": 0.01}  # where another learning rate is needed
 TOLERANCE = 1e-3  # of the largest output, between two ways of computing the same
 PAUSE = 0.1  # seconds; ONNX Runtime's threads were seen to spin for 36 ms, OpenMP's for 10 ms
 
 
-class Subject(NamedTuple):
-    """A pruned network. network: its arguments of models.build; images: float32 [SAMPLES, C, H, W]."""
-
-    network: dict[str, Any]
-    masks: str
-    density: float
-    model: nn.Module
-    images: Tensor
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], prog="python -m bench.sparse")
-    parser.add_argument("--networks", nargs="+", default=["resnet18", "vgg16"], choices=models.NAMES)
+    parser.add_argument("--networks", nargs="+", default=["resnet18", "vgg16"], help="as bench.networks has them")
     parser.add_argument("--densities", nargs="+", type=float, default=[1.0, 0.2, 0.1, 0.05, 0.018])
     parser.add_argument("--batches", nargs="+", type=int, default=[128, 1])
-    parser.add_argument("--masks", nargs="+", default=["magnitude"], help="magnitude, random, or run directories")
+    parser.add_argument("--masks", nargs="+", default=["magnitude"], help=f"{', '.join(MASKS)}, or run directories")
+    parser.add_argument("--size", type=int, help="of the images; default: 32 for lpk's own networks, 224 for others")
     parser.add_argument("--peers", nargs="*", choices=list(NAMES)[1:], help="default: those that can run here")
     parser.add_argument("--deepsparse", metavar="PYTHON", help="an interpreter that has DeepSparse; default: this one")
     parser.add_argument("--weights", type=Path, default=Path("build/sparse"), help="where trained weights are kept")
@@ -79,8 +53,12 @@ def main() -> None:
     names = present(given.peers, given.deepsparse, parser)
     if not all(0 < density <= 1 for density in given.densities) or min(given.batches) < 1:
         parser.error(f"densities {given.densities} must be above 0 and up to 1, batches {given.batches} at least 1")
+    try:
+        check(given)
+    except ValueError as error:
+        parser.error(str(error))
     here = machine()
-    path = given.results / f"sparse-{slug(here)}.json" if given.results else None
+    path = given.results / f"sparse-{slug(here | {'gpu': None})}.json" if given.results else None
     if path:
         files.make_directory(path.parent)
     result = earlier(path) | {"machine": here}
@@ -118,85 +96,7 @@ def earlier(path: Path | None) -> dict[str, Any]:
 
 def identity(row: Row) -> tuple[Any, ...]:
     """Which row takes the place of which, and their order."""
-    return row["masks"], row["network"], -row["batch"], -row["density"]
-
-
-# --- what is run ---
-
-
-def subjects(given: argparse.Namespace) -> Iterator[Subject]:
-    for masks in given.masks:
-        if masks not in ("magnitude", "random"):
-            yield from tickets(Path(masks), given.densities)
-            continue
-        for name in given.networks:
-            model, images = trained(name, given.weights) if masks == "magnitude" else untrained(name)
-            yield from pruned(name, masks, model, images, given.densities)
-
-
-def pruned(name: str, masks: str, model: nn.Module, images: Tensor, densities: Sequence[float]) -> Iterator[Subject]:
-    layout = Layout.of_model(model)
-    whole = layout.flatten(model.state_dict())
-    scores = whole.weights if masks == "magnitude" else torch.rand(layout.n, generator=torch.Generator().manual_seed(0))
-    for density in densities:
-        mask = ops.magnitude_mask(scores, round(density * layout.n))
-        sparse = copy.deepcopy(model)
-        sparse.load_state_dict(layout.unflatten(whole._replace(weights=whole.weights * mask)))
-        Eager(sparse).measure(images)
-        yield Subject(arguments(name), masks, density, sparse, images)
-
-
-def arguments(name: str) -> dict[str, Any]:
-    return {"name": name, "classes": 10, "shape": SHAPE}
-
-
-def built(network: dict[str, Any]) -> nn.Module:
-    torch.manual_seed(0)
-    return models.build(**network).eval().requires_grad_(False)
-
-
-def untrained(name: str) -> tuple[nn.Module, Tensor]:
-    return built(arguments(name)), torch.randn(SAMPLES, *SHAPE, generator=torch.Generator().manual_seed(0))
-
-
-def trained(name: str, folder: Path) -> tuple[nn.Module, Tensor]:
-    """A network trained for minutes, and images of the test set."""
-    found = data.load("fashion-mnist", validation=0, train=TRAINING)
-    test = enlarged(found.test).take(SAMPLES).tensors()
-    model, path = built(arguments(name)), folder / f"{name}.safetensors"
-    recipe = dataclasses.replace(RECIPE, lr=RATES.get(name, RECIPE.lr))
-    made_with = json.loads(json.dumps(arguments(name) | {"samples": TRAINING} | dataclasses.asdict(recipe)))
-    if not path.is_file() or files.load_tensors(path)[1] != made_with:
-        files.make_directory(folder)
-        began = time.perf_counter()
-        model.requires_grad_(True).to(memory_format=torch.channels_last)
-        Trainer(enlarged(found.train), recipe)(model, 0, recipe.epochs)
-        accuracy = float(correct_predictions(model, test).float().mean())
-        print(f"{name}: trained in {time.perf_counter() - began:.0f} s to {accuracy:.0%} test accuracy", flush=True)
-        files.save_tensors(path, model.state_dict(), made_with)
-        model = built(arguments(name))
-    model.load_state_dict(files.load_tensors(path)[0])
-    return model, test[0]
-
-
-def enlarged(split: Any) -> MemorySplit:
-    """Grey images of any size as 32 x 32 pixels in three channels."""
-    assert isinstance(split, MemorySplit)
-    images = nn.functional.interpolate(split.images, SHAPE[1:]).expand(-1, SHAPE[0], -1, -1)
-    return dataclasses.replace(split, images=images, mean=split.mean * SHAPE[0], std=split.std * SHAPE[0])
-
-
-def tickets(path: Path, densities: Sequence[float]) -> Iterator[Subject]:
-    """The tickets of a run, each once, on images of its test set."""
-    with Run.open(path, device="cpu") as run:
-        found, wanted = run.tickets(), run.preset.model
-        images, _ = next(iter(run.data.test.loader(SAMPLES)))
-        network = {"name": wanted.name, "classes": run.data.classes, "shape": run.data.shape, **wanted.options}
-    nearest = [min(found, key=lambda ticket: abs(math.log(ticket.density / density))) for density in densities]
-    for ticket in dict.fromkeys(nearest):
-        model = built(network)
-        model.load_state_dict(ticket.state_dict)
-        yield Subject(network, path.name, ticket.density, model, images)
+    return row["masks"], row["network"], tuple(row["shape"]), -row["batch"], -row["density"]
 
 
 # --- what is measured ---
@@ -204,9 +104,9 @@ def tickets(path: Path, densities: Sequence[float]) -> Iterator[Subject]:
 
 def compare(subject: Subject, batch: int, names: Sequence[str], deepsparse: str | None) -> Row:
     """One network at one density on one batch, by every contestant."""
-    inputs = subject.images[torch.arange(batch) % len(subject.images)]
+    inputs = subject.inputs[torch.arange(batch) % len(subject.inputs)]
     with torch.inference_mode():
-        reference = subject.model(inputs)
+        reference = first_tensor(subject.model(inputs))
     with contestants(names, subject.model, inputs, deepsparse=deepsparse) as made:
         measured: dict[str, dict[str, float]] = {
             name: {"difference": significant(difference(contestant.output(), reference))}
@@ -226,7 +126,7 @@ def compare(subject: Subject, batch: int, names: Sequence[str], deepsparse: str 
         }
     return {
         "network": subject.network["name"],
-        "shape": subject.network["shape"],
+        "shape": [*subject.network["shape"]],
         "masks": subject.masks,
         "density": significant(subject.density),
         "batch": batch,
@@ -261,6 +161,17 @@ def difference(output: Tensor, reference: Tensor) -> float:
 
 # --- what is shown ---
 
+PRUNED = {
+    "magnitude": "pruned by magnitude",
+    "uniform": "every layer but the first pruned alike",
+    "random": "pruned at random",
+}
+
+
+def extent(shape: Sequence[int]) -> str:
+    """How large an input is: 32×32 pixels, or 128 tokens."""
+    return "×".join(str(pixels) for pixels in shape[1:]) if len(shape) == 3 else f"{shape[0]} tokens"
+
 
 def fastest(row: Row) -> str | None:
     """The contestant that is fastest of those that compute with the zeros, if one was measured."""
@@ -270,7 +181,8 @@ def fastest(row: Row) -> str | None:
 
 def line(row: Row) -> str:
     times = ", ".join(f"{NAMES[name]} {found['milliseconds']:.4g}" for name, found in row["contestants"].items())
-    text = f"{row['network']}, {row['masks']}, {row['density']:.1%}, batch {row['batch']}, ms: {times}"
+    text = f"{row['network']}, {extent(row['shape'])}, {row['masks']}, {row['density']:.1%}, batch {row['batch']}, ms: "
+    text += times
     if dense := fastest(row):
         text += f"; {row['contestants'][dense]['to_lpk']:.2f} times as fast as {NAMES[dense]}"
     return text
@@ -279,20 +191,19 @@ def line(row: Row) -> str:
 def table(result: dict[str, Any]) -> str:
     """One Markdown table for each network and batch."""
     text = []
-    for (masks, name, batch), group in itertools.groupby(
-        result["rows"], key=lambda row: (row["masks"], row["network"], row["batch"])
+    for (masks, name, shape, batch), group in itertools.groupby(
+        result["rows"], key=lambda row: (row["masks"], row["network"], row["shape"], row["batch"])
     ):
         rows = list(group)
         columns = [peer for peer in NAMES if any(peer in row["contestants"] for row in rows)]
-        size = "×".join(str(pixels) for pixels in rows[0]["shape"][1:])
-        words = {"magnitude": "pruned by magnitude", "random": "pruned at random"}.get(masks, f"tickets of {masks}")
+        words = PRUNED.get(masks, f"tickets of {masks}")
         ratios = ["over the fastest dense path"]
         if "deepsparse" in columns:
             ratios.append("over DeepSparse")
         ahead = [*(NAMES[peer] for peer in columns), *ratios, "weights, MiB", "peak, MiB"]
         text += [
-            f"{name}, {size}, batch {batch}, {words}: milliseconds, how many times as fast lpk is, and the memory of "
-            "lpk / PyTorch.",
+            f"{name}, {extent(shape)}, batch {batch}, {words}: milliseconds, how many times as fast lpk is, and the "
+            "memory of lpk / PyTorch.",
             "",
             f"| density | {' | '.join(ahead)} |",
             "|---:" * (1 + len(ahead)) + "|",

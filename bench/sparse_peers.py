@@ -1,7 +1,7 @@
-"""What bench.sparse times: lpk.sparsify and its peers, each given a network and a batch of images.
+"""What bench.sparse times: lpk.sparsify and its peers, each given a network and a batch of inputs.
 
 Every contestant has its inputs in the layout that it likes best before the clock starts, and as many threads as
-PyTorch.
+PyTorch. Outputs are compared by their first tensor.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +27,9 @@ from torch import Tensor, nn
 
 import lpk
 from bench.deepsparse_peer import warm_seconds
-from lpk.pooling.eager import Folded
+from bench.networks import first_tensor
+from lpk.networks.batchnorm import batchnorms
+from lpk.networks.folding import Folded
 
 NAMES = {
     "lpk": "lpk",
@@ -34,9 +37,11 @@ NAMES = {
     "folded": "PyTorch, BatchNorm folded",
     "compile": "torch.compile",
     "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
     "deepsparse": "DeepSparse",
 }
-DENSE = ("eager", "folded", "compile", "onnxruntime")  # to which zeros make no difference
+DENSE = ("eager", "folded", "compile", "onnxruntime", "openvino")  # to which zeros make no difference
+NEEDED = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino"), "deepsparse": ("onnx",)}
 
 
 class Contestant(Protocol):
@@ -59,7 +64,8 @@ class Here:
 
     @torch.inference_mode()
     def output(self) -> Tensor:
-        return torch.as_tensor(self.call(self.inputs)).clone()
+        output = self.call(self.inputs)
+        return (torch.from_numpy(output) if isinstance(output, np.ndarray) else first_tensor(output)).clone()
 
 
 class DeepSparse:
@@ -107,7 +113,7 @@ class DeepSparse:
 
 def missing(name: str, deepsparse: str | None) -> str | None:
     """Why a contestant can't run here; None if it can."""
-    needed = {"onnxruntime": ["onnx", "onnxruntime"], "deepsparse": ["onnx"]}.get(name, [])
+    needed = [*NEEDED.get(name, ())]
     if name == "deepsparse" and deepsparse is None:
         needed.append("deepsparse")
     absent = [package for package in needed if importlib.util.find_spec(package) is None]
@@ -120,43 +126,72 @@ def contestants(
 ) -> Iterator[dict[str, Contestant]]:
     """Those of the names, by name, until the context ends.
 
-    network: in evaluation mode; it is not changed. inputs: float32 [B, C, H, W].
+    A peer that can't run the network is told and left out, and "folded" where there is no BatchNorm; lpk's error is
+    raised.
+
+    network: in evaluation mode; it is not changed. inputs: [B, ...], float32 or, of tokens, int64.
     deepsparse: a Python interpreter that can import deepsparse; None: this one.
     """
-    last = inputs.contiguous(memory_format=torch.channels_last)
     made: dict[str, Contestant] = {}
     with ExitStack() as stack:
-        onnx = None
-        if {"onnxruntime", "deepsparse"} & set(names):
-            onnx = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "network.onnx"
-            export(network, inputs, onnx)
+        maker = _Maker(network, inputs, deepsparse or sys.executable, stack)
         for name in names:
-            if name == "lpk":
-                made[name] = Here(lpk.sparsify(network), inputs)
-            elif name == "eager":
-                made[name] = Here(channels_last(network), last)
-            elif name == "folded":
-                made[name] = Here(Folded(channels_last(network)).network, last)
-            elif name == "compile":
-                made[name] = Here(stack.enter_context(compiled(channels_last(network))), last)
-            elif name == "onnxruntime":
-                assert onnx is not None
-                made[name] = Here(onnx_runtime(onnx), inputs.numpy())
-            elif name == "deepsparse":
-                assert onnx is not None
-                peer = DeepSparse(deepsparse or sys.executable, onnx, inputs)
-                stack.callback(peer.close)
-                made[name] = peer
-            else:
+            if name not in NAMES:
                 raise ValueError(f"{name!r} is no contestant; there are {', '.join(NAMES)}")
+            if name == "folded" and not any(batchnorms(network)):
+                continue
+            try:
+                made[name] = maker.make(name)
+            except Exception as error:  # whatever a peer raises for a network that it does not know
+                if name == "lpk":
+                    raise
+                print(f"not measured: {NAMES[name]}: {type(error).__name__}: {_first_line(error)}", flush=True)
         yield made
+
+
+class _Maker:
+    """Makes contestants, which end with the stack."""
+
+    def __init__(self, network: nn.Module, inputs: Tensor, deepsparse: str, stack: ExitStack) -> None:
+        self.network = network
+        self.inputs = inputs
+        self.last = inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
+        self.deepsparse = deepsparse
+        self.stack = stack
+
+    def make(self, name: str) -> Contestant:
+        if name == "lpk":
+            return Here(lpk.sparsify(self.network), self.inputs)
+        if name == "eager":
+            return Here(channels_last(self.network), self.last)
+        if name == "folded":
+            return Here(Folded(channels_last(self.network)).network, self.last)
+        if name == "compile":
+            return Here(self.stack.enter_context(compiled(channels_last(self.network))), self.last)
+        if name == "onnxruntime":
+            return Here(onnx_runtime(self.onnx), self.inputs.numpy())
+        if name == "openvino":
+            return Here(openvino(self.onnx), self.inputs.numpy())
+        peer = DeepSparse(self.deepsparse, self.onnx, self.inputs)
+        self.stack.callback(peer.close)
+        return peer
+
+    @cached_property
+    def onnx(self) -> Path:
+        path = Path(self.stack.enter_context(tempfile.TemporaryDirectory())) / "network.onnx"
+        export(self.network, self.inputs, path)
+        return path
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200]
 
 
 def about(made: dict[str, Contestant]) -> dict[str, dict[str, Any]]:
     """The versions of the contestants that are not PyTorch or lpk, and what else they say of themselves."""
-    found = {}
-    if "onnxruntime" in made:
-        found["onnxruntime"] = {"version": importlib.metadata.version("onnxruntime")}
+    found = {
+        name: {"version": importlib.metadata.version(name)} for name in ("onnxruntime", "openvino") if name in made
+    }
     if isinstance(peer := made.get("deepsparse"), DeepSparse):
         found["deepsparse"] = peer.about
     return found
@@ -181,9 +216,25 @@ def export(network: nn.Module, inputs: Tensor, path: Path) -> None:
 
     Of the exporter before torch.export's: DeepSparse 1.8 leaves what the newer one writes to an old ONNX Runtime.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.onnx.export(network, (inputs,), path, dynamo=False, opset_version=17)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the exporter does not know PyTorch's one operation for a layer
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tracing: shapes become constants, which a fixed batch wants
+            torch.onnx.export(FirstTensor(network).eval(), (inputs,), path, dynamo=False, opset_version=17)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+class FirstTensor(nn.Module):
+    """A network that returns only the first tensor of its outputs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return first_tensor(self.network(inputs))
 
 
 def onnx_runtime(path: Path) -> Callable[[Any], Any]:
@@ -194,3 +245,20 @@ def onnx_runtime(path: Path) -> Callable[[Any], Any]:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda x: session.run(None, {name: x})[0]
+
+
+def openvino(path: Path) -> Callable[[Any], Any]:
+    import openvino as ov  # type: ignore[import-not-found,unused-ignore]
+
+    core = ov.Core()
+    compiled = core.compile_model(
+        core.read_model(path),
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the processor has it
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        },
+    )
+    request = compiled.create_infer_request()
+    return lambda x: request.infer([x], share_inputs=True)[0]

@@ -5,7 +5,8 @@ python -m bench.table results.json ... [--update README.md]
 
 The tables of the kernels stand between <!-- bench --> and <!-- /bench -->, those of the search between
 <!-- bench: search --> and <!-- /bench: search -->, on a GPU likewise between bench: search on a GPU, those of training
-between bench: training on a GPU, those of whole networks between bench: sparse, and an experiment's between its name.
+between bench: training on a GPU, those of whole networks between bench: sparse, those of torchvision's and timm's
+networks between bench: zoo, and an experiment's between its name.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 import sys
 from pathlib import Path
 
-from bench import search_cpu, search_gpu, search_gpu_words, sparse, train
+from bench import search_cpu, search_gpu, search_gpu_words, sparse, train, zoo, zoo_table
 from bench.cases import LARGE, RESNET18
 from bench.results import Row, describe, three
 from lpk.tickets import files
@@ -110,6 +111,8 @@ def tables_of(result: Row) -> tuple[str, list[str]]:
         kind, text, measured = "bench: search", search_cpu.table(result), ("python -m bench.search", "cpu", ["rows"])
     elif result.get("benchmark") == "sparse":
         kind, text, measured = "bench: sparse", sparse.table(result), ("python -m bench.sparse", "cpu", ["rows"])
+    elif result.get("benchmark") == "zoo":
+        kind, text, measured = "bench: zoo", zoo_table.table(result), ("python -m bench.zoo", "cpu", ["rows"])
     else:
         return "bench", [found for device in ("cpu", "cuda") if (found := table(result, device))]
     command, device, parts = measured
@@ -136,7 +139,7 @@ def main() -> None:
     given = parser.parse_args()
     tables: dict[str, list[str]] = {}
     for path in given.results:
-        marker, texts = tables_of(files.read_json(path))
+        marker, texts = tables_of(zoo.read(path) if path.suffix == ".jsonl" else files.read_json(path))
         tables.setdefault(marker, []).extend(texts)
     if not all(tables.values()):
         sys.exit("the main case of interpolate_prune was not measured in these files")

@@ -45,6 +45,7 @@ int32_t bits_of(float value) {
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled kernels of lpk; use lpk.ops.";
+  lpk::cpu::instruction_set();  // an LPK_CPU that is not usable is an ImportError
 
   m.def(
       "interpolate",

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "cpu/engine/operation.h"
+#include "cpu/engine/work.h"
 
 namespace py = pybind11;
 
@@ -100,13 +101,14 @@ struct Ending {
   uintptr_t bias;
   std::optional<Activations> residual;
   Activation activation;
+  float slope;
 
   // The function's argument for a part of the blocks.
   template <class Function>
   void with_part(int64_t first, int64_t count, Function&& function) const {
-    if (!residual) return function(Epilogue{floats(scale), floats(bias), nullptr, activation});
+    if (!residual) return function(Epilogue{floats(scale), floats(bias), nullptr, activation, slope});
     const Activations some = residual->part(first, count);
-    function(Epilogue{floats(scale), floats(bias), &some, activation});
+    function(Epilogue{floats(scale), floats(bias), &some, activation, slope});
   }
 };
 
@@ -131,16 +133,18 @@ Operation operation(const Activations& out, const Activations& in, const Ending&
 void define_operations(py::module_& m) {
   py::class_<Operation>(m, "Operation");
   m.def("run", &run, Release());
+  m.def("set_least_work", &set_least_work);
   py::class_<Ending>(m, "Ending")
-      .def(py::init([](uintptr_t scale, uintptr_t bias, const Activations* residual, int activation) {
+      .def(py::init([](uintptr_t scale, uintptr_t bias, const Activations* residual, int activation,
+                       float slope) {
              std::optional<Activations> added;
              if (residual != nullptr) added = *residual;
-             return Ending{scale, bias, added, Activation(activation)};
+             return Ending{scale, bias, added, Activation(activation), slope};
            }),
-           py::arg("scale"), py::arg("bias"), py::arg("residual"), py::arg("activation"));
+           py::arg("scale"), py::arg("bias"), py::arg("residual"), py::arg("activation"), py::arg("slope"));
   m.def("exchange_borders", [](const Activations& x) {
-    return operation(x, x, [](const Activations& some, const Activations&, int threads) {
-      exchange_borders(some, threads);
+    return operation(x, x, [exchanges = exchanges_of(x)](const Activations& some, const Activations&, int threads) {
+      exchange_borders(some, *exchanges, threads);
     });
   });
   m.def("sparse_convolution", [](const Activations& out, const Activations& in, const Convolution& convolution,
@@ -193,6 +197,23 @@ void define_operations(py::module_& m) {
   m.def("scale_shift", [](const Activations& out, const Activations& in, const Ending& ending) {
     return operation(out, in, ending, scale_shift);
   });
+  m.def("multiply", [](const Activations& out, const Activations& x, const Activations& y, int activation, float slope) {
+    return Operation{out.blocks, [=](int64_t first, int64_t count, int threads) {
+                       multiply(out.part(first, count), x.part(first, count), y, Activation(activation), slope, first,
+                                threads);
+                     }};
+  });
+  m.def("layer_norm", [](const Activations& out, const Activations& in, uintptr_t weight, uintptr_t bias, float epsilon) {
+    const LayerNorm norm{floats(weight), floats(bias), epsilon};
+    return operation(out, in, [=](const Activations& to, const Activations& from, int threads) {
+      layer_norm(to, from, norm, threads);
+    });
+  });
+  m.def("pick_channels", [](const Activations& out, const Activations& in, uintptr_t channels) {
+    return operation(out, in, [=](const Activations& to, const Activations& from, int threads) {
+      pick_channels(to, from, integers(channels), threads);
+    });
+  });
   m.def("max_pool", [](const Activations& out, const Activations& in, const Window& window) {
     return operation(out, in, [=](const Activations& to, const Activations& from, int threads) {
       max_pool(to, from, window, threads);
@@ -204,7 +225,9 @@ void define_operations(py::module_& m) {
     });
   });
   m.def("global_average_pool", [](const Activations& out, const Activations& in) {
-    return operation(out, in, global_average_pool);
+    return Operation{out.blocks, [=](int64_t first, int64_t count, int threads) {
+                       global_average_pool(out.part(first, count), in, first, threads);
+                     }};
   });
 }
 
@@ -222,8 +245,8 @@ void define_engine(py::module_& m) {
       Release());
   m.def(
       "unpack_output",
-      [](uintptr_t out, const Activations& in, int64_t batch, int threads) {
-        unpack_output(floats(out), in, batch, threads);
+      [](uintptr_t out, const Activations& in, int64_t batch, const std::array<int64_t, 4>& strides, int threads) {
+        unpack_output(floats(out), in, batch, strides.data(), threads);
       },
       Release());
   m.def(

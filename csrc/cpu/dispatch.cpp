@@ -1,5 +1,6 @@
-// Which instruction set the loops run on.
+// Which instruction set the loops run on: the best that the processor has, or the one that LPK_CPU names.
 #include <atomic>
+#include <cstdlib>
 #include <stdexcept>
 
 #include "operations.h"
@@ -27,6 +28,12 @@ const std::vector<InstructionSet>& known() {
   return sets;
 }
 
+const InstructionSet* usable(const std::string& name) {
+  for (const auto& set : known())
+    if (set.usable && name == set.name) return &set;
+  return nullptr;
+}
+
 const InstructionSet* best() {
   const InstructionSet* found = nullptr;
   for (const auto& set : known())
@@ -34,11 +41,22 @@ const InstructionSet* best() {
   return found;
 }
 
+// Throws where LPK_CPU names none that is usable: at the import of lpk._core, which asks first.
+const InstructionSet* by_default() {
+  const char* asked = std::getenv("LPK_CPU");
+  if (asked == nullptr || *asked == '\0') return best();
+  if (const InstructionSet* set = usable(asked)) return set;
+  std::string names;
+  for (const auto& name : instruction_sets()) names += (names.empty() ? "" : ", ") + name;
+  throw std::invalid_argument("the environment variable LPK_CPU is \"" + std::string(asked) +
+                              "\"; on this processor lpk can use: " + names);
+}
+
 std::atomic<const InstructionSet*> current{nullptr};
 
 const InstructionSet& in_use() {
   const InstructionSet* set = current.load();
-  if (set == nullptr) current.store(set = best());
+  if (set == nullptr) current.store(set = by_default());
   return *set;
 }
 
@@ -54,17 +72,9 @@ std::vector<std::string> instruction_sets() {
 std::string instruction_set() { return in_use().name; }
 
 void set_instruction_set(const std::string& name) {
-  if (name == "auto") {
-    current.store(best());
-    return;
-  }
-  for (const auto& set : known()) {
-    if (name == set.name && set.usable) {
-      current.store(&set);
-      return;
-    }
-  }
-  throw std::invalid_argument("instruction set \"" + name + "\" is not usable on this processor");
+  const InstructionSet* set = name == "auto" ? by_default() : usable(name);
+  if (set == nullptr) throw std::invalid_argument("instruction set \"" + name + "\" is not usable on this processor");
+  current.store(set);
 }
 
 const Loops& loops(Dtype dtype) { return in_use().loops[dtype]; }

@@ -49,7 +49,8 @@ void pack(void* out, const Vectors& vector, const Support& support);
 void interpolate_prune_packed(void* out, const Vectors& packed, const Support& support, float alpha,
                               const Threshold& threshold);
 
-// The instruction set in use: the best one of this processor, unless a test sets another ("auto": back to the best).
+// The instruction set in use: the best one of this processor or the one that LPK_CPU names, unless a test sets another
+// ("auto": back to that).
 std::vector<std::string> instruction_sets();
 std::string instruction_set();
 void set_instruction_set(const std::string& name);

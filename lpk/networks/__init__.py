@@ -10,6 +10,7 @@ flat_model  a copy of it whose parameters are views of flat vectors, so that to 
 batchnorm   its BatchNorm layers
 plain       which of its modules compute what their class does
 tracing     its graph, by torch.fx
+folding     its graph, with BatchNorm folded into the layer before
 mixing      whether a sample's output depends on the other samples of its batch
 replay      on a GPU: what is done with it many times alike, recorded as CUDA graphs
 

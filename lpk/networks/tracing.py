@@ -7,15 +7,20 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from lpk.networks.attention import taken_apart
+from lpk.networks.known import Known
 
 # Whose code is no model's.
 TRACERS = (os.path.dirname(torch.__file__) + os.sep, __file__)
@@ -31,20 +36,36 @@ if hasattr(os, "register_at_fork"):  # not while one goes on: its thread would n
     )
 
 
-def trace(model: nn.Module, *, changing: bool = False) -> fx.GraphModule:
-    """A call of the model with the arguments that it needs, as `torch.fx.symbolic_trace` gives it, while other threads
-    may trace and call modules, too. At least one argument; others have their defaults.
+@dataclass(frozen=True)
+class Arguments:
+    """What a model is called with while it is traced: so many inputs, and among them what `fill` makes of them; None:
+    the inputs themselves, in their order."""
 
-    changing: whether the values of buffers will be others: what is computed from them alone is then part of the graph.
+    count: int
+    fill: Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]] | None = None
+
+
+def trace(
+    model: nn.Module, arguments: Arguments | None = None, *, changing: bool = False, apart: bool = False,
+    examples: Sequence[Tensor] | None = None,
+) -> fx.GraphModule:
+    """A call of the model, as `torch.fx.symbolic_trace` gives it, while other threads may trace and call modules, too.
+
+    arguments: those that the graph's inputs are part of; None: as many as the model needs, at least one; others have
+    their defaults. changing: whether the values of buffers will be others: what is computed from them alone is then
+    part of the graph. apart: whether a subclass of BatchNorm and PyTorch's modules of attention are taken apart.
+    examples: inputs, which are computed with meanwhile: the model may then decide by shapes, see lpk.networks.known.
 
     The meta of each node has the `line` of the model's code, as file:number, that made it; None if that is not known.
 
     Raises ValueError where torch.fx can't trace the model, with the line that it fails at.
     """
     with _one_at_a_time, _attributes_kept(model):
-        caller = CALLERS.get(_required(model), _Caller)(model)
+        given = Arguments(max(1, _required(model))) if arguments is None else arguments
+        caller = _caller(given.count)(model, given)
+        known = None if examples is None else Known(caller, examples)
         try:
-            graph = _Tracer(model, changing).trace(caller)
+            graph = _Tracer(model, changing, apart, known).trace(caller)
         except Exception as error:  # whatever a stranger's forward raises when it is given a proxy
             line = _line(reversed(list(traceback.walk_tb(error.__traceback__))))
             raise ValueError(f"{error} ({line})" if line else str(error)) from error
@@ -57,29 +78,28 @@ class _Caller(nn.Module):
     The names of what is in it are those in the model.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, arguments: Arguments) -> None:
         super().__init__()
         self._modules[""] = model
+        self.__dict__["arguments"] = arguments
         self.training = model.training
 
-    def forward(self, inputs: Any) -> Any:
-        return self._modules[""](inputs)  # type: ignore[misc]
+    def _call(self, *inputs: Any) -> Any:
+        fill = self.__dict__["arguments"].fill
+        args, kwargs = (inputs, {}) if fill is None else fill(inputs)
+        return self._modules[""](*args, **kwargs)  # type: ignore[misc]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_modules"][""], name)
 
 
-class _CallerOfTwo(_Caller):
-    def forward(self, first: Any, second: Any) -> Any:  # type: ignore[override]
-        return self._modules[""](first, second)  # type: ignore[misc]
-
-
-class _CallerOfThree(_Caller):
-    def forward(self, first: Any, second: Any, third: Any) -> Any:  # type: ignore[override]
-        return self._modules[""](first, second, third)  # type: ignore[misc]
-
-
-CALLERS = {2: _CallerOfTwo, 3: _CallerOfThree}  # by the number of arguments
+@cache
+def _caller(count: int) -> type[_Caller]:
+    """One whose forward has so many arguments: torch.fx makes an input of each that its code names."""
+    names = ", ".join(["inputs", *(f"inputs_{i}" for i in range(1, count))])
+    space: dict[str, Any] = {}
+    exec(f"def forward(self, {names}):\n    return self._call({names})", space)
+    return type("_Caller", (_Caller,), {"forward": space["forward"]})
 
 
 def _required(model: nn.Module) -> int:
@@ -179,32 +199,59 @@ def _hook_name(hook: Callable[..., Any]) -> str:
 
 
 class _Tracer(fx.Tracer):
-    """Lets the calls of other threads through. The model itself is no leaf; BatchNorm of any kind is one: who measures
-    its statistics looks for it."""
+    """Lets the calls of other threads through. The model itself is no leaf; BatchNorm of any kind is one where `apart`
+    is False: who measures its statistics looks for it."""
 
-    def __init__(self, model: nn.Module, changing: bool) -> None:
+    def __init__(self, model: nn.Module, changing: bool, apart: bool, known: Known | None) -> None:
         super().__init__()
         self.model = model
-        self.proxy_buffer_attributes = changing
+        self.known = known
+        self.apart = apart
+        self.proxy_buffer_attributes = True if apart else changing
         self.thread = threading.get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m is not self.model and (isinstance(m, _BatchNorm) or super().is_leaf_module(m, module_qualified_name))
+        if m is self.model:
+            return False
+        whole = isinstance(m, _BatchNorm) and (not self.apart or type(m).__module__.startswith("torch.nn."))
+        return whole or super().is_leaf_module(m, module_qualified_name)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         node.meta["line"] = _line(traceback.walk_stack(sys._getframe()))
+        if self.known is not None:
+            self.known.add(node)
         return node
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return super().proxy(node) if self.known is None else self.known.proxy(node, self)
+
+    def number(self, proxy: Any) -> Any:
+        """What a proxy stands for, where that is no tensor and known."""
+        try:
+            assert self.known is not None
+            return self.known.number(proxy.node)
+        except LookupError:
+            return super().to_bool(proxy)  # which says why not
+
+    def to_bool(self, obj: Any) -> bool:
+        return super().to_bool(obj) if self.known is None else bool(self.number(obj))
+
+    @property
+    def _evaluates(self) -> bool:
+        return self.known is not None and self.known.evaluating
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if threading.get_ident() != self.thread:
+        if threading.get_ident() != self.thread or self._evaluates:
             return forward(*args, **kwargs)
+        if self.apart and (made := taken_apart(m, args, kwargs)) is not None:
+            return made
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        if threading.get_ident() != self.thread:
+        if threading.get_ident() != self.thread or self._evaluates:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 

@@ -315,7 +315,8 @@ def magnitude_mask(x: Tensor, keep: int) -> Tensor:
 
 
 def instruction_set() -> str:
-    """The instruction set that the CPU kernels use here: "portable", "avx2" or "avx512"."""
+    """The instruction set that the CPU kernels use here: "portable", "avx2" or "avx512". It is the processor's best, or
+    the one that the environment variable LPK_CPU names."""
     return _core.instruction_set()
 
 

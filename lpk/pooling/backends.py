@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from lpk.networks import mixing
+from lpk.networks.folding import alike
 from lpk.networks.replay import Recorder
-from lpk.pooling.eager import Eager, alike
+from lpk.pooling.eager import Eager
 from lpk.sparse.errors import NotSupported
 from lpk.sparse.network import Network
 

@@ -1,30 +1,22 @@
-"""PyTorch as the backend of an evaluation, with BatchNorm folded into the layer before it.
-
-Once its statistics are known, BatchNorm scales and shifts each channel, which the layer before it can do.
-"""
+"""PyTorch as the backend of an evaluation, with BatchNorm folded into the layer before it."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpk.networks.batchnorm import batchnorms, check_batch
-from lpk.networks.plain import is_plain
+from lpk.networks.folding import Folded, alike
 from lpk.networks.replay import Recorder, Replayed, is_gpu
 from lpk.networks.states import input_dtype
-from lpk.networks.tracing import hooks, trace
+from lpk.networks.tracing import hooks
 from lpk.pooling.convolutions import LaidOut, fuse, laid_out
 
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 COUNTLESS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # train without a counter; others may ask for theirs
-Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 
 class Eager:
@@ -95,7 +87,7 @@ class Eager:
         self.prepare(inputs, measuring=False)
         with torch.inference_mode():
             if self.folded is not None:
-                with _used(self.folded.laid_out):
+                with _used(_laid_out(self.folded)):
                     return self._forward(self.folded.network, inputs)
             with _used(self.laid_out):
                 return self._forward(self.model, inputs)
@@ -137,12 +129,12 @@ class Eager:
         """The folded model; None where the model can't be traced, or not so that it computes the same."""
         if any(not path for path, _ in hooks(self.model)):  # the graph has no hooks of the model itself
             return None
-        for for_gpu in (True, False) if self.on_gpu else (False,):
+        for kind in (FoldedOnGpu, Folded) if self.on_gpu else (Folded,):
             try:
-                folded = Folded(self.model, self.autocast, for_gpu=for_gpu)
+                folded = FoldedOnGpu(self.model, self.autocast) if kind is FoldedOnGpu else Folded(self.model)
                 if not len(folded):
                     return None
-                with _used(folded.laid_out):
+                with _used(_laid_out(folded)):
                     made = self._forward(folded.network, inputs)
             except Exception:  # whatever a stranger's forward raises when it is given a proxy
                 continue
@@ -155,12 +147,8 @@ def _used(copies: LaidOut | None) -> AbstractContextManager[None]:
     return nullcontext() if copies is None else copies.used()
 
 
-def alike(a: object, b: object) -> bool:
-    """Whether two ways of computing the same gave the same tensor, up to rounding: that of all layers adds up."""
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.dtype != b.dtype:
-        return False
-    rounding = 1e-1 if b.dtype.itemsize == 2 else 1e-2
-    return a.shape == b.shape and bool((a - b).abs().max() <= rounding * b.abs().max())
+def _laid_out(folded: Folded) -> LaidOut | None:
+    return folded.laid_out if isinstance(folded, FoldedOnGpu) else None
 
 
 @contextmanager
@@ -200,118 +188,30 @@ def _training(layers: dict[_BatchNorm, str], samples: int) -> Iterator[dict[_Bat
             layer.momentum, layer.num_batches_tracked, layer.training = momentum, tracked, False
 
 
-class Pair(NamedTuple):
-    """A layer and the BatchNorm behind it, and the layer that does the work of both."""
-
-    layer: Layer
-    batchnorm: _BatchNorm
-    folded: Layer
-
-
-class Folded:
-    """A model in evaluation mode without the BatchNorm layers that directly follow a convolution or a linear layer.
-
-    It shares every other module with the model. `update` has to be called after the model's values changed.
-
-    Args:
-        for_gpu: its convolutions are as lpk.pooling.convolutions says, computing in `autocast`.
+class FoldedOnGpu(Folded):
+    """As Folded; its convolutions are as lpk.pooling.convolutions says, computing in `autocast`.
 
     Attributes:
-        network: maps what the model maps, up to rounding.
-        laid_out: copies of the weights that are not folded, which it is to be called with; None: it has none.
+        laid_out: copies of the weights that are not folded, which it is to be called with.
     """
 
-    def __init__(self, model: nn.Module, autocast: torch.dtype | None = None, *, for_gpu: bool = False) -> None:
-        self.network = trace(model, changing=True)
-        self._pairs = [_fold(self.network, *nodes) for nodes in _foldable(self.network)]
-        self.laid_out: LaidOut | None = None
-        if for_gpu:
-            for layer, _, folded in self._pairs:
-                weight = laid_out(layer.weight, autocast)
-                folded.weight = nn.Parameter(weight, requires_grad=False)
-                folded.bias = nn.Parameter(weight.new_empty(len(weight)), requires_grad=False)
-            fuse(self.network, [pair.folded for pair in self._pairs])
-            self.network.delete_all_unused_submodules()  # their weights are not needed
-            self.laid_out = LaidOut(self.network, autocast)
-        self.network.recompile()
+    laid_out: LaidOut | None = None
+
+    def __init__(self, model: nn.Module, autocast: torch.dtype | None = None) -> None:
+        super().__init__(model)
+        for layer, _, folded in self.pairs:
+            weight = laid_out(layer.weight, autocast)
+            folded.weight = nn.Parameter(weight, requires_grad=False)
+            folded.bias = nn.Parameter(weight.new_empty(len(weight)), requires_grad=False)
+        fuse(self.network, [pair.folded for pair in self.pairs])
+        self.network = fx.GraphModule(self.network, self.network.graph)  # without the weights that are not needed
+        self.laid_out = LaidOut(self.network, autocast)
         self.update()
 
     def tensors(self) -> list[Tensor]:
-        """What `update` changes."""
-        folded = [pair.folded for pair in self._pairs]
-        own: list[Tensor] = [x for layer in folded for x in (layer.weight, layer.bias) if x is not None]
-        return own if self.laid_out is None else own + self.laid_out.copies
+        return super().tensors() + ([] if self.laid_out is None else self.laid_out.copies)
 
-    def __len__(self) -> int:
-        """How many BatchNorm layers were folded."""
-        return len(self._pairs)
-
-    @torch.no_grad()
     def update(self) -> None:
         if self.laid_out is not None:
             self.laid_out.write()
-        if not self._pairs:
-            return
-        # For all layers at once: on a GPU each would be half a dozen kernels that take longer to start than to run.
-        layers, norms, folded = zip(*self._pairs, strict=True)
-        scales = list(torch._foreach_add([norm.running_var for norm in norms], [norm.eps for norm in norms]))
-        torch._foreach_rsqrt_(scales)
-        _each(torch._foreach_mul_, scales, [norm.weight for norm in norms])
-        offsets = [torch.empty_like(norm.running_mean) for norm in norms]
-        torch._foreach_copy_(offsets, [norm.running_mean for norm in norms])
-        _each(torch._foreach_sub_, offsets, [layer.bias for layer in layers])
-        torch._foreach_mul_(offsets, torch._foreach_neg(scales))
-        _each(torch._foreach_add_, offsets, [norm.bias for norm in norms])
-        torch._foreach_copy_([layer.bias for layer in folded], offsets)
-        for layer, scale, own in zip(layers, scales, folded, strict=True):
-            weight = layer.weight
-            torch.mul(weight, scale.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1)), out=own.weight)
-
-
-def _each(
-    change: Callable[[list[Tensor], list[Tensor]], object], values: list[Tensor], by: list[Tensor | None]
-) -> None:
-    """Changes each value in place by its number; by None not at all."""
-    some = [(value, number) for value, number in zip(values, by, strict=True) if number is not None]
-    if some:
-        change([value for value, _ in some], [number for _, number in some])
-
-
-def _foldable(network: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
-    """Calls of a layer and of the BatchNorm that alone reads its output; each called once, and without hooks."""
-    modules = dict(network.named_modules())
-    calls: dict[nn.Module, int] = {}
-    for node in network.graph.nodes:
-        if node.op == "call_module":
-            calls[modules[node.target]] = calls.get(modules[node.target], 0) + 1
-    found = []
-    for node in network.graph.nodes:
-        if node.op != "call_module" or not isinstance(modules[node.target], _BatchNorm):
-            continue
-        before = node.args[0] if node.args else None
-        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
-            continue
-        layer, batchnorm = modules[str(before.target)], modules[node.target]
-        if (
-            is_plain(layer, *LAYERS)
-            and is_plain(batchnorm, *BATCHNORMS)
-            and batchnorm.running_mean is not None
-            and calls[layer] == calls[batchnorm] == 1
-        ):
-            found.append((before, node))
-    return found
-
-
-def _fold(network: fx.GraphModule, before: fx.Node, node: fx.Node) -> Pair:
-    layer, batchnorm = network.get_submodule(str(before.target)), network.get_submodule(str(node.target))
-    assert isinstance(layer, LAYERS) and isinstance(batchnorm, _BatchNorm)
-    folded = copy.copy(layer)
-    folded._parameters = dict(layer._parameters)
-    folded.weight = nn.Parameter(torch.empty_like(layer.weight), requires_grad=False)
-    folded.bias = nn.Parameter(layer.weight.new_empty(len(layer.weight)), requires_grad=False)
-    name = f"_folded_{len(network.graph.nodes)}_{str(before.target).replace('.', '_')}"
-    network.add_submodule(name, folded)
-    before.target = name
-    node.replace_all_uses_with(before)
-    network.graph.erase_node(node)
-    return Pair(layer, batchnorm, folded)
+        super().update()

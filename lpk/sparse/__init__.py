@@ -26,6 +26,11 @@ fold       BatchNorm as a scale and a shift
 buffers    memory for its values
 arena      that memory, in large pages
 
+In PyTorch instead:
+dense      the whole network, as fast as PyTorch computes it
+onednn     its layers, packed for oneDNN
+costs      what PyTorch and the engine take, by shapes alone
+
 From a call to native code (csrc/cpu/engine):
 kernels    the operations
 checks     what they refuse

@@ -10,17 +10,23 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from lpk.networks.plain import is_patched
-from lpk.sparse.steps import Value
+from lpk.sparse.results import BATCH
+from lpk.sparse.steps import Seen
+from lpk.sparse.views import Layout, viewed
 
 
 class Batch:
     """The results of nodes for a batch of one size, on the meta device.
 
-    Nodes are to be evaluated in their order, but for those that are values: these have the batch's size.
+    Nodes are to be evaluated in their order, but for those that are seen on the engine, and for the inputs: these have
+    the batch's size. batched: whether an input's first dimension is the batch.
     """
 
-    def __init__(self, graph: fx.GraphModule, values: Mapping[fx.Node, Value], size: int) -> None:
-        self.values = values
+    def __init__(
+        self, graph: fx.GraphModule, seen: Mapping[fx.Node, Seen], batched: Mapping[fx.Node, bool], size: int
+    ) -> None:
+        self.seen = seen
+        self.batched = batched
         self.size = size
         self._interpreter = _OnMeta(graph, garbage_collect_values=False)
 
@@ -29,11 +35,43 @@ class Batch:
         known = self._interpreter.env
         if node in known:
             return known[node]
-        for n in node.all_input_nodes:
-            if n not in known and n in self.values:
-                known[n] = torch.empty(self.size, *self.values[n].shape, dtype=torch.float32, device="meta")
-        known[node] = _to_meta(self._interpreter.run_node(node))
+        self._prepare(node)
+        if node in self.batched:
+            known[node] = self._input(node.meta["result"], self.batched[node])
+        else:
+            known[node] = _to_meta(self._interpreter.run_node(node))
         return known[node]
+
+    def layout(self, node: fx.Node, source: fx.Node, seen: Seen) -> Layout | None:
+        """How a view of what is seen on the engine is seen; None if not on the engine."""
+        known = self._interpreter.env
+        self._prepare(node)
+        kept = known[source]
+
+        def view(given: Tensor) -> Tensor:
+            known[source] = given
+            result: Tensor = self._interpreter.run_node(node)
+            return result
+
+        try:
+            return viewed(seen, self.size, view)
+        finally:
+            known[source] = kept
+
+    def _prepare(self, node: fx.Node) -> None:
+        known = self._interpreter.env
+        for n in node.all_input_nodes:
+            if n not in known and n in self.seen:
+                seen = self.seen[n]
+                known[n] = torch.empty(self.size * seen.times, *seen.shape, dtype=torch.float32, device="meta")
+            elif n not in known and n in self.batched:
+                known[n] = self._input(n.meta["result"], self.batched[n])
+            elif n not in known and n.op == "get_attr":
+                known[n] = _to_meta(self._interpreter.run_node(n))
+
+    def _input(self, result: Tensor, batched: bool) -> Tensor:
+        shape = (self.size, *result.shape[1:]) if batched else result.shape
+        return torch.empty(shape, dtype=result.dtype, device="meta")
 
 
 class Assumptions:
@@ -42,29 +80,44 @@ class Assumptions:
     It is checked for each size of a batch before that is computed: sizes may be compared and divided.
     """
 
-    def __init__(self, graph: fx.GraphModule, values: Mapping[fx.Node, Value]) -> None:
+    def __init__(
+        self, graph: fx.GraphModule, seen: Mapping[fx.Node, Seen], batched: Mapping[fx.Node, bool]
+    ) -> None:
         self.graph = graph
-        self.values = values
+        self.seen = seen
+        self.batched = batched
         self.numbers: dict[fx.Node, Any] = {}
-        self.views: set[fx.Node] = set()
+        self.views: dict[fx.Node, tuple[fx.Node, Seen, Layout]] = {}  # what is viewed, how, and how it is seen then
+        self.shapes: dict[fx.Node, tuple[int, tuple[int, ...]]] = {}  # rows for each sample, and their shape
 
     def hold(self, size: int) -> bool:
-        batch = Batch(self.graph, self.values, size)
+        batch = Batch(self.graph, self.seen, self.batched, size)
         try:
-            results = {node: batch.evaluate(node) for node in self._needed()}
+            for node in self._needed():
+                batch.evaluate(node)
+            return (
+                all(batch.evaluate(node) == number for node, number in self.numbers.items())
+                and all(batch.layout(node, source, seen) == was for node, (source, seen, was) in self.views.items())
+                and all(batch.evaluate(n).shape == (size * rows, *rest) for n, (rows, rest) in self.shapes.items())
+            )
         except Exception:  # whatever an operation raises for this size
             return False
-        return all(results[node] == number for node, number in self.numbers.items()) and all(
-            results[node].shape == (size, *self.values[node].shape) for node in self.views
-        )
 
     def _needed(self) -> Collection[fx.Node]:
         """What has to be evaluated, in order."""
-        needed = {*self.numbers, *self.views}
+        asked = {*self.numbers, *self.shapes}
+        needed = asked | {n for node in self.views for n in node.all_input_nodes if n not in self.seen}
         for node in reversed(self.graph.graph.nodes):
             if node in needed:
-                needed.update(n for n in node.all_input_nodes if n not in self.values)
+                needed.update(n for n in node.all_input_nodes if n not in self.seen and n not in self.batched)
         return [node for node in self.graph.graph.nodes if node in needed]
+
+
+def has_batch(result: Any) -> bool:
+    """Whether a result for BATCH samples is a float32 tensor whose rows may be theirs."""
+    if not isinstance(result, Tensor) or result.dtype != torch.float32 or result.dim() < 2:
+        return False
+    return len(result) > 0 and len(result) % BATCH == 0
 
 
 class _OnMeta(fx.Interpreter):

@@ -59,6 +59,10 @@ class Blocks:
         if data[0].numel() >= 2**31:
             raise ValueError("one block of images must have less than 2^31 elements")
 
+    def channels(self, first: int, last: int) -> Blocks:
+        """Those from first to last - 1, in the same memory."""
+        return Blocks(self.data[:, first:last], self.batch, self.border, self.patches, self.image)
+
     @property
     def patch(self) -> Pair:
         """Height and width of a patch; of the image, where it is not cut."""
@@ -87,6 +91,11 @@ class Blocks:
     def with_border(self) -> _core.Activations:
         """The border as part of what is seen."""
         return self._handle(0)
+
+    @cached_property
+    def exchange(self) -> _core.Operation:
+        """Fills the borders of patches, as `kernels.exchange_borders` does."""
+        return _core.exchange_borders(self.handle)
 
     def _handle(self, border: int) -> _core.Activations:
         blocks, channels, height, width, _ = self.data.shape

@@ -45,12 +45,13 @@ def _slots(plan: Plan) -> dict[Value, int]:
     def add(value: Value) -> None:
         slots[value] = free[kind].pop() if free.get(kind := _kind(value)) else next(count)
 
-    add(plan.input)
-    alive = {plan.input}
+    alive: set[Value] = set()
     for i, step in enumerate(plan.steps):
-        add(step.out)
-        alive.add(step.out)
-        for value in {*step.inputs, step.out} - set(plan.outputs):
+        made = [] if step.out is None else [step.out]
+        for value in made:
+            add(value)
+            alive.add(value)
+        for value in (*step.inputs, *made):
             if last.get(value, i) == i and value in alive:
                 free.setdefault(_kind(value), []).append(slots[value])
                 alive.remove(value)

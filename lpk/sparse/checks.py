@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
+from torch import Tensor
+
 from lpk.sparse.blocks import Blocks, Pair
 from lpk.sparse.packing import Convolution, reach
 
@@ -15,10 +18,31 @@ def check_same(name: str, x: Blocks, shape: tuple[int, ...]) -> None:
 
 def check_like(name: str, x: Blocks, other: Blocks) -> None:
     check_same(name, x, other.shape)
+    check_cut(name, x, other)
+
+
+def check_cut(name: str, x: Blocks, other: Blocks) -> None:
     if (x.patches, x.patch) != (other.patches, other.patch):
         raise ValueError(
             f"{name} must be cut into {other.patches} patches of {other.patch}, not {x.patches} of {x.patch}"
         )
+
+
+def check_factor(x: Blocks, y: Blocks) -> None:
+    """y is multiplied by x, pixel by pixel, or is one pixel that all of an image's are multiplied by."""
+    if y.shape == (*x.shape[:2], 1, 1) and y.patches == (1, 1):
+        return
+    check_like("y", y, x)
+
+
+def check_picked(x: Blocks, out: Blocks, channels: Tensor) -> None:
+    if channels.dtype != torch.int64 or channels.dim() != 1 or channels.device.type != "cpu":
+        raise TypeError(f"channels must be an int64 vector on the CPU, not {channels.dtype} {list(channels.shape)}")
+    batch, count, height, width = x.shape
+    if len(channels) and not 0 <= int(channels.min()) <= int(channels.max()) < count:
+        raise ValueError(f"channels must be from 0 to {count - 1}, not {int(channels.min())} to {int(channels.max())}")
+    check_same("out", out, (batch, len(channels), height, width))
+    check_cut("out", out, x)
 
 
 def check_whole(x: Blocks) -> None:
@@ -30,7 +54,7 @@ def check_convolution(convolution: Convolution, x: Blocks, out: Blocks) -> None:
     batch, channels, height, width = x.shape
     if channels != convolution.channels:
         raise ValueError(f"the convolution has {convolution.channels} input channels, x has {channels}")
-    if x.border < max(convolution.padding):
+    if x.border < max(*convolution.padding, *(convolution.behind or (0, 0))):
         raise ValueError(f"the border of x is {x.border}, but the padding is {convolution.padding}")
     check_apart("x", x, out)
     check_same("out", out, (batch, convolution.filters, *convolution.output_size(height, width)))

@@ -6,23 +6,28 @@ from collections import OrderedDict
 from dataclasses import is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from lpk.sparse.errors import NotSupported
+from lpk.sparse.inputs import Inputs
+from lpk.sparse.results import BATCH
 from lpk.sparse.steps import Plan
 
 
-def keep_types(plan: Plan, model: nn.Module, inputs: Tensor) -> None:
+def keep_types(plan: Plan, model: nn.Module, inputs: Inputs) -> None:
     """A graph knows no dicts but the plain one: the ending makes of them what the model returns. Raises NotSupported
     where it can't."""
     assert plan.ending is not None
-    returned = model(inputs)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    returned = inputs.call(model, inputs.examples(BATCH, device))
     graph = plan.ending.graph
     output = graph.output_node()
     with graph.inserting_before(output):
         output.args = (_as_types(graph, output.args[0], returned),)
     plan.ending.recompile()
-    if not _same_types(returned, plan.ending.forward(*(inputs.new_zeros(len(inputs), *v.shape) for v in plan.outputs))):
+    given = [fx.node.map_aggregate(slot.result, lambda x: _zeros(x, device)) for slot in plan.outputs]
+    if not _same_types(returned, plan.ending.forward(*given)):
         raise NotSupported(f"the model returns a value of type {type(returned).__name__}, which torch.fx does not keep")
 
 
@@ -47,3 +52,7 @@ def _same_types(a: Any, b: Any) -> bool:
     if isinstance(a, tuple | list) and isinstance(b, tuple | list):
         return type(a) is type(b) and len(a) == len(b) and all(map(_same_types, a, b))
     return type(a) is type(b)
+
+
+def _zeros(result: Any, device: torch.device) -> Any:
+    return torch.zeros_like(result, device=device) if isinstance(result, Tensor) else result

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lpk.sparse import packing
 from lpk.sparse.blocks import Blocks
-from lpk.sparse.calls import pair
 from lpk.sparse.dead import live_windows, without_dead
 from lpk.sparse.packing import Filters
-from lpk.sparse.steps import Convolve, Plan, Value
+from lpk.sparse.steps import Convolve, Layer, Plan, Value
 
 # The position of a layer among the plan's, and the strides of the input that its filters were packed for: layouts share
 # those of the same strides, as a linear layer's are.
@@ -37,7 +36,7 @@ class PlanFilters:
     def __init__(self, plan: Plan, weights: Weights) -> None:
         self.plan = plan
         self.weights = weights
-        self.layers = {step: i for i, step in enumerate(s for s in plan.steps if isinstance(s, Convolve))}
+        self.layers = {step: i for i, step in enumerate(plan.layers)}
         self.convolutions = {step: _convolution(step.layer) for step in self.layers}
 
     def pack_live(self, buffers: Mapping[Value, Blocks]) -> None:
@@ -62,16 +61,16 @@ class PlanFilters:
         return self.layers[step], packing.input_strides(buffers[step.inputs[0]])
 
 
-def _convolution(layer: nn.Conv2d | nn.Linear) -> packing.Convolution:
+def _convolution(layer: Layer) -> packing.Convolution:
     """A linear layer is a convolution of one pixel."""
-    if isinstance(layer, nn.Linear):
-        return packing.Convolution(layer.out_features, layer.in_features, (1, 1))
+    filters, channels = layer.weight.shape[:2]
     return packing.Convolution(
-        layer.out_channels,
-        layer.in_channels,
-        kernel=pair(layer.kernel_size),
-        stride=pair(layer.stride),
-        padding=pair(layer.padding),
-        dilation=pair(layer.dilation),
+        filters,
+        channels * layer.groups,
+        kernel=layer.kernel,
+        stride=layer.stride,
+        padding=layer.padding,
+        behind=layer.behind,
+        dilation=layer.dilation,
         groups=layer.groups,
     )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from lpk.sparse.steps import Affine, Convolve
+from lpk.sparse.steps import Affine, Convolve, Normalisation
 
 
 def fold(step: Convolve | Affine) -> tuple[Tensor | None, Tensor | None]:
@@ -15,13 +14,15 @@ def fold(step: Convolve | Affine) -> tuple[Tensor | None, Tensor | None]:
     bias = None if bias is None else bias.detach()
     if step.batchnorm is None:
         return None, bias
-    batchnorm = step.batchnorm
-    assert batchnorm.running_mean is not None and batchnorm.running_var is not None
-    scale, shift = affine(batchnorm, batchnorm.running_mean.double(), batchnorm.running_var.double())
+    found = step.batchnorm
+    channels = step.out.channels
+    mean = torch.zeros(channels, dtype=torch.float64, device="cpu") if found.running_mean is None else found.running_mean
+    variance = torch.ones_like(mean) if found.running_var is None else found.running_var
+    scale, shift = affine(found, mean.double(), variance.double())
     return scale, shift if bias is None else torch.addcmul(shift, bias, scale)
 
 
-def affine(batchnorm: _BatchNorm, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+def affine(batchnorm: Normalisation, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """BatchNorm with these statistics, in float64, as the scale and the shift of each channel."""
     scale = torch.rsqrt(variance + batchnorm.eps)
     if batchnorm.weight is not None:

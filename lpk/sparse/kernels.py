@@ -20,7 +20,9 @@ from lpk.sparse.blocks import Blocks, Pair, check_floats
 from lpk.sparse.checks import (
     check_apart,
     check_convolution,
+    check_factor,
     check_like,
+    check_picked,
     check_pool,
     check_same,
     check_whole,
@@ -28,7 +30,20 @@ from lpk.sparse.checks import (
 )
 from lpk.sparse.packing import DepthwiseFilters, Filters, LaneFilters, SparseFilters, WinogradFilters, input_strides
 
-ACTIVATIONS = {"identity": 0, "relu": 1, "relu6": 2}
+ACTIVATIONS = {
+    "identity": 0,
+    "relu": 1,
+    "relu6": 2,
+    "silu": 3,
+    "hardswish": 4,
+    "hardsigmoid": 5,
+    "sigmoid": 6,
+    "tanh": 7,
+    "gelu": 8,
+    "gelu tanh": 9,  # the approximation
+    "leaky relu": 10,
+    "elu": 11,
+}
 
 
 @dataclass(frozen=True)
@@ -54,10 +69,13 @@ def per_channel(name: str, x: Tensor | None, channels: int) -> Tensor | None:
     return resolved(name, x.detach()).clone(memory_format=torch.contiguous_format)
 
 
-def ending(scale: Tensor | None, shift: Tensor | None, residual: Blocks | None, activation: str) -> _core.Ending:
+def ending(
+    scale: Tensor | None, shift: Tensor | None, residual: Blocks | None, activation: str, slope: float
+) -> _core.Ending:
     added = None if residual is None else residual.handle
     first, second = address("scale", scale), address("bias", shift)
-    return _core.Ending(scale=first, bias=second, residual=added, activation=ACTIVATIONS[activation])
+    kind = ACTIVATIONS[activation]
+    return _core.Ending(scale=first, bias=second, residual=added, activation=kind, slope=slope)
 
 
 def pack_input(x: Tensor, out: Blocks) -> Blocks:
@@ -66,15 +84,20 @@ def pack_input(x: Tensor, out: Blocks) -> Blocks:
     check_same("out", out, tuple(x.shape))
     x = resolved("x", x)
     _core.pack_input(out.handle, address("x", x), out.batch, x.stride(), torch.get_num_threads())
-    if out.patches != (1, 1):
-        exchange_borders(out)
+    if out.patches != (1, 1) and out.border > 0:
+        _core.run([out.exchange], torch.get_num_threads())
     return out
 
 
-def unpack_output(x: Blocks) -> Tensor:
-    """Blocks as an ordinary contiguous tensor."""
-    out = torch.empty(x.shape, dtype=torch.float32, device="cpu")
-    _core.unpack_output(address("out", out), x.handle, x.batch, torch.get_num_threads())
+def unpack_output(x: Blocks, *, last: bool = False) -> Tensor:
+    """Blocks as an ordinary tensor [batch, channels, height, width]: contiguous or, last, with its channels innermost
+    in memory."""
+    batch, channels, height, width = x.shape
+    if last:
+        out = torch.empty((batch, height, width, channels), dtype=torch.float32, device="cpu").permute(0, 3, 1, 2)
+    else:
+        out = torch.empty(x.shape, dtype=torch.float32, device="cpu")
+    _core.unpack_output(address("out", out), x.handle, batch, out.stride(), torch.get_num_threads())
     return out
 
 
@@ -87,10 +110,11 @@ def prepare_convolution(
     bias: Tensor | None = None,
     residual: Blocks | None = None,
     activation: str = "identity",
+    slope: float = 0.0,
 ) -> Operation:
     """out = activation(convolution of x · scale of the filter + bias of the filter + residual).
 
-    The residual may be out.
+    The residual may be out. slope: of leaky relu, and elu's alpha.
     """
     check_convolution(filters.convolution, x, out)
     if not isinstance(filters, WinogradFilters) and input_strides(x) != filters.strides:
@@ -101,7 +125,7 @@ def prepare_convolution(
         check_like("residual", residual, out)
         check_apart("residual", residual, out, may_be=True)
     common = (out.handle, x.handle, filters.convolution.handle)
-    end = ending(scale, bias, residual, activation)
+    end = ending(scale, bias, residual, activation, slope)
     alive = (filters, x, scale, bias, residual)
     if isinstance(filters, SparseFilters):
         where, work = (address("entries", filters.entries), address("start", filters.start)), filters.work.data_ptr()
@@ -124,7 +148,7 @@ def prepare_convolution(
 
 def prepare_exchange_borders(x: Blocks) -> Operation:
     """Fills the borders of patches with the pixels of their neighbours, and with zeros what lies outside the image."""
-    return Operation(_core.exchange_borders(x.handle), x, ())
+    return Operation(x.exchange, x, ())
 
 
 def channel_statistics(x: Blocks) -> tuple[Tensor, Tensor]:
@@ -145,6 +169,7 @@ def prepare_scale_shift(
     shift: Tensor | None = None,
     residual: Blocks | None = None,
     activation: str = "identity",
+    slope: float = 0.0,
 ) -> Operation:
     """out = activation(x · scale of the channel + shift of the channel + residual). out may be x or the residual."""
     check_like("out", out, x)
@@ -153,8 +178,40 @@ def prepare_scale_shift(
         check_like("residual", residual, x)
         check_apart("residual", residual, out, may_be=True)
     scale, shift = per_channel("scale", scale, x.shape[1]), per_channel("shift", shift, x.shape[1])
-    handle = _core.scale_shift(out.handle, x.handle, ending(scale, shift, residual, activation))
+    handle = _core.scale_shift(out.handle, x.handle, ending(scale, shift, residual, activation, slope))
     return Operation(handle, out, (x, scale, shift, residual))
+
+
+def prepare_multiply(
+    x: Blocks, y: Blocks, out: Blocks, *, activation: str = "identity", slope: float = 0.0
+) -> Operation:
+    """out = activation(x · y). y is like x, or [batch, channels, 1, 1] and not cut: a factor for all pixels. out may be
+    x."""
+    check_like("out", out, x)
+    check_apart("x", x, out, may_be=True)
+    check_factor(x, y)
+    check_apart("y", y, out, may_be=True)
+    handle = _core.multiply(out.handle, x.handle, y.handle, ACTIVATIONS[activation], slope)
+    return Operation(handle, out, (x, y))
+
+
+def prepare_layer_norm(
+    x: Blocks, out: Blocks, *, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Operation:
+    """nn.LayerNorm over the channels, for each pixel. out may be x."""
+    check_like("out", out, x)
+    check_apart("x", x, out, may_be=True)
+    weight, bias = per_channel("weight", weight, x.shape[1]), per_channel("bias", bias, x.shape[1])
+    handle = _core.layer_norm(out.handle, x.handle, address("weight", weight), address("bias", bias), eps)
+    return Operation(handle, out, (x, weight, bias))
+
+
+def prepare_pick(x: Blocks, out: Blocks, channels: Tensor) -> Operation:
+    """Channel i of out is channel channels[i] of x."""
+    check_picked(x, out, channels)
+    check_apart("x", x, out)
+    channels = channels.detach().clone(memory_format=torch.contiguous_format)
+    return Operation(_core.pick_channels(out.handle, x.handle, address("channels", channels)), out, (x, channels))
 
 
 def pool_input(x: Blocks, padding: Pair) -> tuple[_core.Activations, Pair]:
@@ -189,8 +246,9 @@ def prepare_average_pool(
 
 
 def prepare_global_average_pool(x: Blocks, out: Blocks) -> Operation:
+    """The mean over all pixels of an image. x may be cut into patches, out is not."""
     check_same("out", out, (*x.shape[:2], 1, 1))
-    check_whole(x)
+    check_whole(out)
     check_apart("x", x, out)
     return Operation(_core.global_average_pool(out.handle, x.handle), out, (x,))
 
@@ -213,6 +271,9 @@ def at_once(prepare: Callable[Arguments, Operation]) -> Callable[Arguments, Bloc
 convolution = at_once(prepare_convolution)
 exchange_borders = at_once(prepare_exchange_borders)
 scale_shift = at_once(prepare_scale_shift)
+multiply = at_once(prepare_multiply)
+layer_norm = at_once(prepare_layer_norm)
+pick = at_once(prepare_pick)
 max_pool = at_once(prepare_max_pool)
 average_pool = at_once(prepare_average_pool)
 global_average_pool = at_once(prepare_global_average_pool)

@@ -21,18 +21,19 @@ def measure(run: Run, inputs: Tensor, names: Mapping[_BatchNorm, str]) -> dict[_
     names: of the layers, for errors.
     """
     calls: dict[_BatchNorm, int] = {}
-    run.pack_input(inputs)
+    run.slots = dict(zip(run.plan.inputs, [inputs], strict=True))
     for step in run.plan.steps:
-        if isinstance(step, Convolve) and step.batchnorm is not None:
+        if isinstance(step, Convolve) and isinstance(step.batchnorm, _BatchNorm):
             x, out = run.buffers[step.inputs[0]], run.buffers[step.out]
             bias = None if step.layer.bias is None else step.layer.bias.detach()
             kernels.convolution(run.filters.of(step, run.buffers), x, out, bias=bias)
             _normalise(run, step, out, calls, names)
-        elif isinstance(step, Affine) and step.batchnorm is not None:
+        elif isinstance(step, Affine) and isinstance(step.batchnorm, _BatchNorm):
             _normalise(run, step, run.buffers[step.inputs[0]], calls, names)
         else:
-            for call in joined(run.parts(step)):
+            for call in joined(run.of_step(step)):
                 call()
+    run.slots = {}
     return calls
 
 
@@ -41,7 +42,7 @@ def _normalise(
 ) -> None:
     """BatchNorm by the statistics of x, which its layer is given: the mean of all calls so far."""
     batchnorm = step.batchnorm
-    assert batchnorm is not None and batchnorm.running_mean is not None and batchnorm.running_var is not None
+    assert isinstance(batchnorm, _BatchNorm) and batchnorm.running_mean is not None and batchnorm.running_var is not None
     count = x.shape[0] * x.shape[2] * x.shape[3]
     check_batch(names.get(batchnorm) or "BatchNorm", run.batch, count)
     mean, variance = kernels.channel_statistics(x)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import os
 import threading
 import weakref
@@ -20,8 +19,9 @@ from lpk.ops import memory
 from lpk.ops.checks import has_gradient
 from lpk.sparse.compact import Remaining, save_sparse
 from lpk.sparse.errors import Fails, NotSupported
+from lpk.sparse.inputs import Inputs, problem_of
 from lpk.sparse.network import Network
-from lpk.sparse.steps import Plan, Shape
+from lpk.sparse.steps import Plan
 
 SHAPES = 8  # of inputs, for which a Sparse stays packed: those it was called with last
 IN_PYTORCH = 'with fallback="torch", sparsify leaves it to PyTorch'
@@ -50,7 +50,7 @@ class Sparse(nn.Module):
         self.train(False)
         self._model = (model,)  # in a tuple, so that it is no submodule: train() and to() must not reach it
         self.fallback = fallback
-        self._networks: dict[tuple[Shape, bool], Network | None] = {}  # also by whether there are global hooks
+        self._networks: dict[tuple[Inputs, bool], Network | None] = {}  # also by whether there are global hooks
         self._lock = threading.Lock()
         _made.add(self)
         state = model.state_dict(keep_vars=True)
@@ -86,32 +86,28 @@ class Sparse(nn.Module):
                 raise RuntimeError("the inputs require a gradient, and a sparse network has none: use torch.no_grad()")
         if torch.is_autocast_enabled("cpu"):
             return self._in_pytorch(args, kwargs)
-        if (problem := self._other_arguments(args, kwargs)) is None:
-            (inputs,) = (*args, *kwargs.values())
-            problem = _obstacle(inputs)
-        if problem is None:
-            return self._on_the_engine(inputs)
+        if (problem := _problem(self._model[0], args, kwargs)) is None:
+            return self._on_the_engine(args, kwargs)
         if self.fallback != "torch":
             raise TypeError(f"{problem}; {IN_PYTORCH}")
         return self._in_pytorch(args, kwargs)
 
-    def _on_the_engine(self, inputs: Tensor) -> Any:
-        inputs = inputs.as_subclass(Tensor)
-        shape = tuple(inputs.shape[1:])
+    def _on_the_engine(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        kind, tensors = Inputs.of(args, kwargs)
         hooked = bool(tracing.global_hooks())
         with self._lock:
             known = self._networks
-            network = known.pop((shape, hooked)) if (shape, hooked) in known else self._network(shape)
-            known[shape, hooked] = network
+            network = known.pop((kind, hooked)) if (kind, hooked) in known else self._network(kind)
+            known[kind, hooked] = network
             if len(known) > SHAPES and (oldest := known.pop(next(iter(known)))) is not None:
                 oldest.forget()
             if network is not None:
                 try:
-                    return network(inputs)
+                    return network(*(x.as_subclass(Tensor) for x in tensors))
                 except NotSupported:  # for a batch of this size
                     if self.fallback != "torch":
                         raise
-        return self._in_pytorch((inputs,), {})
+        return self._in_pytorch(args, kwargs)
 
     def _in_pytorch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         (model,) = self._model
@@ -120,16 +116,6 @@ class Sparse(nn.Module):
                 self._restore(model.parameters())
         with torch.no_grad():
             return model(*args, **kwargs)
-
-    def _other_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-        """What keeps arguments from being the engine's inputs alone, in words."""
-        count = len(args) + len(kwargs)
-        if count != 1:
-            return f"{count} arguments were given; one tensor, the inputs, is needed"
-        for name in kwargs:
-            if name != next(iter(inspect.signature(self._model[0].forward).parameters), None):
-                return f"the argument {name!r} is not the model's first; one tensor, the inputs, is needed"
-        return None
 
     def save(self, path: str | Path) -> None:
         """Writes the network as `save_sparse` does: `sparsify(model, path)` reads it. Raises OSError."""
@@ -187,10 +173,10 @@ class Sparse(nn.Module):
         if self._lock.locked():
             self._lock, self._networks = threading.Lock(), {}
 
-    def _network(self, shape: Shape) -> Network | None:
+    def _network(self, inputs: Inputs) -> Network | None:
         model = self._model[0]
         try:
-            return Network(model, shape, dead=False, read=self._read, planned=self._restore_read)
+            return Network(model, inputs, dead=False, read=self._read, planned=self._restore_read)
         except NotSupported as error:
             if self.fallback == "torch":
                 return None
@@ -226,13 +212,21 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _obstacle(inputs: object) -> str | None:
-    """What keeps the engine from reading inputs, in words."""
-    if not isinstance(inputs, Tensor):
-        return f"inputs are of type {type(inputs).__name__}; a tensor is needed"
-    if inputs.dtype != torch.float32 or inputs.device.type != "cpu":
-        return f"inputs are {inputs.dtype} on {inputs.device}; float32 on the CPU is needed"
-    problem = memory.obstacle(inputs, negated=True)
+def _problem(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """What keeps the engine from reading a call's arguments, in words."""
+    tensors = _tensors(args, kwargs)
+    if (problem := problem_of(model, args, kwargs)) is not None:
+        return problem
+    if not tensors:
+        return "no argument is a tensor"
+    return next((problem for x in tensors if (problem := _obstacle(x)) is not None), None)
+
+
+def _obstacle(x: Tensor) -> str | None:
+    """What keeps the engine from reading a tensor, in words."""
+    if (x.is_floating_point() and x.dtype != torch.float32) or x.is_complex() or x.device.type != "cpu":
+        return f"inputs are {x.dtype} on {x.device}; float32 or an integer type on the CPU is needed"
+    problem = memory.obstacle(x, negated=True)
     return None if problem is None else f"inputs are {problem}; a dense tensor with values is needed"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,11 +15,13 @@ from lpk.networks.mixing import mixes
 from lpk.sparse.blocks import IMAGES
 from lpk.sparse.errors import NotSupported
 from lpk.sparse.filters import Weights
+from lpk.sparse.inputs import Inputs
 from lpk.sparse.measure import measure
 from lpk.sparse.patches import cut, lanes_of
 from lpk.sparse.plan import BATCHES, trace
 from lpk.sparse.runs import Layout
-from lpk.sparse.steps import Convolve, Foreign, Plan, Shape
+from lpk.sparse.results import BATCH
+from lpk.sparse.steps import Foreign, Plan, Shape
 
 # Images go through the network in groups whose activations fit into this many bytes of cache, one block of images for
 # each thread at least.
@@ -29,13 +31,13 @@ SIZES = 1000  # of batches, for which a network remembers that its plan holds
 
 
 class Network:
-    """Computes what a model in evaluation mode computes, for float32 samples of one shape, on a CPU.
+    """Computes what a model in evaluation mode computes, for inputs of one kind, on a CPU.
 
     The values stay the model's: they are read at the first call, and again after `changed` was called.
 
     Args:
         model: float32, on the CPU.
-        shape: of one sample, (channels, height, width) or (features,).
+        inputs: what it is called with; a shape stands for float32 samples of it.
         dead: whether weights that change nothing are computed with. Without them, `measure` is not possible: the
             statistics of channels that nobody reads would be others.
         read: the values of a layer's weight; by default they are in the weight.
@@ -50,17 +52,17 @@ class Network:
     def __init__(
         self,
         model: nn.Module,
-        shape: Shape,
+        inputs: Inputs | Shape,
         *,
         dead: bool = True,
         read: Callable[[Tensor], Tensor] = Tensor.detach,
         planned: Callable[[Plan], None] = lambda plan: None,
     ) -> None:
         self.model = model
-        self.shape = shape
+        self.inputs = inputs if isinstance(inputs, Inputs) else Inputs.of_shape(inputs)
         self.dead = dead
         self.planned = planned
-        self.plan: Plan = trace(model, shape, changing=dead)
+        self.plan: Plan = trace(model, self.inputs, changing=dead)
         planned(self.plan)
         self._batches: tuple[int, ...] = BATCHES
         self._sizes: set[int] = set()  # of batches that the plan holds for
@@ -71,8 +73,7 @@ class Network:
     @property
     def whole(self) -> bool:
         """Whether no step runs in PyTorch, and there is a convolution."""
-        layers = [step.layer for step in self.plan.steps if isinstance(step, Convolve)]
-        return not self.plan.in_pytorch and any(isinstance(layer, nn.Conv2d) for layer in layers)
+        return not self.plan.in_pytorch and any(step.layer.weight.dim() == 4 for step in self.plan.layers)
 
     @cached_property
     def mixes(self) -> bool:
@@ -93,12 +94,13 @@ class Network:
             layout.memory.clear()
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor) -> Any:
-        """The model's output for inputs [B, *shape]."""
-        self._plan_for(len(inputs))
-        parts = [self._layout(lanes_of(len(x))).run(len(x)).forward(x) for x in self._parts(inputs.float())]
+    def __call__(self, *inputs: Tensor) -> Any:
+        """The model's output for the tensors among its arguments; those that have a batch's dimension have the same."""
+        size = next((len(x) for x, batched in zip(inputs, self.inputs.batched, strict=True) if batched), 1)
+        self._plan_for(size)
+        parts = [self._layout(lanes_of(n)).run(n).forward(part) for n, part in self._parts(size, inputs)]
         if not parts:
-            parts = [[torch.empty(0, *value.shape, dtype=torch.float32, device="cpu") for value in self.plan.outputs]]
+            parts = [[_no_samples(slot.result) for slot in self.plan.outputs]]
         outputs = parts[0] if len(parts) == 1 else [torch.cat(of_parts) for of_parts in zip(*parts, strict=True)]
         return outputs[0] if self.plan.ending is None else self.plan.ending.forward(*outputs)
 
@@ -117,7 +119,7 @@ class Network:
         if any(isinstance(layer, _BatchNorm) and layer.running_mean is not None for layer in layers):
             raise NotSupported("a BatchNorm layer runs in PyTorch, where the engine does not measure its statistics")
         self._forget_calls()
-        return measure(self._layout(1).run(len(inputs)), inputs.float(), self.names)
+        return measure(self._layout(1).run(len(inputs)), inputs, self.names)
 
     def _plan_for(self, size: int) -> None:
         """Makes a plan that holds for batches of this size, too."""
@@ -125,7 +127,9 @@ class Network:
             return
         if not self.plan.holds(size):
             self._batches = (*self._batches, size)
-            self.plan = trace(self.model, self.shape, self._batches, changing=self.dead)
+            self.plan = trace(self.model, self.inputs, self._batches, changing=self.dead)
+            if not self.plan.holds(size):
+                raise NotSupported(f"{type(self.model).__name__} computes something else for {size} samples")
             self.planned(self.plan)
             self.forget()
             self._layouts.clear()
@@ -146,27 +150,38 @@ class Network:
             for run in layout.runs.values():
                 run.calls.clear()
 
-    def _parts(self, inputs: Tensor) -> Iterator[Tensor]:
+    def _parts(self, size: int, inputs: Sequence[Tensor]) -> Iterator[tuple[int, Sequence[Tensor]]]:
         """Groups of whole blocks, and what is left over; all at once where samples may depend on each other."""
-        if 0 < len(inputs) <= IMAGES or (len(inputs) and self.mixes):
-            yield inputs
+        if 0 < size <= IMAGES or (size and self.mixes):
+            yield size, inputs
             return
         group = _group(self.plan, torch.get_num_threads())
-        while len(inputs):
-            size = min(group, len(inputs) // IMAGES) * IMAGES or len(inputs)
-            yield inputs[:size]
-            inputs = inputs[size:]
+        first = 0
+        while first < size:
+            count = min(group, (size - first) // IMAGES) * IMAGES or size - first
+            batched = zip(inputs, self.inputs.batched, strict=True)
+            yield count, [x[first : first + count] if is_batch else x for x, is_batch in batched]
+            first += count
 
 
 def _mixes(step: Foreign) -> bool:
     """Whether what PyTorch computes for a sample may depend on others."""
-    inputs = [torch.zeros(1, *value.shape, dtype=torch.float32, device="cpu") for value in step.inputs]
+    given = [slot.result for slot in step.reads]
+    if not all(isinstance(x, Tensor) and x.dim() > 0 and len(x) == BATCH for x in given):
+        return True
+    inputs = [torch.zeros(1, *x.shape[1:], dtype=x.dtype, device="cpu") for x in given]
     return mixes(step.part.forward, step.part, *inputs)
+
+
+def _no_samples(result: Any) -> Any:
+    """A result for BATCH samples, for none."""
+    if not isinstance(result, Tensor):
+        return result
+    return torch.empty(0, *result.shape[1:], dtype=result.dtype, device="cpu")
 
 
 def _group(plan: Plan, threads: int) -> int:
     """How many blocks of images go through the network together: their two largest activations fit into CACHE."""
-    values = [plan.input, *(step.out for step in plan.steps)]
-    sizes = sorted(c * (h + 2 * v.border) * (w + 2 * v.border) for v in values for c, h, w in [v.image])
+    sizes = sorted(c * (h + 2 * v.border) * (w + 2 * v.border) for v in plan.values for c, h, w in [v.image])
     block = 4 * IMAGES * sum(sizes[-2:])
-    return threads * max(1, min(16, CACHE // (block * threads)))
+    return threads * max(1, min(16, CACHE // (block * threads))) if block else threads * 16

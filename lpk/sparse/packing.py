@@ -26,6 +26,7 @@ class Convolution:
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     groups: int = 1
+    behind: Pair | None = None  # padding behind the image's end; None: as before its start
 
     def __post_init__(self) -> None:
         at_least_1 = [self.filters, self.channels, self.groups, *self.kernel, *self.stride, *self.dilation]
@@ -39,8 +40,9 @@ class Convolution:
         return self.filters, self.channels // self.groups, *self.kernel
 
     def output_size(self, height: int, width: int) -> Pair:
-        sizes = zip((height, width), self.kernel, self.stride, self.padding, self.dilation, strict=True)
-        high, wide = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
+        behind = self.padding if self.behind is None else self.behind
+        sizes = zip((height, width), self.kernel, self.stride, self.padding, behind, self.dilation, strict=True)
+        high, wide = ((n + p + q - d * (k - 1) - 1) // s + 1 for n, k, s, p, q, d in sizes)
         return high, wide
 
     @property

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import nn
-
 from lpk.sparse.blocks import IMAGES
-from lpk.sparse.calls import pair
 from lpk.sparse.packing import reach
-from lpk.sparse.steps import Affine, Convolve, Flatten, Plan, Pool, Relayout, Step, Value
+from lpk.sparse.steps import (
+    Affine,
+    AnyStep,
+    Convolve,
+    Flatten,
+    Foreign,
+    Multiply,
+    Pack,
+    Plan,
+    Pool,
+    Relayout,
+    Step,
+    Unpack,
+    Value,
+)
 
 Pair = tuple[int, int]
 Cut = tuple[Pair, Pair]  # patches, and the size of one
@@ -29,48 +40,69 @@ def cut(plan: Plan, lanes: int) -> Plan:
     An operation of stride s makes from a patch of s·h x s·w pixels one of h x w. Where that does not come out even, and
     where an operation needs whole images, a Relayout comes first.
     """
-    cutter = _Cutter(plan, lanes)
+    cutter = _Cutter(lanes)
     for step in plan.steps:
         cutter.add(step)
-    return Plan(cutter.values[plan.input], [cutter.values[v] for v in plan.outputs], cutter.steps)
+    return replace(plan, steps=cutter.steps)
 
 
 class _Cutter:
-    def __init__(self, plan: Plan, lanes: int) -> None:
+    def __init__(self, lanes: int) -> None:
         self.lanes = lanes
         self.values: dict[Value, Value] = {}
-        self.steps: list[Step] = []
+        self.steps: list[AnyStep] = []
         self.copies: dict[tuple[Value, Cut], Value] = {}  # each value in every cut it is needed in
         self.nonnegative: set[Value] = set()
-        self._new(plan.input, best_cut(plan.input.image[1], plan.input.image[2], lanes))
 
-    def add(self, step: Step) -> None:
-        if isinstance(step, Convolve) and isinstance(step.layer, nn.Conv2d):
+    def add(self, step: AnyStep) -> None:
+        if isinstance(step, Pack | Unpack):
+            if isinstance(step, Pack):
+                self._new(step.out, self._best(step.out))
+            values = isinstance(step, Pack) or step.values  # else it is read for its shape
+            seen = step.seen.of(self.values[step.seen.value]) if values else step.seen
+            self.steps.append(replace(step, seen=seen))
+        elif isinstance(step, Foreign):
+            self.steps.append(step)
+        else:
+            self._add(step, *self._inputs(step))
+
+    def _add(self, step: Step, x: Value, *others: Value) -> None:
+        out = self.values[step.out]
+        made = replace(step, inputs=[x, *others], out=out)
+        if isinstance(made, Convolve | Affine):
+            made.residual = others[0] if others else None
+        if isinstance(made, Convolve | Affine | Multiply) and made.activation.is_nonnegative:
+            self.nonnegative.add(out)
+        self.steps.append(made)
+
+    def _inputs(self, step: Step) -> list[Value]:
+        """A step's inputs, cut as it needs them; its output is cut, too."""
+        first, *others = step.inputs
+        if isinstance(step, Convolve) and not (step.layer.is_pointwise and first.pixels == 1):
             layer = step.layer
-            window = (pair(layer.kernel_size), pair(layer.stride), pair(layer.padding), pair(layer.dilation))
-            x = self._windows(step, *window)
-        elif isinstance(step, Pool) and step.kind != "global average" and self._local(step):
+            x = self._windows(step, layer.kernel, layer.stride, layer.padding, layer.dilation)
+            x.border = max(x.border, *layer.behind)
+        elif isinstance(step, Pool) and step.kind == "global average":
+            x = self.values[first]
+            self._new(step.out, _whole(step.out))
+        elif isinstance(step, Pool) and self._local(step):
             options = step.options
             window = (options["kernel"], options["stride"], options["padding"], options.get("dilation", (1, 1)))
             x = self._windows(step, *window)
-        elif isinstance(step, Affine):
-            x = self.values[step.inputs[0]]
-            self._new(step.out, _cut_of(x))
         elif isinstance(step, Convolve | Pool | Flatten):
-            x = self._as(step.inputs[0], _whole(step.inputs[0]))
+            x = self._as(first, _whole(first))
             self._new(step.out, _whole(step.out))
+        elif isinstance(step, Relayout):
+            x = self.values[first]
+            self._new(step.out, self._best(step.out))
         else:
-            self._new(step.out, best_cut(step.out.image[1], step.out.image[2], self.lanes))
-            self.steps.append(replace(step, inputs=[self.values[v] for v in step.inputs], out=self.values[step.out]))
-            return
-        out = self.values[step.out]
-        added = [self._as(v, _cut_of(out)) for v in step.inputs[1:]]
-        made = replace(step, inputs=[x, *added], out=out)
-        if isinstance(made, Convolve | Affine):
-            made.residual = added[0] if added else None
-            if made.activation != "identity":
-                self.nonnegative.add(out)
-        self.steps.append(made)
+            x = self.values[first]
+            self._new(step.out, _cut_of(x))
+        cut = _cut_of(self.values[step.out])
+        return [x, *(self._as(value, _whole(value) if value.pixels == 1 else cut) for value in others)]
+
+    def _best(self, value: Value) -> Cut:
+        return best_cut(value.image[1], value.image[2], self.lanes)
 
     def _local(self, step: Pool) -> bool:
         """Whether a pooling may read what a patch holds outside the image: zeros, where the patch has a border."""
@@ -85,7 +117,7 @@ class _Cutter:
 
     def _windows(self, step: Step, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Value:
         """The input of a step that slides windows over it; its output is cut like it, or both anew."""
-        source, (height, width) = step.inputs[0], step.out.image[1:]
+        source, (_, height, width) = step.inputs[0], step.out.image
         patches, patch = _cut_of(self.values[source])
         high, wide = (n // s for n, s in zip(patch, stride, strict=True))
         larger = [max(n, -(-m // s)) for n, m, s in zip((height, width), source.image[1:], stride, strict=True)]
@@ -104,7 +136,7 @@ class _Cutter:
     def _new(self, value: Value, cut: Cut) -> None:
         patches, patch = cut
         border = value.border if patches == (1, 1) else 0
-        self.values[value] = self.copies[value, cut] = Value(value.shape, border, patches, patch)
+        self.values[value] = self.copies[value, cut] = Value(value.image, border, patches, patch)
 
     def _as(self, value: Value, cut: Cut) -> Value:
         """The value in this cut: itself, or a copy."""
@@ -112,7 +144,7 @@ class _Cutter:
             return self.values[value]
         if (value, cut) not in self.copies:
             patches, patch = cut
-            copy = Value(value.shape, value.border if patches == (1, 1) else 0, patches, patch)
+            copy = Value(value.image, value.border if patches == (1, 1) else 0, patches, patch)
             self.copies[value, cut] = copy
             self.steps.append(Relayout([self.values[value]], copy))
             if self.values[value] in self.nonnegative:
@@ -128,6 +160,8 @@ def best_cut(height: int, width: int, lanes: int) -> Cut:
             rows *= 2
         else:
             columns *= 2
+    if height == 1:  # tokens or features, which no stride divides
+        return (rows, columns), (1, -(-width // columns))
     return (rows, columns), (_even(-(-height // rows)), _even(-(-width // columns)))
 
 

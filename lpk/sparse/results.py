@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, fx
 
 from lpk.sparse.errors import Fails
-from lpk.sparse.steps import Shape
 
 BATCH = 2  # samples that a model is traced with
 
@@ -38,19 +37,6 @@ class Results(fx.Interpreter):
             if _version(t) != before[m, i] and m not in self.user_to_last_uses.get(n, ())
         ]
         return result
-
-
-def is_sample(node: fx.Node) -> bool:
-    """Whether a node returns features or an image for each sample, as the engine stores them."""
-    result = node.meta["result"]
-    if not isinstance(result, Tensor) or result.dtype != torch.float32:
-        return False
-    return result.dim() in (2, 4) and len(result) == BATCH
-
-
-def sample_shape(node: fx.Node) -> Shape:
-    """Of one sample."""
-    return tuple(node.meta["result"].shape[1:])
 
 
 def name_of(node: fx.Node) -> str:

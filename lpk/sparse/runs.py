@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,26 @@ from lpk.sparse.filters import PlanFilters, Weights
 from lpk.sparse.fold import fold
 from lpk.sparse.kernels import Operation
 from lpk.sparse.plan import BATCHES
-from lpk.sparse.steps import Affine, Convolve, Flatten, Foreign, Plan, Pool, Relayout, Step, Value
+from lpk.sparse.steps import (
+    Affine,
+    AnyStep,
+    Concatenate,
+    Convolve,
+    Flatten,
+    Foreign,
+    LayerNorm,
+    Multiply,
+    Pack,
+    Pick,
+    Plan,
+    Pool,
+    Relayout,
+    Seen,
+    Slot,
+    Step,
+    Unpack,
+)
+from lpk.sparse.views import as_images, as_tensor
 
 POOLS: dict[str, Callable[..., Operation]] = {
     "max": kernels.prepare_max_pool,
@@ -26,6 +45,8 @@ POOLS: dict[str, Callable[..., Operation]] = {
 }
 
 RECENT = 8  # shapes of activations whose memory a layout keeps
+
+Part = Operation | Callable[[], None]
 
 
 class Layout:
@@ -54,83 +75,136 @@ class Layout:
 
 class Run:
     """The plan for one number of images: a buffer for each value, shared by values that are not alive together, and
-    the calls that compute the output."""
+    the calls that compute the output. Results of PyTorch's are there while a call needs them."""
 
     def __init__(self, layout: Layout, batch: int) -> None:
         self.plan, self.filters, self.batch = layout.plan, layout.filters, batch
         self.shapes, self.buffers = buffers_of(layout.plan, batch, layout.memory)
         self.calls: list[Callable[[], None]] = []
+        self.slots: dict[Slot, Any] = {}
 
-    def forward(self, inputs: Tensor) -> list[Tensor]:
-        self.pack_input(inputs)
+    def forward(self, inputs: Sequence[Tensor]) -> list[Any]:
+        """What lies in the plan's outputs then."""
         if not self.calls:
             self.filters.pack_live(self.buffers)
-            self.calls = list(joined(part for step in self.plan.steps for part in self.parts(step)))
-        for call in self.calls:
-            call()
-        return list(map(self._unpacked, self.plan.outputs))
+            self.calls = list(joined(part for parts in self.parts() for part in parts))
+        self.slots = dict(zip(self.plan.inputs, inputs, strict=True))
+        try:
+            for call in self.calls:
+                call()
+            return [self.slots[slot] for slot in self.plan.outputs]
+        finally:
+            self.slots = {}
 
-    def pack_input(self, inputs: Tensor) -> None:
-        out = self.buffers[self.plan.input]
-        kernels.pack_input(inputs.reshape(len(inputs), *self.plan.input.image), out)
+    def parts(self) -> Iterator[Iterator[Part]]:
+        """What computes each step, and forgets what no later one reads."""
+        last = {slot: i for i, step in enumerate(self.plan.steps) for slot in _slots_read(step)}
+        kept = {*self.plan.outputs}
+        for i, step in enumerate(self.plan.steps):
+            yield self.of_step(step, [slot for slot in _slots_read(step) if last[slot] == i and slot not in kept])
 
-    def _unpacked(self, value: Value) -> Tensor:
-        return kernels.unpack_output(self.buffers[value]).view(self.batch, *value.shape)
-
-    def ending(self, step: Convolve | Affine) -> dict[str, Any]:
-        residual = None if step.residual is None else self.buffers[step.residual]
-        return {"residual": residual, "activation": step.activation}
-
-    def parts(self, step: Step) -> Iterator[Operation | Callable[[], None]]:
-        """What computes a step, and completes the patches of its output."""
-        x, out = self.buffers[step.inputs[0]] if step.inputs else None, self.buffers[step.out]
+    def of_step(self, step: AnyStep, done: Sequence[Slot] = ()) -> Iterator[Part]:
+        """What computes a step, and completes the patches of its output. done: what is to be forgotten then."""
         if isinstance(step, Foreign):
-            yield partial(self._foreign, step)
+            yield partial(self._foreign, step, done)
+        elif isinstance(step, Pack):
+            yield partial(self._pack, step, done)
+        elif isinstance(step, Unpack):
+            yield partial(self._unpack, step)
         elif isinstance(step, Relayout):
             yield partial(self._relayout, step)
         else:
-            assert x is not None
-            yield self._operation(step, x, out)
+            out = self.buffers[step.out]
+            yield from self._operations(step, [self.buffers[value] for value in step.inputs], out)
             if out.patches != (1, 1) and out.border > 0:
                 yield kernels.prepare_exchange_borders(out)
 
-    def _operation(self, step: Step, x: Blocks, out: Blocks) -> Operation:
+    def ending(self, step: Convolve | Affine) -> dict[str, Any]:
+        residual = None if step.residual is None else self.buffers[step.residual]
+        return {"residual": residual, **_activation(step)}
+
+    def _operations(self, step: Step, inputs: list[Blocks], out: Blocks) -> Iterator[Operation]:
+        x = inputs[0]
         if isinstance(step, Convolve):
             scale, bias = fold(step)
             filters = self.filters.of(step, self.buffers)
-            return kernels.prepare_convolution(filters, x, out, scale=scale, bias=bias, **self.ending(step))
-        if isinstance(step, Affine):
+            yield kernels.prepare_convolution(filters, x, out, scale=scale, bias=bias, **self.ending(step))
+        elif isinstance(step, Affine):
             scale, shift = fold(step)
-            return kernels.prepare_scale_shift(x, out, scale=scale, shift=shift, **self.ending(step))
-        if isinstance(step, Pool):
-            return POOLS[step.kind](x, out, **step.options)
-        assert isinstance(step, Flatten)
-        flat = Blocks(out.data.view(x.data.shape[0], *x.shape[1:], IMAGES), self.batch, 0)
-        return kernels.prepare_scale_shift(x, flat)
+            yield kernels.prepare_scale_shift(x, out, scale=scale, shift=shift, **self.ending(step))
+        elif isinstance(step, Multiply):
+            yield kernels.prepare_multiply(x, inputs[1], out, **_activation(step))
+        elif isinstance(step, LayerNorm):
+            yield kernels.prepare_layer_norm(x, out, weight=step.weight, bias=step.bias, eps=step.eps)
+        elif isinstance(step, Pick):
+            yield kernels.prepare_pick(x, out, torch.tensor(step.channels, dtype=torch.int64, device="cpu"))
+        elif isinstance(step, Concatenate):
+            first = 0
+            for part in inputs:
+                last = first + part.shape[1]
+                yield kernels.prepare_scale_shift(part, out.channels(first, last))
+                first = last
+        elif isinstance(step, Pool):
+            yield POOLS[step.kind](x, out, **step.options)
+        else:
+            assert isinstance(step, Flatten)
+            flat = Blocks(out.data.view(x.data.shape[0], *x.shape[1:], IMAGES), self.batch, 0)
+            yield kernels.prepare_scale_shift(x, flat)
 
     def _relayout(self, step: Relayout) -> None:
-        kernels.pack_input(kernels.unpack_output(self.buffers[step.inputs[0]]), self.buffers[step.out])
+        out = self.buffers[step.out]
+        kernels.pack_input(kernels.unpack_output(self.buffers[step.inputs[0]]).view(out.shape), out)
 
-    def _foreign(self, step: Foreign) -> None:
-        tensors = map(self._unpacked, step.inputs)
-        out, wanted = self.buffers[step.out], (self.batch, *step.out.shape)
-        result = step.part.forward(*tensors)
-        if result.shape != wanted or result.dtype != torch.float32:
+    def _pack(self, step: Pack, done: Sequence[Slot]) -> None:
+        tensor, seen = self.slots[step.slot], step.seen
+        wanted = (self.batch * seen.times, *seen.shape)
+        if not isinstance(tensor, Tensor) or tensor.shape != wanted or tensor.dtype != torch.float32:
+            found = f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise NotSupported(
-                f"what PyTorch computes is {result.dtype} {list(result.shape)} for {self.batch} samples; the engine "
-                f"needs float32 {list(wanted)}, as for {BATCHES[0]}"
+                f"what PyTorch computes is {found} for {self.batch} samples; the engine needs float32 {list(wanted)}, "
+                f"as for {BATCHES[0]}"
             )
-        kernels.pack_input(result.reshape(self.batch, *step.out.image), out)
+        kernels.pack_input(as_images(tensor, seen), self.buffers[seen.value])
+        self._forget(done)
+
+    def _unpack(self, step: Unpack) -> None:
+        self.slots[step.slot] = self.unpacked(step.seen) if step.values else self._shaped(step.seen)
+
+    def unpacked(self, seen: Seen) -> Tensor:
+        return as_tensor(kernels.unpack_output(self.buffers[seen.value], last=seen.last), seen)
+
+    def _shaped(self, seen: Seen) -> Tensor:
+        """A tensor of which the shape counts: it takes no memory."""
+        return torch.zeros((), dtype=torch.float32, device="cpu").expand(self.batch * seen.times, *seen.shape)
+
+    def _foreign(self, step: Foreign, done: Sequence[Slot]) -> None:
+        results = step.part.forward(*(self.slots[slot] for slot in step.reads))
+        self._forget(done)
+        self.slots.update(zip(step.writes, results, strict=True))
+
+    def _forget(self, slots: Sequence[Slot]) -> None:
+        for slot in slots:
+            del self.slots[slot]
 
 
-def joined(parts: Iterable[Operation | Callable[[], None]]) -> Iterator[Callable[[], None]]:
+def _activation(step: Convolve | Affine | Multiply) -> dict[str, Any]:
+    return {"activation": step.activation.name, "slope": step.activation.slope}
+
+
+def _slots_read(step: AnyStep) -> list[Slot]:
+    return step.reads if isinstance(step, Foreign) else [step.slot] if isinstance(step, Pack) else []
+
+
+def joined(parts: Iterable[Part]) -> Iterator[Callable[[], None]]:
     """Operations that follow each other as one call, which lets a thread take its images through all of them."""
     operations: list[Operation] = []
     for part in parts:
         if isinstance(part, Operation):
             operations.append(part)
         else:
-            yield partial(kernels.run, operations)
+            if operations:
+                yield partial(kernels.run, operations)
             yield part
             operations = []
-    yield partial(kernels.run, operations)
+    if operations:
+        yield partial(kernels.run, operations)

@@ -1,5 +1,6 @@
 """What runs in a process: backends, configurations, one OpenMP runtime."""
 
+import os
 import subprocess
 import sys
 
@@ -17,6 +18,24 @@ def test_unknown_configurations_are_errors():
         _core.set_instruction_set("nonsense")
     with pytest.raises(ValueError, match="nonsense"):
         _core.set_selection("nonsense")
+
+
+def instruction_set(asked):
+    """Which one a process uses, first and once it goes back to the default, with LPK_CPU."""
+    program = (
+        "from lpk import _core, ops; first = ops.instruction_set(); _core.set_instruction_set('portable'); "
+        "_core.set_instruction_set('auto'); print(first, ops.instruction_set())"
+    )
+    environment = os.environ | {"LPK_CPU": asked}
+    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+
+
+def test_the_environment_chooses_the_instruction_set():
+    usable = _core.instruction_sets()
+    assert instruction_set("portable").stdout.split() == ["portable", "portable"]
+    run = instruction_set("sse9")
+    line = f'the environment variable LPK_CPU is "sse9"; on this processor lpk can use: {", ".join(usable)}'
+    assert run.returncode == 1 and run.stderr.splitlines()[-1] == f"ImportError: {line}"
 
 
 def test_one_openmp_runtime():

@@ -8,7 +8,7 @@ from torch import nn
 
 from lpk import models
 from lpk.pooling.convolutions import Fused, LaidOut
-from lpk.pooling.eager import Eager, Folded
+from lpk.pooling.eager import Eager, FoldedOnGpu
 from tests.conftest import make_network
 from tests.networks.random_statistics import with_random_statistics
 from tests.pooling.recording import like_a_gpu
@@ -21,7 +21,7 @@ def fused(network):
 def folded_for_gpu(monkeypatch, network, inputs, autocast=None):
     """A network folded for a GPU; it must compute what the network does, also after that changed."""
     like_a_gpu(monkeypatch)
-    made = Folded(network, autocast, for_gpu=True)
+    made = FoldedOnGpu(network, autocast)
     for seed in (1, 2):
         with_random_statistics(network, seed=seed)
         made.update()
@@ -42,7 +42,7 @@ def test_networks_by_name(monkeypatch, name, convolutions):
     with torch.no_grad():
         made = folded_for_gpu(monkeypatch, network, torch.randn(2, *shape))
     assert fused(made.network) == convolutions
-    weights = [pair.folded.weight for pair in made._pairs]
+    weights = [pair.folded.weight for pair in made.pairs]
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
 
 

@@ -8,7 +8,8 @@ from torch import nn
 from lpk import models
 from lpk.export import _prepared
 from lpk.networks.flat import Layout
-from lpk.pooling.eager import Eager, Folded
+from lpk.networks.folding import Folded
+from lpk.pooling.eager import Eager
 from lpk.pooling.evaluate import Evaluator
 from tests.conftest import make_images, make_network
 from tests.networks.random_statistics import with_random_statistics

@@ -13,7 +13,21 @@ from lpk.sparse import kernels
 from lpk.sparse.blocks import Blocks, empty_blocks
 
 INSTRUCTION_SETS = _core.instruction_sets()
-MODULES = {"identity": lambda x: x, "relu": F.relu, "relu6": F.relu6}
+SLOPE = 0.3
+MODULES = {
+    "identity": lambda x: x,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+    "gelu tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "leaky relu": lambda x: F.leaky_relu(x, SLOPE),
+    "elu": lambda x: F.elu(x, SLOPE),
+}
 arbitrary = hypothesis.settings(max_examples=60, deadline=None, database=None, derandomize=True)
 generator = torch.Generator()
 
@@ -24,9 +38,11 @@ def configured(instruction_set="auto", threads=None):
     try:
         _core.set_instruction_set(instruction_set)
         torch.set_num_threads(threads or before)
+        _core.set_least_work(1)  # as if everything were large: all threads work
         yield
     finally:
         _core.set_instruction_set("auto")
+        _core.set_least_work(0)
         torch.set_num_threads(before)
 
 

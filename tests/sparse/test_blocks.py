@@ -30,7 +30,8 @@ from tests.sparse.engine import (
 def test_packing_and_unpacking(batch, channels, height, width, border, seed):
     generator.manual_seed(seed)
     x = random(batch, channels, height, width)
-    for strided in (x, x.contiguous(memory_format=torch.channels_last), x.flip(3).mT.contiguous().mT.flip(3)):
+    last, slice_of_rows = x.contiguous(memory_format=torch.channels_last), F.pad(x, (0, 3))[..., :width]
+    for strided in (x, last, slice_of_rows, x.flip(3).mT.contiguous().mT.flip(3)):
         for out in same_for_all_threads(
             lambda out, x=strided: kernels.pack_input(x, out),
             batch=batch, channels=channels, height=height, width=width, border=border,
@@ -38,7 +39,10 @@ def test_packing_and_unpacking(batch, channels, height, width, border, seed):
             assert border_is_zero(out)
             image = interior(out).permute(0, 4, 1, 2, 3).flatten(0, 1)
             assert torch.equal(image[:batch], x) and not image[batch:].any()
-            assert torch.equal(kernels.unpack_output(out), x)
+            for last in (False, True):
+                unpacked = kernels.unpack_output(out, last=last)
+                assert torch.equal(unpacked, x)
+                assert (unpacked.permute(0, 2, 3, 1) if last else unpacked).is_contiguous()
 
 
 def test_a_slice_of_the_channels():
@@ -57,19 +61,22 @@ def test_a_slice_of_the_channels():
     patches=st.sampled_from([(1, 2), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (16, 1), (1, 16)]),
     border=st.integers(0, 4),
     larger=st.integers(0, 2),
+    channels=st.integers(1, 20),
+    layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
 )
-def test_patches(batch, image, patches, border, larger):
+def test_patches(batch, image, patches, border, larger, channels, layout):
     """The border holds the neighbours' pixels, what lies outside the image is zero, and nothing is lost."""
-    x = random(batch, 3, *image)
+    x = random(batch, channels, *image)
     patch = tuple(-(-n // m) + larger for n, m in zip(image, patches, strict=True))
     around = [border, border + patches[1] * patch[1] - image[1], border, border + patches[0] * patch[0] - image[0]]
     padded = F.pad(x, around)
     for instruction_set in INSTRUCTION_SETS:
         with configured(instruction_set):
-            blocks = empty_blocks(batch, 3, *image, border, patches=patches, patch=patch)
+            blocks = empty_blocks(batch, channels, *image, border, patches=patches, patch=patch)
             blocks.data[:] = float("nan")
-            kernels.pack_input(x, blocks)
-            assert blocks.shape == x.shape and torch.equal(kernels.unpack_output(blocks), x)
+            kernels.pack_input(x.contiguous(memory_format=layout), blocks)
+            assert blocks.shape == x.shape
+            assert all(torch.equal(kernels.unpack_output(blocks, last=last), x) for last in (False, True))
             for image_index, row, column in itertools.product(range(batch), range(patches[0]), range(patches[1])):
                 lane = (image_index * patches[0] + row) * patches[1] + column
                 top, left = row * patch[0], column * patch[1]

@@ -12,6 +12,7 @@ from lpk.sparse.packing import Convolution
 from tests.sparse.engine import (
     INSTRUCTION_SETS,
     MODULES,
+    SLOPE,
     arbitrary,
     check_close,
     configured,
@@ -204,7 +205,14 @@ def check_convolution(packed, problem, batch, density, borders, has, activation,
     like = empty_blocks(**size)
     for pack in packed(weight, convolution, blocks, like):
         call = lambda out, pack=pack: kernels.convolution(  # noqa: E731
-            pack(), blocks, out, scale=scale, bias=bias, residual=residual_blocks, activation=activation
+            pack(),
+            blocks,
+            out,
+            scale=scale,
+            bias=bias,
+            residual=residual_blocks,
+            activation=activation,
+            slope=SLOPE,
         )
         for out in same_for_all_threads(call, **size):
             check_close(out, expected, magnitude)

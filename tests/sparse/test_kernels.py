@@ -10,6 +10,7 @@ from lpk.sparse.blocks import empty_blocks
 from tests.sparse.engine import (
     INSTRUCTION_SETS,
     MODULES,
+    SLOPE,
     arbitrary,
     check_close,
     configured,
@@ -57,7 +58,7 @@ def test_scale_shift(size, border, has, activation, seed):
     expected = MODULES[activation](expected if residual is None else expected + residual)
     blocks, added = in_blocks(x, 1), None if residual is None else in_blocks(residual, 2)
     call = lambda out: kernels.scale_shift(  # noqa: E731
-        blocks, out, scale=scale, shift=shift, residual=added, activation=activation
+        blocks, out, scale=scale, shift=shift, residual=added, activation=activation, slope=SLOPE
     )
     shape = dict(zip(("batch", "channels", "height", "width"), size, strict=True))
     for out in same_for_all_threads(call, **shape, border=border):

@@ -26,6 +26,7 @@ void compute(const Activations& out, const Activations& in, const Convolution& c
                        convolution.group_channels() * in.channel_stride(),
                        convolution.stride_x * kImages,
                        finish_of(epilogue, out)};
+  threads = threads_for(convolution.weights() * out.pixels() / 4, threads);
   const int64_t ranges = filter_ranges(tiling.count(), fours, threads);
   const auto loop_of = loops().dense;
   parallel_for(tiling.count() * ranges, threads, [&](int64_t begin, int64_t end, int) {

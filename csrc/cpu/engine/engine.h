@@ -13,6 +13,8 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <vector>
 
 namespace lpk::engine {
 
@@ -39,6 +41,7 @@ struct Activations {
   int64_t row_stride() const { return (width + 2 * border) * kImages; }
   int64_t channel_stride() const { return (height + 2 * border) * row_stride(); }
   int64_t rows() const { return blocks * height; }
+  int64_t pixels() const { return blocks * channels * height * width; }
   Activations part(int64_t first, int64_t count) const {
     Activations some = *this;
     some.data += first * block_stride;
@@ -74,7 +77,20 @@ struct Window {
   int64_t dilation_y, dilation_x;
 };
 
-enum Activation : int { kIdentity = 0, kRelu = 1, kRelu6 = 2 };
+enum Activation : int {
+  kIdentity = 0,
+  kRelu = 1,
+  kRelu6 = 2,
+  kSilu = 3,
+  kHardswish = 4,
+  kHardsigmoid = 5,
+  kSigmoid = 6,
+  kTanh = 7,
+  kGelu = 8,
+  kGeluTanh = 9,  // with tanh in place of erf
+  kLeakyRelu = 10,
+  kElu = 11,
+};
 
 // What follows a convolution's sum: * scale and + bias of the filter, + residual, activation. Null: left out.
 struct Epilogue {
@@ -82,6 +98,7 @@ struct Epilogue {
   const float* bias;
   const Activations* residual;
   Activation activation;
+  float slope;  // leaky relu's, and elu's alpha
 };
 
 // One weight that is not zero, and where its first input lies: floats from the corner of the window in channel 0.
@@ -131,12 +148,15 @@ constexpr int64_t kWindow = 6;   // pixels, squared, that Winograd's transforms 
 constexpr int64_t kOutputs = 4;  // pixels, squared, that come out
 constexpr int64_t kPositions = kWindow * kWindow;
 
-// An ordinary tensor of these strides into blocks, and blocks into a contiguous one.
+// An ordinary tensor of these strides into blocks, and back.
 void pack_input(const Activations& out, const float* in, int64_t batch, const int64_t* strides, int threads);
-void unpack_output(float* out, const Activations& in, int64_t batch, int threads);
+void unpack_output(float* out, const Activations& in, int64_t batch, const int64_t* strides, int threads);
 
-// Fills the border of every patch, and what of it lies behind the image's end.
-void exchange_borders(const Activations& x, int threads);
+// Fills the border of every patch, and what of it lies behind the image's end. What comes from where is the same for all
+// channels and blocks.
+struct Exchange;
+std::shared_ptr<const std::vector<Exchange>> exchanges_of(const Activations& x);
+void exchange_borders(const Activations& x, const std::vector<Exchange>& exchanges, int threads);
 
 // The weights are contiguous: [filters][channels / groups][kernel_height][kernel_width]. First the starts, then as many
 // entries as the last start says.
@@ -189,8 +209,26 @@ void channel_statistics(double* mean, double* variance, const Activations& in, i
 // The epilogue alone, on in instead of sums. out may be in or the residual.
 void scale_shift(const Activations& out, const Activations& in, const Epilogue& epilogue, int threads);
 
+// The product, then the activation. y is like x, or it has one pixel and is not cut: the channel's factor for all pixels
+// of an image. x starts with block `first` of all of them, y with block 0. out may be x.
+void multiply(const Activations& out, const Activations& x, const Activations& y, Activation activation, float slope,
+              int64_t first, int threads);
+
+// Over the channels, for each pixel: (in - mean) / sqrt(variance + epsilon) * weight + bias (null: left out). out may be
+// in.
+struct LayerNorm {
+  const float* weight;
+  const float* bias;
+  float epsilon;
+};
+void layer_norm(const Activations& out, const Activations& in, const LayerNorm& norm, int threads);
+
+// Channel i of out is channel channels[i] of in.
+void pick_channels(const Activations& out, const Activations& in, const int64_t* channels, int threads);
+
 void max_pool(const Activations& out, const Activations& in, const Window& window, int threads);
 void average_pool(const Activations& out, const Activations& in, const Window& window, bool count_padding, int threads);
-void global_average_pool(const Activations& out, const Activations& in, int threads);
+// in may be cut into patches, out is not; in starts with its block 0, out with block `first` of all of them.
+void global_average_pool(const Activations& out, const Activations& in, int64_t first, int threads);
 
 }  // namespace lpk::engine

@@ -19,14 +19,19 @@ struct Tile {
   int rows;
 };
 
+// x = activation(x), for n floats; n is a multiple of 16.
+using ActivationLoop = void (*)(float* x, int64_t n, float slope);
+
 // What follows a sum: * scale and + bias of the filter, + residual, then all below `low` is `low` and all above `high`
-// is `high`.
+// is `high`. Activations that are more than that are applied to what was stored.
 struct Finish {
   const float* scale;  // null: none
   const float* bias;   // null: none
   bool residual;
   float low;
   float high;
+  ActivationLoop activate;  // null: none
+  float slope;
   int64_t out_channel;  // floats from one channel to the next
   int64_t residual_channel;
 };
@@ -111,7 +116,7 @@ struct Gather {
   int64_t pixel_stride;
   int64_t step;
 };
-using GatherLoop = void (*)(float* to, const Tile& tile, int rows, int columns, const Gather& gather);
+using CollectLoop = void (*)(float* to, const Tile& tile, int rows, int columns, const Gather& gather);
 
 // Computes the filters from `first` to `last` for one tile. `sums` has room for the tile's sums of all these filters.
 using SparseLoop = void (*)(const SparseTask& task, const Tile& tile, int64_t first, int64_t last, float* sums);
@@ -136,9 +141,25 @@ struct Region {
   int64_t step_y, step_x;
 };
 
-// A pixel of a channel that takes its lanes from those of another pixel; -1: zero.
+// What each lane has of an ordinary tensor: `count` numbers that follow each other, from data + offset on.
+struct Strips {
+  float* data;
+  int64_t offset[kImages];
+  int32_t count[kImages];
+};
+
+// A layer norm of some neighbouring pixels; the addresses are those of channel 0.
+struct LayerNormTask {
+  LayerNorm norm;
+  int64_t channels;
+  int64_t in_channel;  // floats from one channel to the next
+  int64_t out_channel;
+};
+
+// Neighbouring pixels of a channel that take their lanes from those of others; -1: zero.
 struct Exchange {
   int64_t to, from;  // floats from the channel's first
+  int64_t height, width;
   int32_t lane[kImages];
 };
 
@@ -151,7 +172,7 @@ struct Loops {
   int dense_pixels;
   // The loop for tiles of this size; null: there is none.
   SparseLoop (*sparse)(int rows, int columns, int64_t stride);
-  GatherLoop gather;
+  CollectLoop collect;
   DepthwiseLoop (*depthwise)(int rows, int columns, int64_t stride);
   DenseLoop (*dense)(int rows, int columns, int64_t stride);
 
@@ -166,10 +187,24 @@ struct Loops {
   // out = in * scale + shift + residual (null: none), then clamped, for n floats; n is a multiple of 16.
   void (*scale_shift)(float* out, const float* in, const float* residual, int64_t n, float scale, float shift,
                       float low, float high);
+  // Null where an activation is a clamp.
+  ActivationLoop (*activation)(Activation activation);
+  // out = x * y, then clamped, for n floats; y's step is 16 or, for one pixel that all are multiplied by, 0.
+  void (*multiply)(float* out, const float* x, const float* y, int64_t n, int64_t y_step, float low, float high);
+  // to[i] = from[lane[i]], or 0 where lane[i] is -1.
+  void (*permute)(float* to, const float* from, const int32_t* lane);
+  // The sums of a region, of each lane only as many rows and columns as it has.
+  void (*sum)(float* sums, const Region& region, const int32_t* height, const int32_t* width);
+  void (*layer_norm)(const LayerNormTask& task, float* out, const float* in, int64_t pixels);
+
+  // to[i * step + lane] = the lane's number i below n; zero where it has none. And back, to those that there are.
+  void (*gather)(float* to, int64_t step, const Strips& strips, int64_t n);
+  void (*scatter)(const Strips& strips, const float* from, int64_t step, int64_t n);
+
   // sums[image] = the sum over `width` pixels of in - centre, or of its square.
   void (*row_sums)(float* sums, const float* in, int64_t width, float centre, bool squared);
 
-  void (*exchange)(float* channel, const Exchange* exchanges, int64_t count);
+  void (*exchange)(float* channel, int64_t row_stride, const Exchange* exchanges, int64_t count);
 
   // One pixel: the largest of a region, or NaN; and the sum of a region, divided.
   void (*largest)(float* out, const Region& region);

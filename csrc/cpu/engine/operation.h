@@ -14,7 +14,8 @@ struct Operation {
 };
 
 // Blocks do not depend on each other: where there are enough of them, each thread takes some through all operations,
-// and their activations stay in its cache. Else the threads share each operation.
+// and their activations stay in its cache. Else the threads share each operation. What reads other blocks than its own
+// (global_average_pool of patches, multiply by what it returned) has another number of them than what it reads.
 void run(const std::vector<const Operation*>& operations, int threads);
 
 }  // namespace lpk::engine

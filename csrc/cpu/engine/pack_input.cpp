@@ -1,10 +1,11 @@
-#include "../parallel.h"
-#include "lanes.h"
+#include "strips.h"
 
 namespace lpk::engine {
+namespace {
 
-void pack_input(const Activations& out, const float* in, int64_t batch, const int64_t* strides, int threads) {
-  parallel_for(out.blocks * out.channels * out.height, threads, [&](int64_t begin, int64_t end, int) {
+// A number at a time, whatever the strides.
+void pack_numbers(const Activations& out, const float* in, int64_t batch, const int64_t* strides, int threads) {
+  parallel_for(out.blocks * out.channels * out.height, threads_for(out.pixels(), threads), [&](int64_t begin, int64_t end, int) {
     std::array<Lane, kImages> lanes;
     int64_t lanes_block = -1;
     for (int64_t row = begin; row < end; ++row) {
@@ -23,6 +24,18 @@ void pack_input(const Activations& out, const float* in, int64_t batch, const in
       }
     }
   });
+}
+
+}  // namespace
+
+void pack_input(const Activations& out, const float* in, int64_t batch, const int64_t* strides, int threads) {
+  constexpr int64_t kFew = 8;  // channels, of which a square would be filled too little
+  const Innermost inner = innermost(out, strides);
+  if (inner == Innermost::kNothing || (inner == Innermost::kChannels && out.channels < kFew))
+    return pack_numbers(out, in, batch, strides, threads);
+  const auto gather = loops().gather;
+  for_each_strip(out, const_cast<float*>(in), batch, strides, inner, threads,
+                 [&](float* to, int64_t step, const Strips& strips, int64_t n) { gather(to, step, strips, n); });
 }
 
 }  // namespace lpk::engine

@@ -18,7 +18,8 @@ Positions inside(int64_t start, int64_t length, int64_t step, int64_t size) {
 // pixel(output, region, top, left) for each output; the window begins in row `top` and column `left`.
 template <class Pixel>
 void for_each_window(const Activations& out, const Activations& in, const Window& window, int threads, Pixel&& pixel) {
-  parallel_for(out.blocks * out.channels * out.height, threads, [&](int64_t begin, int64_t end, int) {
+  const int64_t work = out.pixels() * window.height * window.width;
+  parallel_for(out.blocks * out.channels * out.height, threads_for(work, threads), [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t y = i % out.height, channel = i / out.height % out.channels, block = i / out.height / out.channels;
       const int64_t top = y * window.stride_y - window.padding_y;
@@ -52,14 +53,6 @@ void average_pool(const Activations& out, const Activations& in, const Window& w
     const int64_t height = std::min(window.height, in.height + window.padding_y - top);
     const int64_t width = std::min(window.width, in.width + window.padding_x - left);
     average(to, region, float(count_padding ? height * width : region.height * region.width));
-  });
-}
-
-void global_average_pool(const Activations& out, const Activations& in, int threads) {
-  const auto average = loops().average;
-  const Window all{in.height, in.width, 1, 1, 0, 0, 1, 1};
-  for_each_window(out, in, all, threads, [&](float* to, const Region& region, int64_t, int64_t) {
-    average(to, region, float(region.height * region.width));
   });
 }
 

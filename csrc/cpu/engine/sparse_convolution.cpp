@@ -23,6 +23,8 @@ void compute(const Activations& out, const Activations& in, const Convolution& c
                       filters.gathered * kImages};
   const int64_t stride = filters.gathered > 0 ? 1 : convolution.stride_x;
   const SparseTask task{filters, convolution.filters, channel_blocks, stride * kImages, finish_of(epilogue, out)};
+  const int64_t nonzeros = filters.start[channel_blocks * convolution.filters];
+  threads = threads_for(nonzeros * out.rows() * out.width / 4, threads);
   const int64_t ranges = filter_ranges(tiling.count(), convolution.filters, threads);
   const std::vector<int64_t> borders = balanced(filters, convolution.filters, ranges);
   const auto loop_of = loops().sparse;
@@ -32,7 +34,7 @@ void compute(const Activations& out, const Activations& in, const Convolution& c
     for (int64_t i = begin; i < end; ++i) {
       PlacedTile tile(tiling, i / ranges, out, in, convolution, epilogue.residual);
       if (filters.gathered > 0) {
-        if (i == begin || i % ranges == 0) loops().gather(gathered.data(), tile, tiling.rows, tile.columns, gather);
+        if (i == begin || i % ranges == 0) loops().collect(gathered.data(), tile, tiling.rows, tile.columns, gather);
         for (int r = 0; r < tiling.rows; ++r) tile.in[r] = gathered.data() + r * tile.columns * kImages;
       }
       const SparseLoop loop = loop_of(tiling.rows, tile.columns, stride);

@@ -7,6 +7,7 @@
 
 #include "../parallel.h"
 #include "loops.h"
+#include "work.h"
 
 namespace lpk::engine {
 
@@ -106,11 +107,14 @@ struct PlacedTile : Tile {
 
 inline Finish finish_of(const Epilogue& epilogue, const Activations& out) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const bool relu = epilogue.activation == kRelu || epilogue.activation == kRelu6;
   return {epilogue.scale,
           epilogue.bias,
           epilogue.residual != nullptr,
-          epilogue.activation == kIdentity ? -kInfinity : 0.0f,
+          relu ? 0.0f : -kInfinity,
           epilogue.activation == kRelu6 ? 6.0f : kInfinity,
+          loops().activation(epilogue.activation),
+          epilogue.slope,
           out.channel_stride(),
           epilogue.residual == nullptr ? 0 : epilogue.residual->channel_stride()};
 }
