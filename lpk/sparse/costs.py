@@ -32,9 +32,9 @@ class Cost(NamedTuple):
         return 1e-9 * (self.call + self.product * products + self.byte * bytes + self.far * max(0, bytes - NEAR))
 
 
-# Fitted by bench.sparse_costs on one Zen 4 core with AVX-512 that was not idle, PyTorch 2.14; behind each kind, by
-# which factor its cases are off, in the mean and at most. PyTorch's are timed within networks, where a call finds neither its
-# code nor its inputs in the nearest cache; the engine's by themselves.
+# Fitted by bench.sparse_costs on one Zen 4 core with AVX-512 that was not idle, PyTorch 2.14. Behind each kind:
+# by which factor its cases are off, in the mean and at most. PyTorch's are timed within networks, where a call
+# finds neither its code nor its inputs in the nearest cache; the engine's by themselves.
 PYTORCH = {
     "convolution": Cost(59291, 0.0172, 0.0555, 0),  # 1.11, 2.83
     "depthwise": Cost(62199, 0.03, 0.0324, 0.0689),  # 1.20, 2.64
