@@ -27,6 +27,7 @@ void depthwise_convolution(const Activations& out, const Activations& in, const 
                            residual == nullptr ? 0 : residual->row_stride(),
                            finish_of(epilogue, out)};
   const int64_t count = convolution.filters, pieces = tiling.pieces;
+  threads = threads_for(out.blocks * filters.start[count] * out.height * out.width / 4, threads);
   // Where there are few channels, threads share their rows.
   const int64_t bands = std::min(tiling.groups, filter_ranges(out.blocks * count, tiling.groups, threads));
   parallel_for(out.blocks * count * bands, threads, [&](int64_t begin, int64_t end, int) {

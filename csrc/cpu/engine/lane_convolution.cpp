@@ -39,6 +39,7 @@ void lane_convolution(const Activations& out, const Activations& in, const Convo
                       residual == nullptr ? 0 : residual->block_stride,
                       finish_of(epilogue, out)};
   const int64_t groups = (convolution.filters + filters.together - 1) / filters.together;
+  threads = threads_for(convolution.weights() * convolution.filters / 4, threads);
   parallel_for(groups, threads, [&](int64_t begin, int64_t end, int) {
     const int64_t pixels = (lanes * filters.together + kImages - 1) / kImages + 1;
     const Sums sums(pixels);
