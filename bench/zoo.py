@@ -46,7 +46,9 @@ def how(fast: Sparse) -> dict[str, int]:
     """How the last call ran: how many steps its plan has, and how many of those PyTorch runs; {} where PyTorch runs the
     whole model."""
     network = [*fast._networks.values()][-1]
-    return {} if network is None else {"steps": len(network.plan.steps), "in_pytorch": len(network.plan.in_pytorch)}
+    if network is None or not all(found.engine_pays for found in network._estimates.values()):
+        return {}
+    return {"steps": len(network.plan.steps), "in_pytorch": len(network.plan.in_pytorch)}
 
 
 def main() -> None:

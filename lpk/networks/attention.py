@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from lpk.networks.plain import is_plain
 
+
 def taken_apart(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What a module returns for proxies of its arguments, computed from its linear layers; None where it is no module
     of attention, or does more than that: masks, weights of attention that are returned, other orders."""

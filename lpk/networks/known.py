@@ -1,7 +1,7 @@
 """Proxies that know what they stand for: a model may then ask for shapes while it is traced, and decide by them.
 
-What it learns is the same for every call with such inputs, or else noted as assumed. Decisions by what tensors hold stay
-an error.
+What it learns is the same for every call with such inputs, or else noted as assumed. Decisions by what tensors hold
+stay an error.
 """
 
 from __future__ import annotations

@@ -46,7 +46,11 @@ class Arguments:
 
 
 def trace(
-    model: nn.Module, arguments: Arguments | None = None, *, changing: bool = False, apart: bool = False,
+    model: nn.Module,
+    arguments: Arguments | None = None,
+    *,
+    changing: bool = False,
+    apart: bool = False,
     examples: Sequence[Tensor] | None = None,
 ) -> fx.GraphModule:
     """A call of the model, as `torch.fx.symbolic_trace` gives it, while other threads may trace and call modules, too.

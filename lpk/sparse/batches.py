@@ -80,9 +80,7 @@ class Assumptions:
     It is checked for each size of a batch before that is computed: sizes may be compared and divided.
     """
 
-    def __init__(
-        self, graph: fx.GraphModule, seen: Mapping[fx.Node, Seen], batched: Mapping[fx.Node, bool]
-    ) -> None:
+    def __init__(self, graph: fx.GraphModule, seen: Mapping[fx.Node, Seen], batched: Mapping[fx.Node, bool]) -> None:
         self.graph = graph
         self.seen = seen
         self.batched = batched

@@ -32,7 +32,17 @@ MODULES: dict[type[nn.Module], str] = {
 }
 GELU = {"none": "gelu", "tanh": "gelu tanh"}
 VIEWS = {
-    *(torch.flatten, "flatten", torch.reshape, "reshape", "view", torch.permute, "permute", torch.transpose, "transpose"),
+    *(
+        torch.flatten,
+        "flatten",
+        torch.reshape,
+        "reshape",
+        "view",
+        torch.permute,
+        "permute",
+        torch.transpose,
+        "transpose",
+    ),
     *(torch.swapaxes, "swapaxes", torch.movedim, "movedim", torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze"),
     *(torch.unflatten, "unflatten"),
 }

@@ -16,7 +16,9 @@ def fold(step: Convolve | Affine) -> tuple[Tensor | None, Tensor | None]:
         return None, bias
     found = step.batchnorm
     channels = step.out.channels
-    mean = torch.zeros(channels, dtype=torch.float64, device="cpu") if found.running_mean is None else found.running_mean
+    mean = (
+        torch.zeros(channels, dtype=torch.float64, device="cpu") if found.running_mean is None else found.running_mean
+    )
     variance = torch.ones_like(mean) if found.running_var is None else found.running_var
     scale, shift = affine(found, mean.double(), variance.double())
     return scale, shift if bias is None else torch.addcmul(shift, bias, scale)

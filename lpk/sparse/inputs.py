@@ -82,7 +82,9 @@ class Inputs:
         return [torch.zeros(s, dtype=k.dtype, device=device) for s, k in zip(shapes, self.kinds, strict=True)]
 
     def __str__(self) -> str:
-        words = [f"{kind.shape}" if kind.dtype == torch.float32 else f"{kind.dtype} {kind.shape}" for kind in self.kinds]
+        words = [
+            f"{kind.shape}" if kind.dtype == torch.float32 else f"{kind.dtype} {kind.shape}" for kind in self.kinds
+        ]
         return ", ".join(words)
 
     def __hash__(self) -> int:

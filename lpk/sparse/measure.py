@@ -42,7 +42,9 @@ def _normalise(
 ) -> None:
     """BatchNorm by the statistics of x, which its layer is given: the mean of all calls so far."""
     batchnorm = step.batchnorm
-    assert isinstance(batchnorm, _BatchNorm) and batchnorm.running_mean is not None and batchnorm.running_var is not None
+    assert (
+        isinstance(batchnorm, _BatchNorm) and batchnorm.running_mean is not None and batchnorm.running_var is not None
+    )
     count = x.shape[0] * x.shape[2] * x.shape[3]
     check_batch(names.get(batchnorm) or "BatchNorm", run.batch, count)
     mean, variance = kernels.channel_statistics(x)

@@ -148,8 +148,11 @@ class Sparse(nn.Module):
     def __repr__(self) -> str:
         left = sum(len(part.values) for part in self._remaining.values())
         of = sum(part.n for part in self._remaining.values())
-        lines = [f"Sparse({type(self._model[0]).__name__}: {left / of:.1%} of {of:,} pruned weights left" if of else
-                 f"Sparse({type(self._model[0]).__name__}: not pruned"]
+        lines = [
+            f"Sparse({type(self._model[0]).__name__}: {left / of:.1%} of {of:,} pruned weights left"
+            if of
+            else f"Sparse({type(self._model[0]).__name__}: not pruned"
+        ]
         for (kind, _), network in self._networks.items():
             lines.append(f"  {kind}: {'in PyTorch' if network is None else network.how()}")
         return "\n".join(lines) + ")"

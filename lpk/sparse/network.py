@@ -20,9 +20,9 @@ from lpk.sparse.inputs import Inputs
 from lpk.sparse.measure import measure
 from lpk.sparse.patches import cut, lanes_of
 from lpk.sparse.plan import BATCHES, trace
-from lpk.sparse.runs import Layout
 from lpk.sparse.profile import Profile, profile_run
 from lpk.sparse.results import BATCH
+from lpk.sparse.runs import Layout
 from lpk.sparse.steps import Foreign, Plan, Shape
 
 # Images go through the network in groups whose activations fit into this many bytes of cache, one block of images for

@@ -42,8 +42,8 @@ BATCHES = (BATCH, 3, 1000)  # what holds for these is taken to hold, until anoth
 
 
 def trace(model: nn.Module, given: Inputs | Shape, batches: Sequence[int] = BATCHES, *, changing: bool = False) -> Plan:
-    """The plan of a model in evaluation mode for such inputs; a shape stands for float32 samples of it. It holds for batches of these sizes, and says which
-    others it holds for. changing: whether buffers will have other values.
+    """The plan of a model in evaluation mode for such inputs; a shape stands for float32 samples of it. It holds for
+    batches of these sizes, and says which others it holds for. changing: whether buffers will have other values.
 
     Raises NotSupported for a model that torch.fx can't trace, and one with forward hooks.
     """
@@ -141,10 +141,10 @@ class _Planner:
             self.constants[node] = node.meta["assumed"]
             return
         results = self._for_batches(node)
-        if not tensors(node.meta["result"]):
-            if results and _is_numbers(results) and all(result == results[0] for result in results):
-                self.constants[node] = results[0]
-                return
+        is_number = not tensors(node.meta["result"]) and bool(results) and _is_numbers(results)
+        if is_number and all(result == results[0] for result in results):
+            self.constants[node] = results[0]
+            return
         self.pytorch.wait(node)
         for changed, _ in node.meta["changes"]:
             for key in [(changed, False), (changed, True)]:
@@ -193,9 +193,8 @@ class _Planner:
         elif (dims := call.averaged()) is not None:
             return self._average(node, seen, dims)
         elif not seen.last and len(seen.shape) == 3 and (pool := call.pool(seen.value.image[1:])) is not None:
-            shape = tuple(node.meta["result"].shape[1:])
-            out = Value(shape)  # type: ignore[arg-type]
-            self.fused.append(node, Pool([seen.value], out, *pool), Seen(out, shape, False))
+            out = Value(_image(node))
+            self.fused.append(node, Pool([seen.value], out, *pool), Seen(out, out.image, False))
         else:
             return self._operands(call, node)
         return True
@@ -212,7 +211,7 @@ class _Planner:
             out = Value((len(layer.weight), *seen.value.image[1:]))
             found = Seen(out, (*seen.shape[:-1], len(layer.weight)), True, seen.times)
         else:
-            out = Value(tuple(node.meta["result"].shape[1:]))  # type: ignore[arg-type]
+            out = Value(_image(node))
             found = Seen(out, out.image, False)
         self.fused.append(node, Convolve([seen.value], out, layer), found)
         return True
@@ -251,7 +250,7 @@ class _Planner:
             return False
         if any(user.target in VIEWS for user in node.users):
             return False  # heads of attention, which PyTorch computes
-        seen, parts = self.seen[source], split.meta["result"]  # type: ignore[index]
+        seen, parts = self.seen[source], split.meta["result"]
         dim = _dim(split.args[2] if len(split.args) > 2 else split.kwargs.get("dim", 0), 1 + len(seen.shape))
         if dim != (len(seen.shape) if seen.last else 1) or self._shape(node) is None:
             return False
@@ -434,6 +433,11 @@ class _Planner:
         if not reads:
             raise NotSupported(f"what the model returns, {described(returned)}, is not computed from its input")
         return reads, ending
+
+
+def _image(node: fx.Node) -> tuple[int, int, int]:
+    _, channels, height, width = node.meta["result"].shape
+    return channels, height, width
 
 
 def _dim(dim: Any, dims: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lpk.sparse.blocks import Blocks
+from lpk.sparse.costs import NEAR
 from lpk.sparse.packing import DenseFilters, DepthwiseFilters, LaneFilters, SparseFilters, WinogradFilters
 from lpk.sparse.runs import Run, joined
 from lpk.sparse.steps import AnyStep, Convolve, Foreign, Pack, Unpack
@@ -62,13 +64,19 @@ class Profile:
         head = ("step", "way", "density", "M products", "KiB", "ms", "of limit")
         cells = [head, *map(_cells, self.rows), ("in all", "", "", "", "", f"{self.milliseconds:.3f}", "")]
         widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-        lines = ["  ".join(f"{c:<{w}}" if i < 2 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(r, widths, strict=True))) for r in cells]
-        return "\n".join([self.how, *(line.rstrip() for line in lines)])
+        return "\n".join([self.how, *(_line(row, widths) for row in cells)])
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Words to the left, numbers to the right."""
+    words = [cell.ljust(width) for cell, width in zip(cells[:2], widths[:2], strict=True)]
+    numbers = [cell.rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)]
+    return "  ".join([*words, *numbers]).rstrip()
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     return (
-        row.name,
+        re.sub(r"\(.*/", "(", row.name),
         row.way,
         "" if row.density is None else f"{row.density:.1%}",
         f"{row.products / 1e6:.2f}" if row.products else "",
@@ -101,7 +109,9 @@ def _row(run: Run, step: AnyStep, seconds: float, limits: Limits) -> Row:
     if isinstance(step, Foreign):
         return Row(step.name, "PyTorch", None, 0, 0, 1e3 * seconds, None)
     if isinstance(step, Pack | Unpack):
-        return Row(step.name, type(step).__name__.lower(), None, 0, moved, 1e3 * seconds, limits.share(0, moved, seconds))
+        return Row(
+            step.name, type(step).__name__.lower(), None, 0, moved, 1e3 * seconds, limits.share(0, moved, seconds)
+        )
     if not isinstance(step, Convolve):
         way = type(step).__name__.lower()
         return Row(step.name, way, None, 0, moved, 1e3 * seconds, limits.share(0, moved, seconds))
@@ -120,20 +130,27 @@ def _bytes(blocks: Blocks) -> int:
 
 @dataclass(frozen=True)
 class Limits:
-    """Products and bytes per second that this machine reaches: those of a large matrix product, and of a copy."""
+    """Products and bytes per second that this machine reaches: those of a large matrix product, and of a copy, in
+    caches and from memory."""
 
     products: float
-    bytes: float
+    near: float
+    far: float
 
     @classmethod
     def measured(cls) -> Limits:
         a, b = torch.rand(2, 1024, 1024, dtype=torch.float32, device="cpu").unbind()
-        source = torch.rand(1 << 24, dtype=torch.float32, device="cpu")
-        to = torch.empty_like(source)
-        return cls(1024**3 / _fastest(lambda: torch.mm(a, b)), 2 * source.nbytes / _fastest(lambda: to.copy_(source)))
+        return cls(1024**3 / _fastest(lambda: torch.mm(a, b)), _copied(NEAR // 8), _copied(8 * NEAR))
 
     def share(self, products: float, moved: float, seconds: float) -> float:
-        return max(products / self.products, moved / self.bytes) / seconds
+        return max(products / self.products, moved / (self.near if moved <= NEAR else self.far)) / seconds
+
+
+def _copied(size: int) -> float:
+    """Bytes that a copy of this size reads and writes in a second."""
+    source = torch.ones(size // 4, dtype=torch.float32, device="cpu")
+    to = torch.empty_like(source)
+    return 2 * size / _fastest(lambda: to.copy_(source))
 
 
 def _fastest(call: Callable[[], object]) -> float:

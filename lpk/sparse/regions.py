@@ -100,7 +100,9 @@ class Regions:
         needed, changing = set(wanted), [n for n in self.waiting if n.meta["changes"]]
         if changing:
             last = max(self.order[n] for n in changing)
-            needed |= {n for n in self.waiting if self.order[n] <= last and (tensors(n.meta["result"]) or n in changing)}
+            needed |= {
+                n for n in self.waiting if self.order[n] <= last and (tensors(n.meta["result"]) or n in changing)
+            }
         todo = list(needed)
         while todo:
             node = todo.pop()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lpk.sparse.steps import Seen, Shape, Value
+from lpk.sparse.steps import Seen, Shape
 
 Layout = tuple[Shape, bool, int]  # Seen without its value
 
@@ -21,11 +21,8 @@ def viewed(seen: Seen, size: int, view: Callable[[Tensor], Tensor]) -> Layout | 
     """
     channels, pixels = seen.value.channels, seen.value.pixels
     memory = torch.empty(size, pixels, channels, dtype=torch.float32, device="meta")
-    if seen.last:
-        given = memory.view(size * seen.times, *seen.shape)
-    else:
-        given = memory.transpose(1, 2).view(size, *seen.shape)
-    made = view(given)
+    given = memory if seen.last else memory.transpose(1, 2)
+    made = view(given.view(size * seen.times, *seen.shape))
     if made.untyped_storage()._cdata != memory.untyped_storage()._cdata or made.numel() != memory.numel():
         return None
     rows, *shape = made.shape
@@ -63,5 +60,3 @@ def as_images(tensor: Tensor, seen: Seen) -> Tensor:
     if seen.last:
         return tensor.reshape(len(tensor) // seen.times, height, width, channels).permute(0, 3, 1, 2)
     return tensor.reshape(len(tensor), channels, height, width)
-
-
