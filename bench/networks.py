@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from lpk import extras, models
 from lpk.networks.batchnorm import batchnorms
 from lpk.networks.prunable import CONVOLUTIONS, prunable_names
-from lpk.pooling.eager import Eager
 
 TOKENS = ("bert-base", "encoder-base")
 LENGTH, WIDTH, HEADS, HIDDEN, DEPTH, WORDS = 128, 768, 12, 3072, 12, 30522  # of both
@@ -178,10 +177,17 @@ def enliven(model: nn.Module) -> None:
             parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
 
 
+@torch.no_grad()
 def renew(model: nn.Module, examples: Tensor) -> None:
     """BatchNorm's statistics, where there are any, from these inputs."""
-    if any(batchnorms(model)):
-        Eager(model).measure(examples)
+    layers = [layer for _, layer in batchnorms(model)]
+    before = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum, layer.training = 1.0, True
+    if layers:
+        model(examples)
+    for layer, momentum in zip(layers, before, strict=True):
+        layer.momentum, layer.training = momentum, False
 
 
 @torch.no_grad()

@@ -189,9 +189,11 @@ def _first_line(error: Exception) -> str:
 
 def about(made: dict[str, Contestant]) -> dict[str, dict[str, Any]]:
     """The versions of the contestants that are not PyTorch or lpk, and what else they say of themselves."""
-    found = {
+    found: dict[str, dict[str, Any]] = {
         name: {"version": importlib.metadata.version(name)} for name in ("onnxruntime", "openvino") if name in made
     }
+    if "eager" in made:  # ATEN_CPU_CAPABILITY may have chosen another than the processor's best
+        found["eager"] = {"instruction_set": torch.backends.cpu.get_cpu_capability()}
     if isinstance(peer := made.get("deepsparse"), DeepSparse):
         found["deepsparse"] = peer.about
     return found

@@ -44,7 +44,11 @@ def way_in_words(row: Row) -> str:
     said = [found.get("refused") or found.get("error") for found in row["batches"].values()]
     problem = row.get("failed") or next(filter(None, said), None)
     if problem is not None:
+<<<<<<< HEAD
         return f"{way(row)}: {problem}"
+=======
+        return f"{way(row)}: {problem.partition('; with fallback=')[0]}"
+>>>>>>> 248087f129c0854a4198e5f60b2248eacfbf8b23
     if way(row) == "in part":
         most = max((found["how"] for found in ran(row)), key=lambda how: how["in_pytorch"])
         return f"{most['in_pytorch']} of {most['steps']} steps in PyTorch"

@@ -40,6 +40,9 @@ class InPyTorch:
         model: on the CPU. The memory order of its convolutions' weights becomes channels_last. Its values must stay.
         graph: of the model, as lpk.networks.tracing.trace gives it, with its arguments as inputs; it is copied. None:
             the model is traced.
+
+    Attributes:
+        network: what computes inputs like the first ones; None: the model, or there were none.
     """
 
     def __init__(self, model: nn.Module, graph: fx.GraphModule | None = None) -> None:
@@ -51,7 +54,7 @@ class InPyTorch:
         self._mixes: dict[Shapes, bool] = {}  # whether samples of these shapes depend on each other
         model.to(memory_format=torch.channels_last)
         self._graph = None if any(True for _ in hooks(model)) else _traced(model, graph)
-        self._network: fx.GraphModule | None = None  # what has given the same as the model
+        self.network: fx.GraphModule | None = None
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -98,7 +101,7 @@ class InPyTorch:
             if not _gives(expected, network.forward, inputs):
                 continue
             onednn.release(network)
-            self._network = network
+            self.network = network
             parts = -(-largest // PART)
             if parts > 1 and self._is_cuttable(inputs):
                 cut = InParts(network.forward, -(-len(inputs[0]) // parts))
@@ -109,8 +112,8 @@ class InPyTorch:
 
     def _networks(self) -> Iterator[fx.GraphModule]:
         """What may compute the same as the model, the fastest first."""
-        if self._network is not None:
-            yield self._network
+        if self.network is not None:
+            yield self.network
             return
         assert self._graph is not None
         for pack in (True, False) if onednn.available() else (False,):

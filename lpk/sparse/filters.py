@@ -28,6 +28,17 @@ class Weights:
     read: Callable[[Tensor], Tensor]
     dead: bool
     packed: dict[Key, Filters] = field(default_factory=dict)
+    counts: dict[Tensor, int] = field(default_factory=dict)  # of weights that are not zero
+
+    def nonzeros(self, weight: Tensor) -> int:
+        """How many of a layer's weights are not zero."""
+        if weight not in self.counts:
+            self.counts[weight] = int(self.read(weight).count_nonzero())
+        return self.counts[weight]
+
+    def forget(self) -> None:
+        self.packed.clear()
+        self.counts.clear()
 
 
 class PlanFilters:

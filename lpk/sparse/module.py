@@ -18,9 +18,11 @@ from lpk.networks.plain import is_patched
 from lpk.ops import memory
 from lpk.ops.checks import has_gradient
 from lpk.sparse.compact import Remaining, save_sparse
+from lpk.sparse.dense import InPyTorch
 from lpk.sparse.errors import Fails, NotSupported
 from lpk.sparse.inputs import Inputs, problem_of
 from lpk.sparse.network import Network
+from lpk.sparse.profile import Profile, profile_call
 from lpk.sparse.steps import Plan
 
 SHAPES = 8  # of inputs, for which a Sparse stays packed: those it was called with last
@@ -51,6 +53,7 @@ class Sparse(nn.Module):
         self._model = (model,)  # in a tuple, so that it is no submodule: train() and to() must not reach it
         self.fallback = fallback
         self._networks: dict[tuple[Inputs, bool], Network | None] = {}  # also by whether there are global hooks
+        self._pytorch: InPyTorch | None = None
         self._lock = threading.Lock()
         _made.add(self)
         state = model.state_dict(keep_vars=True)
@@ -101,13 +104,25 @@ class Sparse(nn.Module):
             known[kind, hooked] = network
             if len(known) > SHAPES and (oldest := known.pop(next(iter(known)))) is not None:
                 oldest.forget()
+            given = [x.as_subclass(Tensor) for x in tensors]
+            pays = True
             if network is not None:
                 try:
-                    return network(*(x.as_subclass(Tensor) for x in tensors))
+                    pays = network.estimate(network.size_of(given)).engine_pays
+                    if pays:
+                        return network(*given)
                 except NotSupported:  # for a batch of this size
                     if self.fallback != "torch":
                         raise
-        return self._in_pytorch(args, kwargs)
+        return self._in_pytorch(args, kwargs) if pays else self._dense()(*args, **kwargs)
+
+    def _dense(self) -> InPyTorch:
+        """The network in PyTorch, where that is faster."""
+        with self._lock:
+            if self._pytorch is None:
+                self._restore(self._model[0].parameters())
+                self._pytorch = InPyTorch(self._model[0])
+            return self._pytorch
 
     def _in_pytorch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         (model,) = self._model
@@ -116,6 +131,28 @@ class Sparse(nn.Module):
                 self._restore(model.parameters())
         with torch.no_grad():
             return model(*args, **kwargs)
+
+    def profile(self, *args: Any, repetitions: int = 11, **kwargs: Any) -> Profile:
+        """How a call with these arguments runs, step by step: print it, or read its rows.
+
+        Raises what a call raises.
+        """
+        self(*args, **kwargs)
+        kind, tensors = Inputs.of(args, kwargs)
+        with self._lock:
+            network = self._networks.get((kind, bool(tracing.global_hooks())))
+            if network is not None and network.estimate(network.size_of(tensors)).engine_pays:
+                return network.profile([x.as_subclass(Tensor) for x in tensors], repr(self), repetitions)
+        return profile_call(lambda: self(*args, **kwargs), repr(self), repetitions)
+
+    def __repr__(self) -> str:
+        left = sum(len(part.values) for part in self._remaining.values())
+        of = sum(part.n for part in self._remaining.values())
+        lines = [f"Sparse({type(self._model[0]).__name__}: {left / of:.1%} of {of:,} pruned weights left" if of else
+                 f"Sparse({type(self._model[0]).__name__}: not pruned"]
+        for (kind, _), network in self._networks.items():
+            lines.append(f"  {kind}: {'in PyTorch' if network is None else network.how()}")
+        return "\n".join(lines) + ")"
 
     def save(self, path: str | Path) -> None:
         """Writes the network as `save_sparse` does: `sparsify(model, path)` reads it. Raises OSError."""
@@ -158,7 +195,7 @@ class Sparse(nn.Module):
 
     def _state(self) -> dict[str, Any]:
         """What a copy gets; to be called under the lock, since calls may change it."""
-        return super().__getstate__() | {"_networks": {}, "_lock": None, "_gone": set(self._gone)}
+        return super().__getstate__() | {"_networks": {}, "_pytorch": None, "_lock": None, "_gone": set(self._gone)}
 
     @torch.inference_mode(False)
     def __deepcopy__(self, memo: dict[int, Any]) -> Sparse:
@@ -170,6 +207,7 @@ class Sparse(nn.Module):
 
     def _after_fork(self) -> None:
         """In the new process, where a thread that was inside a call is no longer there to end it."""
+        self._pytorch = None  # its lock may be another thread's
         if self._lock.locked():
             self._lock, self._networks = threading.Lock(), {}
 

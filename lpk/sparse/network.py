@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lpk.networks.batchnorm import batchnorms
 from lpk.networks.mixing import mixes
 from lpk.sparse.blocks import IMAGES
+from lpk.sparse.choice import Estimate, estimate
 from lpk.sparse.errors import NotSupported
 from lpk.sparse.filters import Weights
 from lpk.sparse.inputs import Inputs
@@ -20,6 +21,7 @@ from lpk.sparse.measure import measure
 from lpk.sparse.patches import cut, lanes_of
 from lpk.sparse.plan import BATCHES, trace
 from lpk.sparse.runs import Layout
+from lpk.sparse.profile import Profile, profile_run
 from lpk.sparse.results import BATCH
 from lpk.sparse.steps import Foreign, Plan, Shape
 
@@ -67,6 +69,7 @@ class Network:
         self._batches: tuple[int, ...] = BATCHES
         self._sizes: set[int] = set()  # of batches that the plan holds for
         self._layouts: dict[int, Layout] = {}  # by the lanes of an image
+        self._estimates: dict[int, Estimate] = {}  # likewise
         self.weights = Weights(read, dead)
         self.names: dict[_BatchNorm, str] = {layer: path for path, layer in batchnorms(model)}
 
@@ -80,10 +83,38 @@ class Network:
         """Whether the output for a sample may depend on others of its batch, or on how many there are."""
         return any(step.counts for step in self.plan.foreign) or any(map(_mixes, self.plan.foreign))
 
+    def estimate(self, size: int) -> Estimate:
+        """What a batch takes on the engine and in PyTorch; that of as many samples as fill the lanes stands for all."""
+        self._plan_for(size)
+        lanes = lanes_of(size)
+        if lanes not in self._estimates:
+            self._estimates[lanes] = estimate(self._layout(lanes).run(IMAGES // lanes))
+        return self._estimates[lanes]
+
+    def profile(self, inputs: Sequence[Tensor], how: str, repetitions: int) -> Profile:
+        """Of a batch that is not cut into groups."""
+        size = self.size_of(inputs)
+        self._plan_for(size)
+        return profile_run(self._layout(lanes_of(size)).run(size), inputs, how, repetitions)
+
+    def how(self) -> str:
+        """Where it runs, in words."""
+        plan, layers = self.plan, len(self.plan.layers)
+        text = f"{layers} layers on the engine, {len(plan.in_pytorch) or 'no'} parts in PyTorch"
+        slower = [IMAGES // lanes for lanes, found in self._estimates.items() if not found.engine_pays]
+        if slower:
+            text += f"; with {', '.join(map(str, sorted(slower)))} samples all of it in PyTorch, which takes less time"
+        return text
+
+    def size_of(self, inputs: Sequence[Tensor]) -> int:
+        """The number of samples."""
+        return next((len(x) for x, batched in zip(inputs, self.inputs.batched, strict=True) if batched), 1)
+
     def changed(self, *, weights: bool = True) -> None:
         """To be called after the model's values changed: they are read again. weights: False: only BatchNorm's did."""
         if weights or not self.dead:
-            self.weights.packed.clear()
+            self.weights.forget()
+            self._estimates.clear()
         self._forget_calls()
 
     def forget(self) -> None:
@@ -96,7 +127,7 @@ class Network:
     @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> Any:
         """The model's output for the tensors among its arguments; those that have a batch's dimension have the same."""
-        size = next((len(x) for x, batched in zip(inputs, self.inputs.batched, strict=True) if batched), 1)
+        size = self.size_of(inputs)
         self._plan_for(size)
         parts = [self._layout(lanes_of(n)).run(n).forward(part) for n, part in self._parts(size, inputs)]
         if not parts:
@@ -133,6 +164,7 @@ class Network:
             self.planned(self.plan)
             self.forget()
             self._layouts.clear()
+            self._estimates.clear()
             vars(self).pop("mixes", None)
         if len(self._sizes) == SIZES:
             self._sizes.clear()

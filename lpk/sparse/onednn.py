@@ -132,7 +132,8 @@ class PackedConvolution(_Packed):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.is_linear and self.weight is not None and x.shape[2:] == (1, 1):  # after a global pooling
-            return self.linear(x.flatten(1))[:, :, None, None]
+            features = self.linear(x.view(x.shape[:2]))
+            return features.view(*features.shape, 1, 1)
         x = x.contiguous(memory_format=torch.channels_last)
         if self.packed is None:
             pack = torch.ops.mkldnn._reorder_convolution_weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -126,22 +127,35 @@ def input_strides(x: Blocks) -> tuple[int, ...]:
     return tuple(x.data.shape[2:4])
 
 
-def pack(weight: Tensor, convolution: Convolution, x: Blocks, out: Blocks) -> Filters:
-    """The filters that take the least time, by a model that was fitted to measurements (docs/performance.md).
+def best_way(convolution: Convolution, out: Blocks, nonzeros: int) -> tuple[type[Filters], float]:
+    """The filters that take the least time, and that time in the dense loop's, by a model that was fitted to
+    measurements (docs/performance.md).
 
-    It knows the convolution, the size of the output, the instruction set and the share of weights that are not zero.
+    It knows the convolution, the size of the output, the instruction set and the number of weights that are not zero.
     """
+    share = nonzeros / math.prod(convolution.weight_shape)
     if convolution.groups == convolution.channels > 1:
-        return pack_depthwise_filters(weight, convolution, x)
+        return DepthwiseFilters, share
+    ways: list[tuple[type[Filters], float]] = [
+        (SparseFilters, _core.sparse_cost(convolution.handle, out.handle, share)),
+        (DenseFilters, 1.0),
+        (LaneFilters, _core.lane_cost(convolution.handle, out.handle, out.lanes)),
+        (WinogradFilters, _core.winograd_cost(convolution.handle, out.handle)),
+    ]
+    return min(ways, key=lambda way: way[1])
+
+
+def pack(weight: Tensor, convolution: Convolution, x: Blocks, out: Blocks) -> Filters:
+    """The filters that take the least time."""
     nonzeros = int(weight.count_nonzero())
-    sparse = _core.sparse_cost(convolution.handle, out.handle, nonzeros / weight.numel())
-    winograd = _core.winograd_cost(convolution.handle, out.handle)
-    lanes = _core.lane_cost(convolution.handle, out.handle, out.lanes)
-    if sparse <= min(winograd, lanes, 1.0):
+    way, _ = best_way(convolution, out, nonzeros)
+    if way is SparseFilters:
         return pack_filters(weight, convolution, x, *best_blocks(convolution, x, out, nonzeros))
-    if winograd < min(lanes, 1.0):
+    if way is WinogradFilters:
         return pack_winograd_filters(weight, convolution, out)
-    return (pack_lane_filters if lanes < 1 else pack_dense_filters)(weight, convolution, x)
+    if way is DepthwiseFilters:
+        return pack_depthwise_filters(weight, convolution, x)
+    return (pack_lane_filters if way is LaneFilters else pack_dense_filters)(weight, convolution, x)
 
 
 def best_blocks(convolution: Convolution, x: Blocks, out: Blocks, nonzeros: int) -> tuple[int, int]:

@@ -114,7 +114,7 @@ class _Planner:
                 self._add(node)
         assert output is not None
         outputs, ending = self._ending(output)
-        return Plan(list(self.inputs.values()), outputs, self.steps, ending, self.assumed.hold)
+        return Plan(list(self.inputs.values()), outputs, self.steps, ending, self.assumed.hold, self.graph)
 
     def _add(self, node: fx.Node) -> None:
         node.args = fx.map_arg(node.args, lambda n: self.constants.get(n, n))

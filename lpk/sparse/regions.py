@@ -117,6 +117,7 @@ class Regions:
                 slot = self._read(node, inside, node in wanted)
                 if slot not in places:
                     places[slot] = part.placeholder(node.name)
+                    places[slot].meta["result"] = node.meta["result"]
                 reads[slot], self.copies[node] = None, places[slot]
         for node in nodes:
             if node in inside:

@@ -278,6 +278,7 @@ class Plan:
     steps: list[AnyStep]
     ending: fx.GraphModule | None = None
     holds: Callable[[int], bool] = lambda size: True
+    graph: fx.GraphModule | None = None  # that it was made of
 
     @property
     def foreign(self) -> list[Foreign]:

@@ -12,6 +12,7 @@ from bench import memory, networks, sparse, sparse_peers, sparse_subjects
 from lpk import presets
 from lpk.data import sets as data
 from lpk.run import Run
+from lpk.sparse import NotSupported
 from lpk.tickets import files
 from tests.bench.command import MACHINE, command
 
@@ -62,6 +63,7 @@ MEASURED = {
 @pytest.mark.parametrize("masks", ["magnitude", "random", "uniform"])
 def test_pruned_networks_have_the_density_and_are_alive(masks):
     model, images = sparse_subjects.untrained(SMALL)
+    images = images[:64]
     for subject in list(sparse_subjects.pruned(SMALL, masks, model, images, [1.0, 0.1])):
         convolutions = [m for m in subject.model.modules() if isinstance(m, torch.nn.Conv2d)]
         left = [int(layer.weight.count_nonzero()) for layer in convolutions]
@@ -318,6 +320,16 @@ def test_rows_stay_until_they_are_measured_again(tmp_path, monkeypatch):
     assert {d: r["contestants"]["lpk"]["milliseconds"] for d, r in rows.items()} == {1.0: 1000, 0.5: 2000, 0.1: 2000}
     assert rows[0.1]["contestants"]["eager"]["to_lpk"] == 1.0
     assert 0 < rows[0.1]["contestants"]["lpk"]["difference"] < 1e-5
+
+
+def test_network_that_lpk_refuses_ends_no_run(monkeypatch, capsys):
+    def compare(subject, batch, names, deepsparse):
+        raise NotSupported(f"no batches of {batch}")
+
+    monkeypatch.setattr(sparse, "compare", compare)
+    command(sparse, monkeypatch, "--networks", "mlp", "--masks", "random", "--densities", 0.5, "--batches", 2, 3)
+    printed = capsys.readouterr().out
+    assert "not measured: mlp, batch 2: no batches of 2\nnot measured: mlp, batch 3: no batches of 3\n" in printed
 
 
 def test_contestant_that_computes_something_else_is_an_error(monkeypatch):

@@ -1,0 +1,159 @@
+"""What runs how, and how long it takes: a call of a sparse network, step by step."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lpk.sparse.blocks import Blocks
+from lpk.sparse.packing import DenseFilters, DepthwiseFilters, LaneFilters, SparseFilters, WinogradFilters
+from lpk.sparse.runs import Run, joined
+from lpk.sparse.steps import AnyStep, Convolve, Foreign, Pack, Unpack
+
+WAYS = {
+    SparseFilters: "sparse",
+    DepthwiseFilters: "depthwise",
+    DenseFilters: "dense",
+    LaneFilters: "dense, filters in the lanes",
+    WinogradFilters: "Winograd",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One step.
+
+    Attributes:
+        name: of what it computes, in the model; what follows a layer (BatchNorm, additions, activations) is part of it.
+        way: how it ran: "sparse", "depthwise", "dense", "Winograd", ...; "PyTorch"; "pack" and "unpack" between them.
+        density: of a layer's weights, else None.
+        products: multiply-adds, for the weights that are not zero.
+        bytes: of the activations that it reads and writes.
+        milliseconds: the median of the repetitions.
+        share: of the machine's limit: the time that its products or its bytes would take at least, of its own.
+    """
+
+    name: str
+    way: str
+    density: float | None
+    products: int
+    bytes: int
+    milliseconds: float
+    share: float | None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The steps of a call. how: in words. str() is a table."""
+
+    how: str
+    rows: list[Row]
+
+    @property
+    def milliseconds(self) -> float:
+        return sum(row.milliseconds for row in self.rows)
+
+    def __str__(self) -> str:
+        head = ("step", "way", "density", "M products", "KiB", "ms", "of limit")
+        cells = [head, *map(_cells, self.rows), ("in all", "", "", "", "", f"{self.milliseconds:.3f}", "")]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+        lines = ["  ".join(f"{c:<{w}}" if i < 2 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(r, widths, strict=True))) for r in cells]
+        return "\n".join([self.how, *(line.rstrip() for line in lines)])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.name,
+        row.way,
+        "" if row.density is None else f"{row.density:.1%}",
+        f"{row.products / 1e6:.2f}" if row.products else "",
+        f"{row.bytes / 1024:,.0f}" if row.bytes else "",
+        f"{row.milliseconds:.3f}",
+        "" if row.share is None else f"{row.share:.0%}",
+    )
+
+
+def profile_run(run: Run, inputs: Sequence[Tensor], how: str, repetitions: int) -> Profile:
+    """Of the steps of a plan; the model's ending is not among them."""
+    run.forward(inputs)
+    steps = [(step, list(joined(parts))) for step, parts in zip(run.plan.steps, run.parts(), strict=True)]
+    times: dict[int, list[float]] = {i: [] for i in range(len(steps))}
+    for _ in range(repetitions):
+        run.slots = dict(zip(run.plan.inputs, inputs, strict=True))
+        for i, (_, calls) in enumerate(steps):
+            began = time.perf_counter()
+            for call in calls:
+                call()
+            times[i].append(time.perf_counter() - began)
+    run.slots = {}
+    limits = Limits.measured()
+    return Profile(how, [_row(run, step, statistics.median(times[i]), limits) for i, (step, _) in enumerate(steps)])
+
+
+def _row(run: Run, step: AnyStep, seconds: float, limits: Limits) -> Row:
+    values = [*step.inputs, *([] if step.out is None else [step.out])]
+    moved = sum(_bytes(run.buffers[value]) for value in values)
+    if isinstance(step, Foreign):
+        return Row(step.name, "PyTorch", None, 0, 0, 1e3 * seconds, None)
+    if isinstance(step, Pack | Unpack):
+        return Row(step.name, type(step).__name__.lower(), None, 0, moved, 1e3 * seconds, limits.share(0, moved, seconds))
+    if not isinstance(step, Convolve):
+        way = type(step).__name__.lower()
+        return Row(step.name, way, None, 0, moved, 1e3 * seconds, limits.share(0, moved, seconds))
+    nonzeros = run.filters.weights.nonzeros(step.layer.weight)
+    products = nonzeros * step.out.pixels * run.batch
+    way = WAYS[type(run.filters.of(step, run.buffers))]
+    density, share = nonzeros / step.layer.weight.numel(), limits.share(products, moved, seconds)
+    return Row(step.name, way, density, products, moved, 1e3 * seconds, share)
+
+
+def _bytes(blocks: Blocks) -> int:
+    """Of the images, without borders and empty lanes."""
+    batch, channels, height, width = blocks.shape
+    return 4 * batch * channels * height * width
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Products and bytes per second that this machine reaches: those of a large matrix product, and of a copy."""
+
+    products: float
+    bytes: float
+
+    @classmethod
+    def measured(cls) -> Limits:
+        a, b = torch.rand(2, 1024, 1024, dtype=torch.float32, device="cpu").unbind()
+        source = torch.rand(1 << 24, dtype=torch.float32, device="cpu")
+        to = torch.empty_like(source)
+        return cls(1024**3 / _fastest(lambda: torch.mm(a, b)), 2 * source.nbytes / _fastest(lambda: to.copy_(source)))
+
+    def share(self, products: float, moved: float, seconds: float) -> float:
+        return max(products / self.products, moved / self.bytes) / seconds
+
+
+def _fastest(call: Callable[[], object]) -> float:
+    def seconds() -> float:
+        began = time.perf_counter()
+        call()
+        return time.perf_counter() - began
+
+    return min(seconds() for _ in range(5))
+
+
+def profile_call(call: Callable[[], object], how: str, repetitions: int) -> Profile:
+    """Of a network that runs in PyTorch as a whole."""
+    call()
+    seconds = statistics.median(_times(call, repetitions))
+    return Profile(how, [Row("the network", "PyTorch", None, 0, 0, 1e3 * seconds, None)])
+
+
+def _times(call: Callable[[], object], repetitions: int) -> Iterable[float]:
+    for _ in range(repetitions):
+        began = time.perf_counter()
+        call()
+        yield time.perf_counter() - began
