@@ -69,7 +69,7 @@ class Network:
         self._batches: tuple[int, ...] = BATCHES
         self._sizes: set[int] = set()  # of batches that the plan holds for
         self._layouts: dict[int, Layout] = {}  # by the lanes of an image
-        self._estimates: dict[int, Estimate] = {}  # likewise
+        self._estimates: dict[int, Estimate] = {}  # by the number of samples
         self.weights = Weights(read, dead)
         self.names: dict[_BatchNorm, str] = {layer: path for path, layer in batchnorms(model)}
 
@@ -86,22 +86,22 @@ class Network:
     def estimate(self, size: int) -> Estimate:
         """What a batch takes on the engine and in PyTorch; that of as many samples as fill the lanes stands for all."""
         self._plan_for(size)
-        lanes = lanes_of(size)
-        if lanes not in self._estimates:
-            self._estimates[lanes] = estimate(self._layout(lanes).run(IMAGES // lanes))
-        return self._estimates[lanes]
+        samples = IMAGES // lanes_of(size)
+        if samples not in self._estimates:
+            self._estimates[samples] = estimate(self._layout(samples).run(samples))
+        return self._estimates[samples]
 
     def profile(self, inputs: Sequence[Tensor], how: str, repetitions: int) -> Profile:
         """Of a batch that is not cut into groups."""
         size = self.size_of(inputs)
         self._plan_for(size)
-        return profile_run(self._layout(lanes_of(size)).run(size), inputs, how, repetitions)
+        return profile_run(self._layout(size).run(size), inputs, how, repetitions)
 
     def how(self) -> str:
         """Where it runs, in words."""
         plan, layers = self.plan, len(self.plan.layers)
         text = f"{layers} layers on the engine, {len(plan.in_pytorch) or 'no'} parts in PyTorch"
-        slower = [IMAGES // lanes for lanes, found in self._estimates.items() if not found.engine_pays]
+        slower = [samples for samples, found in self._estimates.items() if not found.engine_pays]
         if slower:
             text += f"; with {', '.join(map(str, sorted(slower)))} samples all of it in PyTorch, which takes less time"
         return text
@@ -129,7 +129,7 @@ class Network:
         """The model's output for the tensors among its arguments; those that have a batch's dimension have the same."""
         size = self.size_of(inputs)
         self._plan_for(size)
-        parts = [self._layout(lanes_of(n)).run(n).forward(part) for n, part in self._parts(size, inputs)]
+        parts = [self._layout(n).run(n).forward(part) for n, part in self._parts(size, inputs)]
         if not parts:
             parts = [[_no_samples(slot.result) for slot in self.plan.outputs]]
         outputs = parts[0] if len(parts) == 1 else [torch.cat(of_parts) for of_parts in zip(*parts, strict=True)]
@@ -150,7 +150,7 @@ class Network:
         if any(isinstance(layer, _BatchNorm) and layer.running_mean is not None for layer in layers):
             raise NotSupported("a BatchNorm layer runs in PyTorch, where the engine does not measure its statistics")
         self._forget_calls()
-        return measure(self._layout(1).run(len(inputs)), inputs, self.names)
+        return measure(self._cut(1).run(len(inputs)), inputs, self.names)
 
     def _plan_for(self, size: int) -> None:
         """Makes a plan that holds for batches of this size, too."""
@@ -170,7 +170,12 @@ class Network:
             self._sizes.clear()
         self._sizes.add(size)
 
-    def _layout(self, lanes: int) -> Layout:
+    def _layout(self, size: int) -> Layout:
+        """For so many samples. Tokens are cut into patches whatever their number: the channels of one sample's are then
+        few pixels, which stay in a cache."""
+        return self._cut(IMAGES if self.plan.of_tokens else lanes_of(size))
+
+    def _cut(self, lanes: int) -> Layout:
         if lanes not in self._layouts:
             plan = self.plan if lanes == 1 else cut(self.plan, lanes)
             self._layouts[lanes] = Layout(plan, self.weights)

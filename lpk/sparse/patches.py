@@ -25,9 +25,6 @@ from lpk.sparse.steps import (
 Pair = tuple[int, int]
 Cut = tuple[Pair, Pair]  # patches, and the size of one
 
-# A patch may be larger than needed by this factor on each side, so that strides divide it.
-WASTE = 1.2
-
 
 def lanes_of(batch: int) -> int:
     """Into how many lanes each image of a batch can be spread; 1 from nine images on."""
@@ -153,16 +150,14 @@ class _Cutter:
 
 
 def best_cut(height: int, width: int, lanes: int) -> Cut:
-    """As many patches as there are lanes, or pixels; of a size that many strides of 2 divide."""
+    """As many patches as there are lanes, or pixels."""
     rows = columns = 1
     while rows * columns < lanes and (2 * rows <= height or 2 * columns <= width):
         if 2 * rows <= height and (height * columns >= width * rows or 2 * columns > width):
             rows *= 2
         else:
             columns *= 2
-    if height == 1:  # tokens or features, which no stride divides
-        return (rows, columns), (1, -(-width // columns))
-    return (rows, columns), (_even(-(-height // rows)), _even(-(-width // columns)))
+    return (rows, columns), (-(-height // rows), -(-width // columns))
 
 
 def _cut_of(value: Value) -> Cut:
@@ -172,9 +167,3 @@ def _cut_of(value: Value) -> Cut:
 
 def _whole(value: Value) -> Cut:
     return (1, 1), (value.image[1], value.image[2])
-
-
-def _even(size: int) -> int:
-    """The size, or a little more so that a high power of 2 divides it."""
-    powers = [1 << i for i in range(size.bit_length())]
-    return next(-(-size // p) * p for p in reversed(powers) if -(-size // p) * p <= WASTE * size)

@@ -289,6 +289,13 @@ class Plan:
         return [step for step in self.steps if isinstance(step, Convolve)]
 
     @property
+    def of_tokens(self) -> bool:
+        """Whether most products are those of layers of tokens."""
+        products = {step: step.layer.weight.numel() * step.out.pixels for step in self.layers}
+        tokens = sum(n for step, n in products.items() if step.layer.is_pointwise and step.out.image[1] == 1)
+        return 2 * tokens > sum(products.values()) and any(step.out.pixels > 1 for step in self.layers)
+
+    @property
     def values(self) -> list[Value]:
         return [step.out for step in self.steps if step.out is not None]
 
