@@ -25,6 +25,8 @@ def keep_types(plan: Plan, model: nn.Module, inputs: Inputs) -> None:
     output = graph.output_node()
     with graph.inserting_before(output):
         output.args = (_as_types(graph, output.args[0], returned),)
+    for node in graph.nodes:
+        node.meta.setdefault("result", None)
     plan.ending.recompile()
     given = [fx.node.map_aggregate(slot.result, lambda x: _zeros(x, device)) for slot in plan.outputs]
     if not _same_types(returned, plan.ending.forward(*given)):

@@ -259,7 +259,8 @@ def _problem(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if (problem := problem_of(model, args, kwargs)) is not None:
         return problem
     if not tensors:
-        return "no argument is a tensor"
+        kinds = sorted({type(x).__name__ for x in (*args, *kwargs.values())})
+        return f"inputs are of type {', '.join(kinds) or 'nothing'}; a tensor is needed"
     return next((problem for x in tensors if (problem := _obstacle(x)) is not None), None)
 
 

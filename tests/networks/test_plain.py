@@ -218,13 +218,20 @@ def test_arguments_with_defaults(fallback):
     assert planned is not None and any(isinstance(step, Convolve | Affine) for step in planned.plan.steps)
 
 
-def test_two_inputs_are_still_an_error():
+def test_two_inputs():
     class Two(nn.Module):
-        def forward(self, x, y):
-            return x + y
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
 
-    with pytest.raises(lpk.sparse.NotSupported, match="Two can't be traced"):
-        lpk.sparsify(Two())(torch.randn(3, 3, 8, 8))
+        def forward(self, x, y):
+            return self.conv(x + y)
+
+    network, inputs = Two().eval().requires_grad_(False), torch.randn(3, 3, 8, 8)
+    made = lpk.sparsify(network)
+    torch.testing.assert_close(made(inputs, y=inputs), network(inputs, inputs), rtol=1e-4, atol=1e-5)
+    with pytest.raises(TypeError, match=r"Two.forward: missing a required argument: 'y'"):
+        made(inputs)
 
 
 class Scaled(nn.Module):

@@ -24,8 +24,18 @@ def test_measure_gives_the_statistics_of_update_bn():
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_statistics_that_are_not_the_engines_are_not_measured():
+def test_statistics_of_pixels_in_a_row():
+    torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(2), nn.BatchNorm1d(4), nn.Flatten()).eval()
+    inputs, expected = torch.randn(5, 3, 8, 8), copy.deepcopy(network)
+    update_bn([inputs], expected)
+    Network(network, (3, 8, 8)).measure(inputs)
+    torch.testing.assert_close(network[2].running_var, expected[2].running_var)
+    torch.testing.assert_close(network[2].running_mean, expected[2].running_mean)
+
+
+def test_statistics_that_are_not_the_engines_are_not_measured():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softplus(), nn.BatchNorm2d(4), nn.Flatten()).eval()
     same(network, torch.randn(5, 3, 8, 8))
     with pytest.raises(sparse.NotSupported, match="BatchNorm layer runs in PyTorch"):
         Network(network, (3, 8, 8)).measure(torch.randn(5, 3, 8, 8))

@@ -66,7 +66,8 @@ def test_memory_does_not_grow_with_the_sizes_of_batches():
 
 
 def test_memory_does_not_grow_with_the_sizes_of_batches_whose_samples_mix():
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU()).eval()
+    mixing = nn.BatchNorm2d(8, track_running_stats=False)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), mixing, nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
     made = sparse.sparsify(network)
     for batch in range(17, 17 + 16 * 2 * RECENT, 16):
         inputs = torch.randn(batch, 3, 8, 8)
