@@ -19,7 +19,7 @@ SIZES = ("size", "dim", "numel", "ndimension", "nelement", "is_floating_point", 
 def is_shape_query(node: fx.Node) -> bool:
     """Whether a node reads of a tensor nothing but its shape, or what else does not change with its values."""
     if node.op == "call_function":
-        return node.target is getattr and node.args[1] in SHAPES
+        return node.target is len or (node.target is getattr and node.args[1] in SHAPES)
     return node.op == "call_method" and node.target in SIZES
 
 

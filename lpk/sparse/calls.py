@@ -140,6 +140,16 @@ class Call:
             return None if weight is None or weight.dim() != 2 else Layer(weight, self.tensor(2, "bias"))
         return None
 
+    def padding(self) -> tuple[int, int, int, int] | None:
+        """How many zeros are put around images: to the left, to the right, above and below."""
+        pads = self.argument(1, "pad", None)
+        zeros = self.argument(2, "mode", "constant") == "constant" and not self.argument(3, "value", None)
+        if self.function is not F.pad or not zeros or not isinstance(pads, list | tuple) or len(pads) != 4:
+            return None
+        left, right, top, bottom = pads
+        numbers = all(isinstance(n, int) and n >= 0 for n in pads)
+        return (left, right, top, bottom) if numbers else None
+
     def batchnorm(self) -> Normalisation | None:
         """With statistics that are known."""
         module = self.module

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -137,10 +138,12 @@ class _Planner:
 
     def _leave(self, node: fx.Node) -> None:
         """To PyTorch, unless it is a number that is known."""
+        results = self._for_batches(node)
         if "assumed" in node.meta:
+            if not results:
+                raise NotSupported(f"the model decides by {name_of(node)}, which may be another for other values")
             self.constants[node] = node.meta["assumed"]
             return
-        results = self._for_batches(node)
         is_number = not tensors(node.meta["result"]) and bool(results) and _is_numbers(results)
         if is_number and all(result == results[0] for result in results):
             self.constants[node] = results[0]
@@ -204,7 +207,8 @@ class _Planner:
     def _layer(self, layer: Layer, call: Call, node: fx.Node) -> bool:
         dense = layer.weight.dtype == torch.float32 and layer.weight.device.type == "cpu"
         assert call.source is not None
-        seen = self._packed(call.source, last=layer.weight.dim() == 2) if dense else None
+        source, layer = self._unpadded(call.source, layer)
+        seen = self._packed(source, last=layer.weight.dim() == 2) if dense else None
         if seen is None or (layer.weight.dim() == 4 and len(seen.shape) != 3):
             return False
         if layer.weight.dim() == 2:
@@ -215,6 +219,16 @@ class _Planner:
             found = Seen(out, out.image, False)
         self.fused.append(node, Convolve([seen.value], out, layer), found)
         return True
+
+    def _unpadded(self, node: fx.Node, layer: Layer) -> tuple[fx.Node, Layer]:
+        """A convolution of zeros around images is one of the images, with more padding."""
+        found = None if node in self.changed else Call(node, self.modules, self._constant).padding()
+        if layer.weight.dim() != 4 or found is None or not isinstance(node.args[0], fx.Node):
+            return node, layer
+        left, right, top, bottom = found
+        before = layer.padding[0] + top, layer.padding[1] + left
+        behind = layer.behind[0] + bottom, layer.behind[1] + right
+        return node.args[0], replace(layer, padding=before, behind=behind)
 
     def _batchnorm(self, call: Call) -> Any:
         """BatchNorm whose statistics are measured must be a module."""
@@ -246,7 +260,7 @@ class _Planner:
             return False
         known = (torch.chunk, torch.split, "chunk", "split", torch.functional.split)
         source = split.args[0] if split.args else None
-        if split.target not in known or source not in self.seen:
+        if split.target not in known or not isinstance(source, fx.Node) or source not in self.seen:
             return False
         if any(user.target in VIEWS for user in node.users):
             return False  # heads of attention, which PyTorch computes

@@ -186,6 +186,17 @@ def parts_of_channels(m, x):
     return torch.cat((F.silu(b), a * torch.sigmoid(a)), 1) * F.adaptive_avg_pool2d(m.conv(x), 1).sigmoid()
 
 
+def padded(m, x):
+    x = F.pad(m.conv(F.pad(x, (0, 1, 2, 3))), (1, 0, 0, 0))
+    return F.conv2d(x, m.second.weight, stride=2, padding="valid", groups=2) + F.conv2d(
+        F.pad(x, (1, 1, 1, 1)), m.second.weight, stride=2, dilation=2, groups=2
+    )
+
+
+def padded_alike(m, x):
+    return F.conv2d(F.conv2d(x, m.conv.weight[:, :, :2], padding="same"), m.second.weight, padding="same", groups=2)
+
+
 def channels_last(m, x):
     x = m.conv(x).permute(0, 2, 3, 1)
     x = F.layer_norm(x, (4,), m.bn.weight, m.bn.bias)
@@ -237,6 +248,8 @@ def tokens(m, x):
         parts_of_channels,
         channels_last,
         tokens,
+        padded,
+        padded_alike,
     ],
 )
 def test_what_forward_functions_do(forward, batch):
