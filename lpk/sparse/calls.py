@@ -44,7 +44,7 @@ VIEWS = {
         "transpose",
     ),
     *(torch.swapaxes, "swapaxes", torch.movedim, "movedim", torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze"),
-    *(torch.unflatten, "unflatten"),
+    *(torch.unflatten, "unflatten", "reshape_as", "view_as"),
 }
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 MULTIPLICATIONS = (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply")
@@ -204,6 +204,19 @@ class Call:
         if self.function is F.adaptive_avg_pool2d:
             return _adaptive(size, self.argument(1, "output_size", None))
         return None
+
+    def channels(self, dim: int, count: int) -> range | None:
+        """Which channels, of so many in this dimension, are picked by an index; None if it is no such index."""
+        index = self.argument(1, "index", None)
+        index = index if isinstance(index, tuple) else (index,)
+        if self.function is not operator.getitem or len(index) <= dim or Ellipsis in index:
+            return None
+        if not all(isinstance(i, slice) for i in index):
+            return None
+        whole = all(i == slice(None) for d, i in enumerate(index) if d != dim)
+        chosen: slice = index[dim]
+        numbers = all(isinstance(n, int | None) for n in (chosen.start, chosen.stop, chosen.step))
+        return range(count)[chosen] if whole and numbers else None
 
     def _window(self) -> dict[str, Pair]:
         """What the functions for pooling begin with."""

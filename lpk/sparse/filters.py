@@ -48,7 +48,7 @@ class PlanFilters:
         self.plan = plan
         self.weights = weights
         self.layers = {step: i for i, step in enumerate(plan.layers)}
-        self.convolutions = {step: _convolution(step.layer) for step in self.layers}
+        self.convolutions = {step: convolution_of(step.layer) for step in self.layers}
 
     def pack_live(self, buffers: Mapping[Value, Blocks]) -> None:
         """All of them, where dead weights are left out: which are dead, the layers tell together."""
@@ -72,7 +72,7 @@ class PlanFilters:
         return self.layers[step], packing.input_strides(buffers[step.inputs[0]])
 
 
-def _convolution(layer: Layer) -> packing.Convolution:
+def convolution_of(layer: Layer) -> packing.Convolution:
     """A linear layer is a convolution of one pixel."""
     filters, channels = layer.weight.shape[:2]
     return packing.Convolution(

@@ -9,11 +9,13 @@ from lpk.sparse.packing import reach
 from lpk.sparse.steps import (
     Affine,
     AnyStep,
+    Concatenate,
     Convolve,
     Flatten,
     Foreign,
     Multiply,
     Pack,
+    Pick,
     Plan,
     Pool,
     Relayout,
@@ -68,7 +70,12 @@ class _Cutter:
         made = replace(step, inputs=[x, *others], out=out)
         if isinstance(made, Convolve | Affine):
             made.residual = others[0] if others else None
-        if isinstance(made, Convolve | Affine | Multiply) and made.activation.is_nonnegative:
+        if isinstance(made, Convolve | Affine | Multiply):
+            nonnegative = made.activation.is_nonnegative
+        else:
+            moves = isinstance(made, Pool | Concatenate | Pick | Flatten | Relayout)
+            nonnegative = moves and all(value in self.nonnegative for value in made.inputs)
+        if nonnegative:
             self.nonnegative.add(out)
         self.steps.append(made)
 

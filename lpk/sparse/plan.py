@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lpk.sparse.batches import Assumptions, Batch, has_batch
 from lpk.sparse.calls import VIEWS, Call, Unknown
 from lpk.sparse.endings import keep_types
 from lpk.sparse.errors import Fails, NotSupported
+from lpk.sparse.filters import convolution_of
 from lpk.sparse.fusion import Fused
 from lpk.sparse.inputs import Inputs
 from lpk.sparse.regions import Regions
@@ -103,8 +105,10 @@ class _Planner:
         self.steps = self.fused.steps
         self.pytorch = Regions(graph, self.steps, self.seen, self.inputs, self._counts)
         self.packed: dict[tuple[fx.Node, bool], Seen] = {}
-        changes = [change for node in graph.graph.nodes for change in node.meta.get("changes", ())]
-        self.changed = {node for node, is_same in changes if not is_same}  # by who has another view of it
+        self.changed: set[fx.Node] = set()  # in place by who has another view of the same, and those views
+        for node in graph.graph.nodes:
+            behind = [changed for changed, is_same in node.meta.get("changes", ()) if not is_same]
+            self.changed.update(behind, node.all_input_nodes if behind else ())
 
     def run(self) -> Plan:
         output = None
@@ -173,7 +177,7 @@ class _Planner:
         if (call.is_identity() or call.is_view() or call.function is operator.getitem) and node in self.changed:
             return False
         if call.function is operator.getitem:
-            return self._pick(node)
+            return self._pick(call, node)
         source = call.source
         if source is None or source not in self.seen:
             return self._operands(call, node)
@@ -185,7 +189,7 @@ class _Planner:
         elif (activation := call.activation()) is not None:
             self.fused.activation(node, source, activation)
         elif (normalisation := self._batchnorm(call)) is not None:
-            if seen.last and seen.value.pixels > 1:
+            if seen.last and len(seen.shape) > 1:
                 return False
             self.fused.normalisation(node, source, normalisation)
         elif (norm := call.layer_norm()) is not None:
@@ -196,13 +200,26 @@ class _Planner:
         elif (dims := call.averaged()) is not None:
             return self._average(node, seen, dims)
         elif not seen.last and len(seen.shape) == 3 and (pool := call.pool(seen.value.image[1:])) is not None:
-            out = Value(_image(node))
-            self.fused.append(node, Pool([seen.value], out, *pool), Seen(out, out.image, False))
+            return self._pool(node, seen, *pool)
         else:
             return self._operands(call, node)
         return True
 
     # --- layers ---
+
+    def _pool(self, node: fx.Node, seen: Seen, kind: str, options: dict[str, Any]) -> bool:
+        out = Value(_image(node))
+        found = Seen(out, out.image, False)
+        if kind == "average" and options["count_padding"] and options["kernel"] != options["stride"]:
+            # Windows that overlap are those of a convolution, whose patches need no whole images.
+            kernel, padding, channels = options["kernel"], options["padding"], seen.value.channels
+            share = torch.full((channels, 1, *kernel), 1 / math.prod(kernel), dtype=torch.float32, device="cpu")
+            layer = Layer(share, None, options["stride"], padding, padding, groups=channels)
+            if convolution_of(layer).output_size(*seen.value.image[1:]) == out.image[1:]:
+                self.fused.append(node, Convolve([seen.value], out, layer), found)
+                return True
+        self.fused.append(node, Pool([seen.value], out, kind, options), found)
+        return True
 
     def _layer(self, layer: Layer, call: Call, node: fx.Node) -> bool:
         dense = layer.weight.dtype == torch.float32 and layer.weight.device.type == "cpu"
@@ -253,35 +270,48 @@ class _Planner:
         self.fused.append(node, Flatten([seen.value], out), Seen(out, shape, True))
         return True
 
-    def _pick(self, node: fx.Node) -> bool:
-        """One of the parts that a value's channels were split into."""
-        split, number = node.args
-        if not isinstance(split, fx.Node) or not isinstance(number, int) or isinstance(split.meta["result"], Tensor):
-            return False
-        known = (torch.chunk, torch.split, "chunk", "split", torch.functional.split)
-        source = split.args[0] if split.args else None
-        if split.target not in known or not isinstance(source, fx.Node) or source not in self.seen:
+    def _pick(self, call: Call, node: fx.Node) -> bool:
+        """Some of a value's channels: a slice, or one of the parts that it was split into."""
+        source = call.source
+        if source in self.seen:
+            dim = self._channel_dim(self.seen[source])
+            picked = call.channels(dim, self.seen[source].value.channels)
+        else:
+            source, picked = self._split(source, node.args[1])
+        if source is None or not picked or self._shape(node) is None:
             return False
         if any(user.target in VIEWS for user in node.users):
             return False  # heads of attention, which PyTorch computes
-        seen, parts = self.seen[source], split.meta["result"]
-        dim = _dim(split.args[2] if len(split.args) > 2 else split.kwargs.get("dim", 0), 1 + len(seen.shape))
-        if dim != (len(seen.shape) if seen.last else 1) or self._shape(node) is None:
-            return False
-        sizes = [part.shape[dim] for part in parts]
-        first = sum(sizes[: number % len(sizes)])
-        channels = list(range(first, first + sizes[number]))
+        seen, channels = self.seen[source], list(picked)
         out = Value((len(channels), *seen.value.image[1:]))
         shape = (*seen.shape[:-1], len(channels)) if seen.last else (len(channels), *seen.shape[1:])
         self.fused.append(node, Pick([seen.value], out, channels), Seen(out, shape, seen.last, seen.times))
         return True
 
+    def _split(self, split: fx.Node | None, number: Any) -> tuple[fx.Node | None, range]:
+        """What was split into parts along its channels, and the channels of one part."""
+        known = (torch.chunk, torch.split, "chunk", "split", torch.functional.split)
+        source = split.args[0] if split is not None and split.target in known and split.args else None
+        if split is None or not isinstance(source, fx.Node) or source not in self.seen or not isinstance(number, int):
+            return None, range(0)
+        seen, parts = self.seen[source], split.meta["result"]
+        dim = _dim(split.args[2] if len(split.args) > 2 else split.kwargs.get("dim", 0), 1 + len(seen.shape))
+        if dim != self._channel_dim(seen):
+            return None, range(0)
+        sizes = [part.shape[dim] for part in parts]
+        first = sum(sizes[: number % len(sizes)])
+        return source, range(first, first + sizes[number])
+
+    def _channel_dim(self, seen: Seen) -> int:
+        return len(seen.shape) if seen.last else 1
+
     def _concatenate(self, nodes: list[fx.Node], dim: Any, node: fx.Node) -> bool:
         first = next((self.seen[n] for n in nodes if n in self.seen), None)
         if first is None or not isinstance(dim, int):
             return False
-        of_channels = len(first.shape) if first.last else 1
-        if _dim(dim, 1 + len(first.shape)) != of_channels or any(not has_batch(n.meta["result"]) for n in nodes):
+        if _dim(dim, 1 + len(first.shape)) != self._channel_dim(first) or any(
+            not has_batch(n.meta["result"]) for n in nodes
+        ):
             return False
         found = [self._packed(n, last=first.last) for n in nodes]
         parts = [seen for seen in found if seen is not None and seen.value.image[1:] == first.value.image[1:]]
@@ -416,7 +446,15 @@ class _Planner:
         return found[0] if all(each == found[0] for each in found) else None
 
     def _constant(self, node: fx.Node) -> Tensor | None:
-        """The parameter or buffer that a node is."""
+        """The parameter or buffer that a node is, or views. Views of weights, whose values may be kept elsewhere, are
+        none."""
+        call = Call(node, self.modules, self._constant) if node.op in ("call_function", "call_method") else None
+        if call is not None and call.is_view() and call.source is not None and len(node.all_input_nodes) == 1:
+            base = self._constant(call.source)
+            if base is None or base.dim() > 1:
+                return None
+            view = getattr(base, node.target) if isinstance(node.target, str) else partial(node.target, base)
+            return view(*node.args[1:], **node.kwargs)
         if node.op != "get_attr":
             return None
         found: Any = self.graph

@@ -186,6 +186,23 @@ def parts_of_channels(m, x):
     return torch.cat((F.silu(b), a * torch.sigmoid(a)), 1) * F.adaptive_avg_pool2d(m.conv(x), 1).sigmoid()
 
 
+def sliced_channels(m, x):
+    x = m.conv(x)
+    return torch.cat((x[:, 3:].relu(), x[:, :-1], x[:, ::2]), 1) + m.second(x)[:, [0, 1, 2, 3, 0, 1]]
+
+
+def pooled_windows_that_overlap(m, x):
+    x = F.avg_pool2d(m.second(F.avg_pool2d(m.conv(x), 3, 1, 1)), (2, 3), (1, 2))
+    return F.max_pool2d(torch.cat((x.relu(), x.sigmoid()), 1), 3, 2, 1)
+
+
+def rows_of_tokens(m, x):
+    x = m.conv(x).flatten(2).transpose(1, 2)
+    rows = m.bn(x.flatten(0, 1)[:, :, None, None]).flatten(1)
+    rows = F.batch_norm(rows, m.bn.running_mean, m.bn.running_var, m.bn.weight, m.bn.bias)
+    return F.gelu(rows.reshape_as(x)) * m.bn.bias.view(1, 1, -1)
+
+
 def padded(m, x):
     x = F.pad(m.conv(F.pad(x, (0, 1, 2, 3))), (1, 0, 0, 0))
     return F.conv2d(x, m.second.weight, stride=2, padding="valid", groups=2) + F.conv2d(
@@ -250,6 +267,9 @@ def tokens(m, x):
         tokens,
         padded,
         padded_alike,
+        sliced_channels,
+        pooled_windows_that_overlap,
+        rows_of_tokens,
     ],
 )
 def test_what_forward_functions_do(forward, batch):

@@ -141,7 +141,12 @@ def test_integer_inputs_and_decisions_by_shapes(batch):
 
 @pytest.mark.parametrize(
     "decides",
-    [lambda x: int(x.max()) > 3, lambda x: x.sum() > 0, lambda x: len(x[x > 3]) > 2, lambda x: x.nonzero().shape[0] > 1],
+    [
+        lambda x: int(x.max()) > 3,
+        lambda x: x.sum() > 0,
+        lambda x: len(x[x > 3]) > 2,
+        lambda x: x.nonzero().shape[0] > 1,
+    ],
 )
 def test_decisions_by_values_are_still_refused(decides):
     class ByValue(Embedded):
