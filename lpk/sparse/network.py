@@ -79,6 +79,10 @@ class Network:
         return not self.plan.in_pytorch and any(step.layer.weight.dim() == 4 for step in self.plan.layers)
 
     @cached_property
+    def _of_tokens(self) -> bool:
+        return self.plan.of_tokens
+
+    @cached_property
     def mixes(self) -> bool:
         """Whether the output for a sample may depend on others of its batch, or on how many there are."""
         return any(step.counts for step in self.plan.foreign) or any(map(_mixes, self.plan.foreign))
@@ -165,7 +169,8 @@ class Network:
             self.forget()
             self._layouts.clear()
             self._estimates.clear()
-            vars(self).pop("mixes", None)
+            for known in ("mixes", "_of_tokens"):
+                vars(self).pop(known, None)
         if len(self._sizes) == SIZES:
             self._sizes.clear()
         self._sizes.add(size)
@@ -173,7 +178,7 @@ class Network:
     def _layout(self, size: int) -> Layout:
         """For so many samples. Tokens are cut into patches whatever their number: the channels of one sample's are then
         few pixels, which stay in a cache."""
-        return self._cut(IMAGES if self.plan.of_tokens else lanes_of(size))
+        return self._cut(IMAGES if self._of_tokens else lanes_of(size))
 
     def _cut(self, lanes: int) -> Layout:
         if lanes not in self._layouts:

@@ -127,6 +127,7 @@ class _Planner:
         if self._can_change(node) and self._known(node):
             for changed, _ in node.meta["changes"]:
                 self.seen[changed] = self.seen[node]
+                self.pytorch.slots.pop(changed, None)
                 self.fused.shared.add(self.seen[node].value)
         else:
             self._leave(node)
@@ -179,6 +180,8 @@ class _Planner:
         if call.function is operator.getitem:
             return self._pick(call, node)
         source = call.source
+        if source is not None and source not in self.seen and call.layer_norm() is not None:
+            self._packed_for_good(source)
         if source is None or source not in self.seen:
             return self._operands(call, node)
         seen = self.seen[source]
@@ -424,6 +427,13 @@ class _Planner:
         made = self.packed[node, last] = Seen(Value(image), shape, last, times)
         self.steps.append(Pack(slot, made, name_of(node)))
         return made
+
+    def _packed_for_good(self, node: fx.Node) -> None:
+        """Tokens of PyTorch's, to be normalised: layers follow, and they are added to what those make of them."""
+        if len(node.meta["result"].shape) > 2 and node not in self.changed:
+            seen = self._packed(node, last=True)
+            if seen is not None:
+                self.seen[node] = seen
 
     def _is_computed(self, node: fx.Node) -> bool:
         return node in self.seen or node in self.pytorch.slots or node in self.pytorch.waiting

@@ -50,7 +50,7 @@ class Regions:
 
     def slot(self, node: fx.Node) -> Slot:
         """Where a node's result lies, from here on."""
-        if node in self.seen:
+        if node in self.seen and node not in self.slots:
             return self.unpack(node)
         if node not in self.slots:
             self._run([node])
@@ -129,7 +129,7 @@ class Regions:
         return part, reads, computed
 
     def _read(self, node: fx.Node, inside: set[fx.Node], wanted: bool) -> Slot:
-        if node not in self.seen:
+        if node in self.slots:
             return self.slots[node]
         readers = [n for n in node.users if n in inside]
         shape_alone = not wanted and all(is_shape_query(n) for n in readers)

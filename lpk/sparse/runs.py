@@ -110,7 +110,8 @@ class Run:
         elif isinstance(step, Pack):
             yield partial(self._pack, step, done)
         elif isinstance(step, Unpack):
-            yield partial(self._unpack, step)
+            shaped = None if step.values else self._shaped(step.seen)
+            yield partial(self._unpack, step) if shaped is None else partial(self._put, step.slot, shaped)
         elif isinstance(step, Relayout):
             yield partial(self._relayout, step)
         else:
@@ -168,7 +169,10 @@ class Run:
         self._forget(done)
 
     def _unpack(self, step: Unpack) -> None:
-        self.slots[step.slot] = self.unpacked(step.seen) if step.values else self._shaped(step.seen)
+        self.slots[step.slot] = self.unpacked(step.seen)
+
+    def _put(self, slot: Slot, result: Tensor) -> None:
+        self.slots[slot] = result
 
     def unpacked(self, seen: Seen) -> Tensor:
         return as_tensor(kernels.unpack_output(self.buffers[seen.value], last=seen.last), seen)
