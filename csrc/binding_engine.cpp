@@ -142,9 +142,10 @@ void define_operations(py::module_& m) {
              return Ending{scale, bias, added, Activation(activation), slope};
            }),
            py::arg("scale"), py::arg("bias"), py::arg("residual"), py::arg("activation"), py::arg("slope"));
-  m.def("exchange_borders", [](const Activations& x) {
-    return operation(x, x, [exchanges = exchanges_of(x)](const Activations& some, const Activations&, int threads) {
-      exchange_borders(some, *exchanges, threads);
+  m.def("exchange_borders", [](const Activations& x, float outside) {
+    const auto exchanges = exchanges_of(x);
+    return operation(x, x, [=](const Activations& some, const Activations&, int threads) {
+      exchange_borders(some, *exchanges, outside, threads);
     });
   });
   m.def("sparse_convolution", [](const Activations& out, const Activations& in, const Convolution& convolution,

@@ -36,6 +36,7 @@ class Blocks:
     border: int
     patches: Pair = (1, 1)
     image: Pair | None = None  # height and width; None: that of all patches
+    outside: float = 0.0  # what patches hold outside the image
 
     def __post_init__(self) -> None:
         data, border = self.data, self.border
@@ -61,7 +62,7 @@ class Blocks:
 
     def channels(self, first: int, last: int) -> Blocks:
         """Those from first to last - 1, in the same memory."""
-        return Blocks(self.data[:, first:last], self.batch, self.border, self.patches, self.image)
+        return Blocks(self.data[:, first:last], self.batch, self.border, self.patches, self.image, self.outside)
 
     @property
     def patch(self) -> Pair:
@@ -95,7 +96,7 @@ class Blocks:
     @cached_property
     def exchange(self) -> _core.Operation:
         """Fills the borders of patches, as `kernels.exchange_borders` does."""
-        return _core.exchange_borders(self.handle)
+        return _core.exchange_borders(self.handle, self.outside)
 
     def _handle(self, border: int) -> _core.Activations:
         blocks, channels, height, width, _ = self.data.shape

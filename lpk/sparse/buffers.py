@@ -28,7 +28,7 @@ def buffers_of(plan: Plan, batch: int, memory: dict[Shapes, Tensor]) -> tuple[Sh
     if shapes not in memory:
         memory[shapes] = arena.zeros(sum(sizes))
     blocks = {
-        slot: Blocks(part.view(shape), batch, value.border, value.patches, value.image[1:])
+        slot: Blocks(part.view(shape), batch, value.border, value.patches, value.image[1:], value.outside)
         for (slot, value), shape, part in zip(kinds.items(), shapes, memory[shapes].split(sizes), strict=True)
     }
     return shapes, {value: blocks[slot] for value, slot in slots.items()}
@@ -60,4 +60,4 @@ def _slots(plan: Plan) -> dict[Value, int]:
 
 def _kind(value: Value) -> Hashable:
     """What two values must have in common to lie in the same memory, one after the other."""
-    return value.image, value.border, value.patches, value.patch
+    return value.image, value.border, value.patches, value.patch, value.outside

@@ -31,14 +31,17 @@ def sparsify(
     It computes what the model computes for finite inputs, up to rounding. NaN and infinity reach only what some weight
     that is not zero reads them for: PyTorch's 0 · NaN is NaN.
 
+    A network of which too little is sparse, or on the engine, runs in PyTorch as a whole, where that takes less time by
+    a model of costs; print() of what is returned says so, and its `profile` what each step takes.
+
     Args:
         model: the network; it is copied. Operations that the engine does not know run in PyTorch in between, and so do
             layers that are not float32 or compute something else than their class, as after `layer.forward = ...`.
         ticket: the values: a ticket, a pooled network, a state dict, or the path of a file that `save_sparse`,
             `Sparse.save`, `Pooled.save` or `lpk export` wrote; None: the model's own.
-        fallback: "torch" evaluates in PyTorch a network that can't be traced, has forward hooks, or reads neither
-            images [B, C, H, W] nor features [B, F], and calls with several inputs or other than float32 ones; "error"
-            raises NotSupported, a ValueError, at the first call, and TypeError for such inputs.
+        fallback: "torch" evaluates in PyTorch a network that can't be traced or has forward hooks, and calls with
+            tensors that are floating-point but not float32, or not on the CPU; "error" raises NotSupported, a
+            ValueError, at the first call, and TypeError for such tensors.
 
     Raises:
         TypeError: a model that is no torch.nn.Module in Python, or, with fallback="error", has no float32 parameters.

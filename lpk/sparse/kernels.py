@@ -224,7 +224,7 @@ def pool_input(x: Blocks, padding: Pair) -> tuple[_core.Activations, Pair]:
 def prepare_max_pool(
     x: Blocks, out: Blocks, kernel: Pair, stride: Pair, padding: Pair = (0, 0), dilation: Pair = (1, 1)
 ) -> Operation:
-    """Outside the image -inf is read; of patches zero, which is the same where nothing is negative."""
+    """Outside the image -inf is read; of patches their `outside`: zero is the same where nothing is negative."""
     check_window(kernel, stride, padding, dilation)
     check_pool(x, out, kernel, stride, padding, dilation)
     seen, padding = pool_input(x, padding)

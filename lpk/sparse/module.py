@@ -32,13 +32,17 @@ IN_PYTORCH = 'with fallback="torch", sparsify leaves it to PyTorch'
 class Sparse(nn.Module):
     """A network that is evaluated without the weights that are zero; `sparsify` makes it.
 
-    Maps float32 inputs [B, ...] on the CPU to what the model returns in evaluation mode, up to rounding; the bits do
-    not depend on the number of threads. It has no gradients and no parameters: its values are those the model had.
-    It holds of the pruned weights what remains of them, and that packed for the engine once it was called.
+    Maps the model's arguments to what that returns in evaluation mode, up to rounding; on the engine the bits do not
+    depend on the number of threads. Tensors among the arguments are on the CPU, float32 or of an integer type. The
+    first one's first dimension is the batch, and so is that of each other that is as long; all else (the other
+    tensors' shapes, numbers, None) is part of a plan, of which each kind of call has its own.
+
+    It has no gradients and no parameters: its values are those the model had. It holds of the pruned weights what
+    remains of them, and that packed for the engine once it was called.
 
     It is always in evaluation mode, float32 and on the CPU: train() changes nothing, to() and half() raise TypeError.
-    Under torch.autocast, PyTorch runs the model as it does there. What the engine does not take (several inputs, or
-    those of another dtype) is a TypeError, or PyTorch's with fallback="torch". state_dict() and load_state_dict() raise
+    Under torch.autocast, PyTorch runs the model as it does there. Tensors that the engine does not take (of another
+    dtype, or not dense) are a TypeError, or PyTorch's with fallback="torch". state_dict() and load_state_dict() raise
     RuntimeError: `save` writes it, and so does pickle.
 
     Threads may call it at once: their calls run one after the other, since they share the memory for activations. A
@@ -63,9 +67,10 @@ class Sparse(nn.Module):
             tensor.data = _nothing(tensor)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's output for its arguments: one float32 tensor [B, ...] on the CPU, others see fallback.
+        """The model's output for its arguments.
 
-        Raises TypeError for other inputs, RuntimeError for those that require a gradient, NotSupported.
+        Raises TypeError for arguments that the model or the engine does not take, RuntimeError for those that require
+        a gradient, NotSupported.
         """
         run = self._run
         if torch.compiler.is_dynamo_compiling():  # it would look into the engine
@@ -133,7 +138,8 @@ class Sparse(nn.Module):
             return model(*args, **kwargs)
 
     def profile(self, *args: Any, repetitions: int = 11, **kwargs: Any) -> Profile:
-        """How a call with these arguments runs, step by step: print it, or read its rows.
+        """How a call with these arguments runs, step by step: print it, or read its rows. Times are medians of so many
+        repetitions.
 
         Raises what a call raises.
         """
@@ -148,11 +154,8 @@ class Sparse(nn.Module):
     def __repr__(self) -> str:
         left = sum(len(part.values) for part in self._remaining.values())
         of = sum(part.n for part in self._remaining.values())
-        lines = [
-            f"Sparse({type(self._model[0]).__name__}: {left / of:.1%} of {of:,} pruned weights left"
-            if of
-            else f"Sparse({type(self._model[0]).__name__}: not pruned"
-        ]
+        weights = f"{left / of:.1%} of {of:,} pruned weights left" if of else "not pruned"
+        lines = [f"Sparse({type(self._model[0]).__name__}: {weights}"]
         for (kind, _), network in self._networks.items():
             lines.append(f"  {kind}: {'in PyTorch' if network is None else network.how()}")
         return "\n".join(lines) + ")"

@@ -104,7 +104,8 @@ class Network:
     def how(self) -> str:
         """Where it runs, in words."""
         plan, layers = self.plan, len(self.plan.layers)
-        text = f"{layers} layers on the engine, {len(plan.in_pytorch) or 'no'} parts in PyTorch"
+        parts = len(plan.in_pytorch)
+        text = f"{layers} layers on the engine, {parts or 'no'} part{'' if parts == 1 else 's'} in PyTorch"
         slower = [samples for samples, found in self._estimates.items() if not found.engine_pays]
         if slower:
             text += f"; with {', '.join(map(str, sorted(slower)))} samples all of it in PyTorch, which takes less time"

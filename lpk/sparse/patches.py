@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from lpk.sparse.blocks import IMAGES
@@ -92,7 +93,8 @@ class _Cutter:
         elif isinstance(step, Pool) and self._local(step):
             options = step.options
             window = (options["kernel"], options["stride"], options["padding"], options.get("dilation", (1, 1)))
-            x = self._windows(step, *window)
+            negative = not _stays_inside(step) and self.values[first] not in self.nonnegative
+            x = self._windows(replace(step, inputs=[self._surrounded(first)]) if negative else step, *window)
         elif isinstance(step, Convolve | Pool | Flatten):
             x = self._as(first, _whole(first))
             self._new(step.out, _whole(step.out))
@@ -109,15 +111,17 @@ class _Cutter:
         return best_cut(value.image[1], value.image[2], self.lanes)
 
     def _local(self, step: Pool) -> bool:
-        """Whether a pooling may read what a patch holds outside the image: zeros, where the patch has a border."""
+        """Whether a pooling may read what a patch holds outside the image, where the patch has a border."""
         kernel, stride, padding = (step.options[key] for key in ("kernel", "stride", "padding"))
-        dilation = step.options.get("dilation", (1, 1))
-        if padding == (0, 0) and kernel[0] <= stride[0] and kernel[1] <= stride[1]:
-            sizes = zip(step.inputs[0].image[1:], step.out.image[1:], kernel, stride, dilation, strict=True)
-            if all((m - 1) * s + d * (k - 1) < n for n, m, k, s, d in sizes):  # no window reaches outside
-                return True
-        has_border = max(*padding, *reach(kernel, stride, padding, dilation)) > 0
-        return step.kind == "max" and has_border and self.values[step.inputs[0]] in self.nonnegative
+        has_border = max(*padding, *reach(kernel, stride, padding, step.options.get("dilation", (1, 1)))) > 0
+        return _stays_inside(step) or (step.kind == "max" and has_border)
+
+    def _surrounded(self, value: Value) -> Value:
+        """A copy with -inf outside the image, for the largest of what may be negative."""
+        copy = Value(value.image, outside=-math.inf)
+        self._new(copy, _cut_of(self.values[value]))
+        self.steps.append(Affine([self.values[value]], self.values[copy], name="surrounded"))
+        return copy
 
     def _windows(self, step: Step, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Value:
         """The input of a step that slides windows over it; its output is cut like it, or both anew."""
@@ -140,7 +144,7 @@ class _Cutter:
     def _new(self, value: Value, cut: Cut) -> None:
         patches, patch = cut
         border = value.border if patches == (1, 1) else 0
-        self.values[value] = self.copies[value, cut] = Value(value.image, border, patches, patch)
+        self.values[value] = self.copies[value, cut] = Value(value.image, border, patches, patch, value.outside)
 
     def _as(self, value: Value, cut: Cut) -> Value:
         """The value in this cut: itself, or a copy."""
@@ -148,12 +152,22 @@ class _Cutter:
             return self.values[value]
         if (value, cut) not in self.copies:
             patches, patch = cut
-            copy = Value(value.image, value.border if patches == (1, 1) else 0, patches, patch)
+            copy = Value(value.image, value.border if patches == (1, 1) else 0, patches, patch, value.outside)
             self.copies[value, cut] = copy
             self.steps.append(Relayout([self.values[value]], copy))
             if self.values[value] in self.nonnegative:
                 self.nonnegative.add(copy)
         return self.copies[value, cut]
+
+
+def _stays_inside(step: Pool) -> bool:
+    """Whether no window reaches beyond its patch or the image."""
+    kernel, stride, padding = (step.options[key] for key in ("kernel", "stride", "padding"))
+    dilation = step.options.get("dilation", (1, 1))
+    if padding != (0, 0) or kernel[0] > stride[0] or kernel[1] > stride[1]:
+        return False
+    sizes = zip(step.inputs[0].image[1:], step.out.image[1:], kernel, stride, dilation, strict=True)
+    return all((m - 1) * s + d * (k - 1) < n for n, m, k, s, d in sizes)
 
 
 def best_cut(height: int, width: int, lanes: int) -> Cut:

@@ -18,13 +18,14 @@ class Value:
     pixel; tokens are pixels, of any height and width.
 
     `border`: the pixels around each image or patch that its readers need; `patches` and `patch`: how many an image is
-    cut into, and their size, see lpk.sparse.blocks.Blocks.
+    cut into, and their size; `outside`: what they hold outside the image. See lpk.sparse.blocks.Blocks.
     """
 
     image: tuple[int, int, int]
     border: int = 0
     patches: Pair = (1, 1)
     patch: Pair | None = None
+    outside: float = 0.0
 
     @property
     def channels(self) -> int:

@@ -44,7 +44,7 @@ def test_a_network_says_where_it_runs():
     made = lpk.sparsify(network())
     assert repr(made).startswith("Sparse(Sequential: 2") and "pruned weights left" in repr(made)
     made(INPUTS)
-    assert "(3, 16, 16): 3 layers on the engine, 1 parts in PyTorch" in repr(made)
+    assert "(3, 16, 16): 3 layers on the engine, 1 part in PyTorch" in repr(made)
     assert repr(lpk.sparsify(nn.Linear(2, 2))) == "Sparse(Linear: not pruned)"
 
 

@@ -156,7 +156,7 @@ void unpack_output(float* out, const Activations& in, int64_t batch, const int64
 // channels and blocks.
 struct Exchange;
 std::shared_ptr<const std::vector<Exchange>> exchanges_of(const Activations& x);
-void exchange_borders(const Activations& x, const std::vector<Exchange>& exchanges, int threads);
+void exchange_borders(const Activations& x, const std::vector<Exchange>& exchanges, float outside, int threads);
 
 // The weights are contiguous: [filters][channels / groups][kernel_height][kernel_width]. First the starts, then as many
 // entries as the last start says.

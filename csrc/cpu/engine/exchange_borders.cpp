@@ -65,14 +65,15 @@ std::shared_ptr<const std::vector<Exchange>> exchanges_of(const Activations& x) 
   return std::make_shared<const std::vector<Exchange>>(std::move(exchanges));
 }
 
-void exchange_borders(const Activations& x, const std::vector<Exchange>& exchanges, int threads) {
+void exchange_borders(const Activations& x, const std::vector<Exchange>& exchanges, float outside, int threads) {
   const auto exchange = loops().exchange;
   int64_t pixels = 0;
   for (const Exchange& e : exchanges) pixels += e.height * e.width;
-  parallel_for(x.blocks * x.channels, threads_for(pixels * x.blocks * x.channels, threads), [&](int64_t begin, int64_t end, int) {
+  threads = threads_for(pixels * x.blocks * x.channels, threads);
+  parallel_for(x.blocks * x.channels, threads, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i)
       exchange(x.data + i / x.channels * x.block_stride + i % x.channels * x.channel_stride(), x.row_stride(),
-               exchanges.data(), int64_t(exchanges.size()));
+               exchanges.data(), int64_t(exchanges.size()), outside);
   });
 }
 

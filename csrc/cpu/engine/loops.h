@@ -156,7 +156,7 @@ struct LayerNormTask {
   int64_t out_channel;
 };
 
-// Neighbouring pixels of a channel that take their lanes from those of others; -1: zero.
+// Neighbouring pixels of a channel that take their lanes from those of others; -1: outside the image.
 struct Exchange {
   int64_t to, from;  // floats from the channel's first
   int64_t height, width;
@@ -204,7 +204,7 @@ struct Loops {
   // sums[image] = the sum over `width` pixels of in - centre, or of its square.
   void (*row_sums)(float* sums, const float* in, int64_t width, float centre, bool squared);
 
-  void (*exchange)(float* channel, int64_t row_stride, const Exchange* exchanges, int64_t count);
+  void (*exchange)(float* channel, int64_t row_stride, const Exchange* exchanges, int64_t count, float outside);
 
   // One pixel: the largest of a region, or NaN; and the sum of a region, divided.
   void (*largest)(float* out, const Region& region);
