@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,6 +57,25 @@ class Batch:
             return viewed(seen, self.size, view)
         finally:
             known[source] = kept
+
+    def channels(self, views: Sequence[fx.Node], root: fx.Node, shape: Sequence[int]) -> list[int] | None:
+        """The channels of images [*shape] that views, one after the other, make images of the same shape of: those that
+        the result's channels are; None where it is made of something else.
+
+        They are tried on values that say which sample and channel they are from.
+        """
+        count, size = shape[0], self.size
+        numbers = torch.arange(size * count, dtype=torch.float32, device="cpu").view(size, count, 1, 1)
+        values: dict[fx.Node, Any] = {root: numbers.expand(size, *shape).contiguous()}
+        for node in views:
+            args, kwargs = fx.map_arg(
+                (node.args, node.kwargs), lambda n: values[n] if n in values else self.evaluate(n)
+            )
+            values[node] = getattr(self._interpreter, node.op)(node.target, args, kwargs)
+        made = values[views[-1]]
+        found = made[:1, :, :1, :1]
+        expected = found + count * torch.arange(size, dtype=torch.float32, device="cpu").view(-1, 1, 1, 1)
+        return [int(number) for number in found.flatten()] if bool((made == expected).all()) else None
 
     def _prepare(self, node: fx.Node) -> None:
         known = self._interpreter.env

@@ -41,6 +41,8 @@ from lpk.sparse.steps import (
 )
 from lpk.sparse.views import packed_image
 
+LONGEST_SHUFFLE = 6  # views, one after the other
+FEW = 3  # samples, for which views of values are tried
 BATCHES = (BATCH, 3, 1000)  # what holds for these is taken to hold, until another size shows that it doesn't
 
 
@@ -183,7 +185,7 @@ class _Planner:
         if source is not None and source not in self.seen and call.layer_norm() is not None:
             self._packed_for_good(source)
         if source is None or source not in self.seen:
-            return self._operands(call, node)
+            return self._shuffle(node) if call.is_view() else self._operands(call, node)
         seen = self.seen[source]
         if call.is_identity():
             self.fused.view(node, source, seen)
@@ -271,6 +273,31 @@ class _Planner:
         self.assumed.shapes[node] = 1, shape
         out = Value((shape[0], 1, 1))
         self.fused.append(node, Flatten([seen.value], out), Seen(out, shape, True))
+        return True
+
+    def _shuffle(self, node: fx.Node) -> bool:
+        """The last of several views, whose result has a value's channels in another order."""
+        views, root = [node], node.args[0]
+        while isinstance(root, fx.Node) and root not in self.seen and len(views) < LONGEST_SHUFFLE:
+            call = Call(root, self.modules, self._constant)
+            if not (call.is_view() or call.is_identity()):
+                return False
+            views.append(root)
+            root = root.args[0]
+        if not isinstance(root, fx.Node) or root not in self.seen or self.changed.intersection(views):
+            return False
+        seen = self.seen[root]
+        if seen.last or len(seen.shape) != 3 or self._shape(node) != (1, seen.shape):
+            return False
+        try:
+            found = [batch.channels(views[::-1], root, seen.shape) for batch in self.batches if batch.size <= FEW]
+        except Exception:  # whatever an operation raises
+            return False
+        if found[0] is None or any(channels != found[0] for channels in found):
+            return False
+        self.assumed.shapes[node] = 1, seen.shape
+        out = Value(seen.value.image)
+        self.fused.append(node, Pick([seen.value], out, found[0]), seen.of(out))
         return True
 
     def _pick(self, call: Call, node: fx.Node) -> bool:

@@ -302,6 +302,24 @@ def test_operations_of_each_sample_need_no_whole_batch(forward):
     assert network.plan.foreign and not network.mixes
 
 
+def test_channels_that_are_shuffled_stay_on_the_engine():
+    def forward(m, x):
+        batch, channels, height, width = m.conv(x).size()
+        x = m.conv(x).view(batch, 2, channels // 2, height, width).transpose(1, 2).contiguous()
+        a, b = x.view(batch, -1, height, width).chunk(2, 1)
+        return torch.cat((m.second(torch.cat((b, a), 1)), a), 1)
+
+    def of_pixels(m, x):
+        x = m.conv(x)
+        return m.second(x.view(x.size(0), 4, 4, 16).transpose(1, 2).reshape(x.shape))
+
+    network = with_random_statistics(Zoo(forward))
+    assert Network(network, (3, 8, 8)).whole
+    for batch in (1, 2, 5, 20):
+        same(network, torch.randn(batch, 3, 8, 8))
+        same(with_random_statistics(Zoo(of_pixels)), torch.randn(batch, 3, 8, 8))
+
+
 @pytest.mark.parametrize(
     "flatten",
     [
