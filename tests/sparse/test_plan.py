@@ -311,7 +311,7 @@ def test_channels_that_are_shuffled_stay_on_the_engine():
 
     def of_pixels(m, x):
         x = m.conv(x)
-        return m.second(x.view(x.size(0), 4, 4, 16).transpose(1, 2).reshape(x.shape))
+        return m.second(x.view(x.size(0), 2, 2, 8, 8).transpose(1, 4).reshape(x.shape))
 
     network = with_random_statistics(Zoo(forward))
     assert Network(network, (3, 8, 8)).whole
