@@ -9,6 +9,8 @@ errors     what the engine refuses
 From a model to a plan:
 inputs     what a model is called with
 plan       walks the model's graph once; each node becomes a step, or a part that PyTorch runs
+placing    which step it becomes
+nodes      what is known of the nodes meanwhile
 calls      what a node calls, in the engine's terms
 results    what a node returns, and what it changes in place
 batches    what it returns for batches of other sizes
@@ -50,9 +52,9 @@ Every call packs what the engine reads into blocks, runs the operations on all t
 or the plan returns. A plan that would take longer than PyTorch is left to that.
 
 A layer kind is added along that way. One to read is Pool: its step in `steps`; the modules and functions that are one
-in `calls`; who adds the step for such a call, `plan` (_on_engine); whether it can work on patches, in `patches`; which
-of its channels are zero or read, in `dead`; the operation for its step, in `runs` (_operations); that operation, in
-`kernels`, with its checks in `checks`; its loops in csrc/cpu/engine (pool.cpp), bound in csrc/binding_engine.cpp and
+in `calls`; who adds the step for such a call, `placing` (_on_engine); whether it can work on patches, in `patches`;
+which of its channels are zero or read, in `dead`; the operation for its step, in `runs` (_operations); that operation,
+in `kernels`, with its checks in `checks`; its loops in csrc/cpu/engine (pool.cpp), bound in csrc/binding_engine.cpp and
 typed in lpk/_core.pyi. What has no step runs in PyTorch.
 """
 

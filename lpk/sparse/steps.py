@@ -102,7 +102,6 @@ class Layer:
     behind: Pair = (0, 0)
     dilation: Pair = (1, 1)
     groups: int = 1
-    name: str = ""
 
     @property
     def kernel(self) -> Pair:
