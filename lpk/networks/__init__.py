@@ -10,6 +10,8 @@ flat_model  a copy of it whose parameters are views of flat vectors, so that to 
 batchnorm   its BatchNorm layers
 plain       which of its modules compute what their class does
 tracing     its graph, by torch.fx
+known       proxies that know what they stand for, where it decides by shapes
+attention   PyTorch's modules of attention, as the layers that they are made of
 folding     its graph, with BatchNorm folded into the layer before
 mixing      whether a sample's output depends on the other samples of its batch
 replay      on a GPU: what is done with it many times alike, recorded as CUDA graphs
