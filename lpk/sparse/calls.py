@@ -184,7 +184,7 @@ class Call:
         if self.function not in (torch.mean, "mean") or self.argument(3, "dtype", None) is not None:
             return None
         dims = self.argument(1, "dim", None)
-        return dims if isinstance(dims, tuple) else tuple(dims) if isinstance(dims, list) else None
+        return (dims,) if isinstance(dims, int) else tuple(dims) if isinstance(dims, tuple | list) else None
 
     def pool(self, size: Pair) -> tuple[str, dict[str, Any]] | None:
         """The kind of pooling of images of this size and its options; None if it is none that the engine has."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from lpk.sparse.blocks import IMAGES, Blocks
 from lpk.sparse.costs import engine_seconds, network_seconds
 from lpk.sparse.packing import DepthwiseFilters, best_way
 from lpk.sparse.runs import Run
-from lpk.sparse.steps import AnyStep, Convolve, Foreign, LayerNorm, Pack, Pool, Relayout, Unpack
+from lpk.sparse.steps import AnyStep, Convolve, Foreign, LayerNorm, Pack, Pool, Relayout, Unpack, values_of
 
 MARGIN = 1.1  # so many times as fast the engine must seem: the model is off by as much
 
@@ -36,7 +35,7 @@ def estimate(run: Run) -> Estimate:
 def _seconds(run: Run, step: AnyStep) -> float:
     if isinstance(step, Foreign):
         return network_seconds(step.part, run.batch)
-    moved = sum(_bytes(blocks) for blocks in _read_and_written(run, step))
+    moved = sum(_bytes(run.buffers[value]) for value in values_of(step))
     if isinstance(step, Pack | Unpack):
         return engine_seconds("pack" if isinstance(step, Pack) else "unpack", products=0, bytes=moved)
     if isinstance(step, Relayout):
@@ -51,11 +50,6 @@ def _seconds(run: Run, step: AnyStep) -> float:
         return around + engine_seconds("convolution", products=products, bytes=moved)
     kind = "pool" if isinstance(step, Pool) else "normalisation" if isinstance(step, LayerNorm) else "elementwise"
     return engine_seconds(kind, products=0, bytes=moved)
-
-
-def _read_and_written(run: Run, step: AnyStep) -> Iterator[Blocks]:
-    values = [*step.inputs, *([] if step.out is None else [step.out])]
-    return (run.buffers[value] for value in values)
 
 
 def _bytes(blocks: Blocks) -> int:

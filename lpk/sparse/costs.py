@@ -133,14 +133,6 @@ def network_seconds(graph: fx.GraphModule, batch: int = BATCH) -> float:
     return parts * total
 
 
-def node_seconds(
-    node: fx.Node, result: Any, inputs: Sequence[Tensor], module: nn.Module | None, batch: float = BATCH
-) -> float:
-    """What a node of a graph takes in PyTorch. The arguments are those of `work_of`."""
-    kind, products, bytes, groups = work_of(node, result, inputs, module, batch)
-    return pytorch_seconds(kind, products=products, bytes=bytes, groups=groups)
-
-
 class Work(NamedTuple):
     """The arguments of `pytorch_seconds`."""
 

@@ -60,20 +60,24 @@ class Fused:
             out = Value(seen.value.image)
             self.append(node, Affine([seen.value], out, activation=activation), seen.of(out))
 
-    def addition(self, node: fx.Node, a: fx.Node, b: fx.Node) -> None:
-        for source, other in ((a, b), (b, a)):
+    def addition(self, node: fx.Node, main: fx.Node, other: fx.Node, added: Seen) -> None:
+        """added: the other node, laid out like the main one."""
+        seen = self.seen[main]
+        pairs = [(main, added)]
+        if self.seen.get(other) == added:
+            pairs.append((other, seen))
+        for source, residual in pairs:
             step = self._extendable(source)
-            if isinstance(step, Convolve | Affine) and step.residual is None and source is not other:
+            if isinstance(step, Convolve | Affine) and step.residual is None and main is not other:
                 # It runs now, when the other value is there: nobody has read its own so far.
                 self.steps.remove(step)
-                step.residual = self.seen[other].value
+                step.residual = residual.value
                 step.inputs.append(step.residual)
                 self.steps.append(step)
                 self.seen[node] = self.seen[source]
                 return
-        x, added = self.seen[a], self.seen[b].value
-        out = Value(x.value.image)
-        self.append(node, Affine([x.value, added], out, residual=added), x.of(out))
+        out = Value(seen.value.image)
+        self.append(node, Affine([seen.value, added.value], out, residual=added.value), seen.of(out))
 
     def product(self, node: fx.Node, x: Seen, y: Seen) -> None:
         out = Value(x.value.image)

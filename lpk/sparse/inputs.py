@@ -27,12 +27,12 @@ class Kind:
 class Inputs:
     """The arguments of a call, but for the values of tensors and the size of the batch.
 
-    kinds: of the tensors, in their order. other: the arguments, with each tensor's place a Kind, and their structure;
-    None for one tensor alone.
+    kinds: of the tensors, in their order. other: the arguments' types (2 is not 2.0), the arguments, with each tensor's
+    place a Kind, and their structure; None for one tensor alone.
     """
 
     kinds: tuple[Kind, ...]
-    other: tuple[tuple[Any, ...], TreeSpec] | None = None
+    other: tuple[tuple[type, ...], tuple[Any, ...], TreeSpec] | None = None
 
     @classmethod
     def of_shape(cls, shape: Sequence[int]) -> Inputs:
@@ -50,7 +50,8 @@ class Inputs:
         if len(leaves) == 1 == len(args) and args[0] is leaves[0]:
             return cls(kinds), tensors
         rest = iter(kinds)
-        return cls(kinds, (tuple(next(rest) if isinstance(x, Tensor) else x for x in leaves), structure)), tensors
+        places = tuple(next(rest) if isinstance(x, Tensor) else x for x in leaves)
+        return cls(kinds, (tuple(map(type, places)), places, structure)), tensors
 
     @property
     def batched(self) -> list[bool]:
@@ -67,7 +68,7 @@ class Inputs:
         """The arguments, with these for tensors."""
         if self.other is None:
             return (tensors[0],), {}
-        leaves, structure = self.other
+        _, leaves, structure = self.other
         rest = iter(tensors)
         args, kwargs = tree_unflatten([next(rest) if isinstance(x, Kind) else x for x in leaves], structure)
         return args, kwargs
@@ -91,15 +92,27 @@ class Inputs:
         return hash(self.kinds)
 
 
-def problem_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-    """Why a model can't be called with these arguments, in words; None if it can."""
+def problem_of(model: nn.Module, inputs: Inputs, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """Why a model can't be called with these arguments, or not by a plan, in words; None if it can."""
     try:
         inspect.signature(model.forward).bind(*args, **kwargs)
     except TypeError as error:
         return f"{type(model).__name__}.forward: {error}"
     except ValueError:  # there is no signature
-        return None
-    return None
+        pass
+    kinds = [type(x) for x in (*args, *kwargs.values())] if inputs.other is None else inputs.other[0]
+    if not inputs.kinds:
+        found = ", ".join(sorted({kind.__name__ for kind in kinds})) or "nothing"
+        return f"inputs are of type {found}; a tensor is needed"
+    others = [kind for kind in kinds if inputs.other is not None and not issubclass(kind, FIXED)]
+    return (
+        f"an argument is of type {others[0].__name__}, which may change; {CONSTANTS} are possible" if others else None
+    )
+
+
+# What may be part of a plan: it stays what it is.
+FIXED = (Kind, type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.memory_format)
+CONSTANTS = "tensors, numbers, strings and None"
 
 
 def _has(x: Tensor, batch: int) -> int:

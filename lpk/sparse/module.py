@@ -6,7 +6,7 @@ import copy
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +94,19 @@ class Sparse(nn.Module):
                 raise RuntimeError("the inputs require a gradient, and a sparse network has none: use torch.no_grad()")
         if torch.is_autocast_enabled("cpu"):
             return self._in_pytorch(args, kwargs)
-        if (problem := _problem(self._model[0], args, kwargs)) is None:
-            return self._on_the_engine(args, kwargs)
+        if (problem := next(filter(None, map(_obstacle, _tensors(args, kwargs))), None)) is None:
+            inputs, tensors = Inputs.of(args, kwargs)
+            if (inputs, bool(tracing.global_hooks())) not in self._networks:
+                problem = problem_of(self._model[0], inputs, args, kwargs)
+        if problem is None:
+            return self._on_the_engine(inputs, tensors, args, kwargs)
         if self.fallback != "torch":
             raise TypeError(f"{problem}; {IN_PYTORCH}")
         return self._in_pytorch(args, kwargs)
 
-    def _on_the_engine(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        kind, tensors = Inputs.of(args, kwargs)
+    def _on_the_engine(
+        self, kind: Inputs, tensors: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         hooked = bool(tracing.global_hooks())
         with self._lock:
             known = self._networks
@@ -254,17 +259,6 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def _problem(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-    """What keeps the engine from reading a call's arguments, in words."""
-    tensors = _tensors(args, kwargs)
-    if (problem := problem_of(model, args, kwargs)) is not None:
-        return problem
-    if not tensors:
-        kinds = sorted({type(x).__name__ for x in (*args, *kwargs.values())})
-        return f"inputs are of type {', '.join(kinds) or 'nothing'}; a tensor is needed"
-    return next((problem for x in tensors if (problem := _obstacle(x)) is not None), None)
 
 
 def _obstacle(x: Tensor) -> str | None:

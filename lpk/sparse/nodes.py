@@ -40,9 +40,12 @@ class Nodes:
         self.steps = self.fused.steps
         self.pytorch = Regions(graph, self.steps, self.seen, self.inputs, self._counts)
         self.packed: dict[tuple[fx.Node, bool], Seen] = {}
-        self.changed: set[fx.Node] = set()  # in place by who has another view of the same, and those views
+        self.rewritten: set[fx.Node] = set()  # what is changed in place, and read again
+        self.changed: set[fx.Node] = set()  # of it what others change that have another view, and those views
         for node in graph.graph.nodes:
-            behind = [changed for changed, is_same in node.meta.get("changes", ()) if not is_same]
+            changes = node.meta.get("changes", ())
+            behind = [changed for changed, is_same in changes if not is_same]
+            self.rewritten.update(changed for changed, _ in changes)
             self.changed.update(behind, node.all_input_nodes if behind else ())
 
     def _packed(self, node: fx.Node, *, last: bool) -> Seen | None:

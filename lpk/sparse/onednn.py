@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from lpk.networks.plain import is_plain
+from lpk.sparse.calls import Call
 
 OPERATIONS = (
     *("_convolution_pointwise", "_linear_pointwise"),
@@ -26,21 +27,16 @@ FEW = 8  # rows: for less of them, oneDNN is no faster than what F.linear calls
 # What computes an activation by itself, and its name for oneDNN, its numbers, and which way it is computed there.
 Ending = tuple[Callable[[Tensor], Tensor], str, Sequence[float], str]
 
-MODULES: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu",
-    nn.SiLU: "swish",
-    nn.Hardswish: "hardswish",
-    nn.Hardsigmoid: "hardsigmoid",
-    nn.Sigmoid: "sigmoid",
-    nn.Tanh: "tanh",
-}
-FUNCTIONS: dict[Any, str] = {
-    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), "relu"),
-    F.silu: "swish",
-    F.hardswish: "hardswish",
-    F.hardsigmoid: "hardsigmoid",
-    **dict.fromkeys((F.sigmoid, torch.sigmoid, torch.sigmoid_, "sigmoid", "sigmoid_"), "sigmoid"),
-    **dict.fromkeys((F.tanh, torch.tanh, torch.tanh_, "tanh", "tanh_"), "tanh"),
+ENDINGS: dict[str, tuple[str, tuple[float, ...], str]] = {  # by the engine's names
+    "relu": ("relu", (), ""),
+    "relu6": ("hardtanh", (0.0, 6.0), ""),
+    "silu": ("swish", (), ""),
+    "hardswish": ("hardswish", (), ""),
+    "hardsigmoid": ("hardsigmoid", (), ""),
+    "sigmoid": ("sigmoid", (), ""),
+    "tanh": ("tanh", (), ""),
+    "gelu": ("gelu", (), "none"),
+    "gelu tanh": ("gelu", (), "tanh"),
 }
 
 
@@ -84,25 +80,22 @@ def _can_be_packed(layer: nn.Conv2d | nn.Linear) -> bool:
 
 def _ending(network: fx.GraphModule, node: fx.Node) -> Ending | None:
     """The activation that a node is, if oneDNN has it."""
-    if node.op == "call_module":
-        module = network.get_submodule(str(node.target))
-        if is_plain(module, *MODULES):
-            return module, MODULES[type(module)], (), ""
-        if is_plain(module, nn.ReLU6, nn.Hardtanh):
-            return module, "hardtanh", (module.min_val, module.max_val), ""
-        if is_plain(module, nn.LeakyReLU):
-            return module, "leaky_relu", (module.negative_slope,), ""
-        return (module, "gelu", (), module.approximate) if is_plain(module, nn.GELU) else None
-    if node.op == "call_method" and node.target in FUNCTIONS and len(node.args) == 1:
-        return operator.methodcaller(str(node.target)), FUNCTIONS[node.target], (), ""
-    if node.op != "call_function" or len(node.args) != 1 or len(node.all_input_nodes) != 1:
+    if len(node.args) != 1 or len(node.all_input_nodes) != 1:
         return None
-    by_itself: Callable[[Tensor], Tensor] = partial(cast(Any, node.target), **node.kwargs)
-    if node.target in FUNCTIONS:
-        return by_itself, FUNCTIONS[node.target], (), ""
-    if node.target is F.relu6:
-        return by_itself, "hardtanh", (0.0, 6.0), ""
-    return (by_itself, "gelu", (), str(node.kwargs.get("approximate", "none"))) if node.target is F.gelu else None
+    call = Call(node, dict(network.named_modules()), lambda _: None)
+    if is_plain(call.module, nn.Hardtanh):
+        return call.module, "hardtanh", (call.module.min_val, call.module.max_val), ""
+    found = call.activation()
+    if found is None or (found.name not in ENDINGS and found.name != "leaky relu"):
+        return None
+    by_itself: Callable[[Tensor], Tensor]
+    if call.module is not None:
+        by_itself = call.module
+    elif node.op == "call_method":
+        by_itself = operator.methodcaller(str(node.target))
+    else:
+        by_itself = partial(cast(Any, node.target), **node.kwargs)
+    return by_itself, *(("leaky_relu", (found.slope,), "") if found.name == "leaky relu" else ENDINGS[found.name])
 
 
 class _Packed(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from lpk.sparse.blocks import IMAGES
+from lpk.sparse.blocks import IMAGES, Pair
 from lpk.sparse.packing import reach
 from lpk.sparse.steps import (
     Affine,
@@ -25,7 +25,6 @@ from lpk.sparse.steps import (
     Value,
 )
 
-Pair = tuple[int, int]
 Cut = tuple[Pair, Pair]  # patches, and the size of one
 
 

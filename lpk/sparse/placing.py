@@ -106,14 +106,17 @@ class Placing(Nodes):
         return True
 
     def _unpadded(self, node: fx.Node, layer: Layer) -> tuple[fx.Node, Layer]:
-        """A convolution of zeros around images is one of the images, with more padding."""
-        found = None if node in self.changed else Call(node, self.modules, self._constant).padding()
-        if layer.weight.dim() != 4 or found is None or not isinstance(node.args[0], fx.Node):
+        """A convolution of zeros around images is one of the images, with more padding, unless those are others now."""
+        found = Call(node, self.modules, self._constant).padding()
+        images = node.args[0] if found is not None else None
+        if layer.weight.dim() != 4 or found is None or not isinstance(images, fx.Node):
+            return node, layer
+        if self.rewritten & {node, images}:
             return node, layer
         left, right, top, bottom = found
         before = layer.padding[0] + top, layer.padding[1] + left
         behind = layer.behind[0] + bottom, layer.behind[1] + right
-        return node.args[0], replace(layer, padding=before, behind=behind)
+        return images, replace(layer, padding=before, behind=behind)
 
     def _batchnorm(self, call: Call) -> Any:
         """BatchNorm whose statistics are measured must be a module."""
@@ -260,13 +263,7 @@ class Placing(Nodes):
         if call.is_multiply():
             self.fused.product(node, seen, added)
             return True
-        known = self.seen.get(other)
-        self.seen[other] = added
-        self.fused.addition(node, main, other)
-        if known is None:
-            del self.seen[other]
-        else:
-            self.seen[other] = known
+        self.fused.addition(node, main, other, added)
         return True
 
     def _of_one_pixel(self, node: fx.Node, a: fx.Node, b: fx.Node) -> bool:

@@ -15,7 +15,7 @@ from lpk.sparse.blocks import Blocks
 from lpk.sparse.costs import NEAR
 from lpk.sparse.packing import DenseFilters, DepthwiseFilters, LaneFilters, SparseFilters, WinogradFilters
 from lpk.sparse.runs import Run, joined
-from lpk.sparse.steps import AnyStep, Convolve, Foreign, Pack, Unpack
+from lpk.sparse.steps import AnyStep, Convolve, Foreign, Pack, Unpack, values_of
 
 WAYS = {
     SparseFilters: "sparse",
@@ -94,18 +94,14 @@ def profile_run(run: Run, inputs: Sequence[Tensor], how: str, repetitions: int) 
     for _ in range(repetitions):
         run.slots = dict(zip(run.plan.inputs, inputs, strict=True))
         for i, (_, calls) in enumerate(steps):
-            began = time.perf_counter()
-            for call in calls:
-                call()
-            times[i].append(time.perf_counter() - began)
+            times[i].append(_seconds(calls))
     run.slots = {}
     limits = Limits.measured()
     return Profile(how, [_row(run, step, statistics.median(times[i]), limits) for i, (step, _) in enumerate(steps)])
 
 
 def _row(run: Run, step: AnyStep, seconds: float, limits: Limits) -> Row:
-    values = [*step.inputs, *([] if step.out is None else [step.out])]
-    moved = sum(_bytes(run.buffers[value]) for value in values)
+    moved = sum(_bytes(run.buffers[value]) for value in values_of(step))
     if isinstance(step, Foreign):
         return Row(step.name, "PyTorch", None, 0, 0, 1e3 * seconds, None)
     if isinstance(step, Pack | Unpack):
@@ -154,23 +150,18 @@ def _copied(size: int) -> float:
 
 
 def _fastest(call: Callable[[], object]) -> float:
-    def seconds() -> float:
-        began = time.perf_counter()
-        call()
-        return time.perf_counter() - began
-
-    return min(seconds() for _ in range(5))
+    return min(_seconds([call]) for _ in range(5))
 
 
 def profile_call(call: Callable[[], object], how: str, repetitions: int) -> Profile:
     """Of a network that runs in PyTorch as a whole."""
     call()
-    seconds = statistics.median(_times(call, repetitions))
+    seconds = statistics.median(_seconds([call]) for _ in range(repetitions))
     return Profile(how, [Row("the network", "PyTorch", None, 0, 0, 1e3 * seconds, None)])
 
 
-def _times(call: Callable[[], object], repetitions: int) -> Iterable[float]:
-    for _ in range(repetitions):
-        began = time.perf_counter()
+def _seconds(calls: Iterable[Callable[[], object]]) -> float:
+    began = time.perf_counter()
+    for call in calls:
         call()
-        yield time.perf_counter() - began
+    return time.perf_counter() - began

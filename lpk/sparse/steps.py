@@ -267,6 +267,11 @@ class Foreign:
 AnyStep = Step | Pack | Unpack | Foreign
 
 
+def values_of(step: AnyStep) -> list[Value]:
+    """What a step reads and writes on the engine."""
+    return [*step.inputs, *([] if step.out is None else [step.out])]
+
+
 @dataclass(frozen=True)
 class Plan:
     """The steps in the order in which they run, from slots to slots. `ending`: what makes of those, for a whole batch

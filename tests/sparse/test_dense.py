@@ -8,19 +8,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lpk.sparse import dense, onednn
+from lpk.sparse import calls, dense, onednn
 from lpk.sparse.dense import InPyTorch
 from tests.networks.random_statistics import with_random_statistics
 from tests.sparse.networks import Dynamic, Zoo
 
 ENDINGS = {
-    **{kind.__name__: kind() for kind in onednn.MODULES},
+    **{kind.__name__: kind() for kind in calls.MODULES},
     "ReLU6": nn.ReLU6(),
     "Hardtanh": nn.Hardtanh(-0.3, 0.4),
     "LeakyReLU": nn.LeakyReLU(0.2),
     "GELU": nn.GELU(),
     "GELU tanh": nn.GELU("tanh"),
-    **{getattr(f, "__name__", f): f for f in onednn.FUNCTIONS},
+    **{getattr(f, "__name__", f): f for f in calls.FUNCTIONS},
     "relu6": F.relu6,
     "gelu": F.gelu,
     "in place": lambda x: F.silu(x, inplace=True),

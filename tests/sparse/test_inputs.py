@@ -1,5 +1,6 @@
 """What a sparse network is called with: inputs of every kind."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -48,9 +49,21 @@ def test_arguments_of_every_kind(args, kwargs):
 def test_arguments_that_are_no_tensors_are_part_of_the_plan():
     model = sparsened(Tokens())
     made = lpk.sparsify(model)
-    for scale in (2.0, 3.0, 2.0):
+    for scale in (2.0, 3.0, 2.0, 2):
         torch.testing.assert_close(made(TOKENS, scale=scale), expected(model, TOKENS, scale=scale))
-    assert len(made._networks) == 2
+    assert len(made._networks) == 3
+
+
+def test_arguments_that_may_change_are_no_part_of_a_plan():
+    model = sparsened(Tokens())
+    scale = np.ones(2, dtype=np.float32)
+    made, patient = lpk.sparsify(model), lpk.sparsify(model, fallback="torch")
+    for _ in range(2):
+        made(TOKENS, scale=2.0)
+        with pytest.raises(TypeError, match="an argument is of type ndarray, which may change"):
+            made(TOKENS, scale=scale)
+        torch.testing.assert_close(patient(TOKENS, scale=scale), expected(model, TOKENS, scale=scale))
+        scale += 1
 
 
 def test_pytorch_takes_what_the_engine_does_not():

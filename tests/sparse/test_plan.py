@@ -18,21 +18,8 @@ def read_twice(m, x):
     return F.relu(x) + x
 
 
-def inplace_read_again(m, x):
-    x = m.conv(x)
-    y = F.relu(x, inplace=True)
-    return m.second(y) + x
-
-
 def both_sides(m, x):
     return torch.relu(m.bn(m.conv(x)) + m.second(m.conv(x)))
-
-
-def added_in_place(m, x):
-    y = m.conv(x)
-    z = m.second(y)
-    z += y
-    return F.relu6(z) + y
 
 
 def doubled(m, x):
@@ -119,61 +106,9 @@ def compared(m, x):
     return m.second(x.masked_fill(large & (x < 1), 0.5)) + large * 1.0
 
 
-def changed_in_place(m, x):
-    x = m.conv(x)
-    y = torch.sigmoid(x)
-    x.mul_(0.5)
-    return m.second(F.hardswish(y, inplace=True)) + y + x
-
-
-def only_read_before_it_is_changed(m, x):
-    x = m.conv(x)
-    return (x < 0) + F.relu6(x, inplace=True)
-
-
 def of_three_dimensions(m, x):
     x = m.conv(x).flatten(2).transpose(1, 2)
     return F.softmax(x, 2).mean(1)
-
-
-def read_before_it_is_changed_in_place(m, x):
-    x = m.conv(x)
-    negative = x < 0
-    x.relu_()
-    return x.masked_fill(negative, 1.0)
-
-
-def changes_a_view(m, x):
-    x = m.conv(x)
-    x[:, :2].mul_(2)
-    return m.second(x)
-
-
-def changes_what_was_chunked(m, x):
-    x = m.conv(x)
-    a, b = x.chunk(2, 1)
-    x.relu_()
-    return torch.cat((b, a), 1)
-
-
-def changes_another_view(m, x):
-    x = m.conv(x)
-    last = x.permute(0, 2, 3, 1)
-    x[:, :2].relu_()
-    return last.relu() + x.permute(0, 2, 3, 1)
-
-
-def changed_before_it_is_packed(m, x):
-    y = F.softplus(m.conv(x))
-    z = m.second(y)
-    y.mul_(2)
-    return m.second(y) + z
-
-
-def added_in_place_and_read_again(m, x):
-    x, y = m.conv(x), m.second(m.conv(x))
-    x.add_(y)
-    return F.relu(x) + x
 
 
 def scaled_and_shifted(m, x):
@@ -232,9 +167,7 @@ def tokens(m, x):
     "forward",
     [
         read_twice,
-        inplace_read_again,
         both_sides,
-        added_in_place,
         doubled,
         dropout_and_reads,
         batchnorm_first,
@@ -252,15 +185,7 @@ def tokens(m, x):
         as_many_channels_as_samples,
         samples_together,
         compared,
-        changed_in_place,
-        only_read_before_it_is_changed,
         of_three_dimensions,
-        read_before_it_is_changed_in_place,
-        changes_a_view,
-        changes_another_view,
-        changes_what_was_chunked,
-        changed_before_it_is_packed,
-        added_in_place_and_read_again,
         scaled_and_shifted,
         parts_of_channels,
         channels_last,
