@@ -7,15 +7,13 @@ import pytest
 import torch
 
 import bench.table
-from bench import memory, networks, sparse, sparse_peers, sparse_subjects
+from bench import memory, sparse, sparse_peers, sparse_subjects
 from lpk.sparse import NotSupported
 from lpk.tickets import files
 from tests.bench.command import MACHINE, command
+from tests.bench.small import SMALL, Attention
 
 WEIGHTS = 4  # bytes
-
-
-SMALL = networks.described("small-resnet", None)
 
 
 def network(masks="random", density=0.1):

@@ -9,7 +9,7 @@ from bench import networks, sparse_subjects
 from lpk import presets
 from lpk.data import sets as data
 from lpk.run import Run
-from tests.bench.test_sparse import SMALL
+from tests.bench.small import SMALL, Attention
 
 
 @pytest.mark.parametrize("masks", ["magnitude", "random", "uniform"])
@@ -39,18 +39,6 @@ def test_uniform_masks_keep_each_layers_largest_weights_and_its_length():
     kept = left != 0
     assert whole[kept].abs().min() > whole[~kept].abs().max()
     torch.testing.assert_close(left.norm(), whole.norm())
-
-
-class Attention(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
-        self.scale = torch.nn.Parameter(1e-5 * torch.ones(8))
-        self.norm, self.head = torch.nn.LayerNorm(8), torch.nn.Linear(8, 3)
-
-    def forward(self, x):
-        x = x + self.scale * self.attention(x, x, x, need_weights=False)[0]
-        return {"logits": self.head(self.norm(x).mean(1)), "tokens": x}
 
 
 def test_attention_is_pruned_inside_and_no_branch_is_next_to_nothing():
