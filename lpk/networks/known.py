@@ -33,15 +33,12 @@ class Known:
         self.root = root
         self.examples = iter(examples)
         self.results: dict[fx.Node, Any] = {}
-        self.by_values: set[fx.Node] = set()  # what may be different for inputs of the same shapes
         self.evaluating = False
 
     def add(self, node: fx.Node) -> None:
         """Runs a new node."""
         if node.op == "output":
             return
-        if node.op == "placeholder" or (self.by_values.intersection(node.all_input_nodes) and not is_shape_query(node)):
-            self.by_values.add(node)
         self.evaluating = True
         try:
             with torch.no_grad():
@@ -64,10 +61,10 @@ class Known:
         return function(*(args[1:] if node.op == "call_method" else args), **kwargs)
 
     def number(self, node: fx.Node) -> Any:
-        """What a node that is no tensor returns, which is assumed from now on. Raises LookupError where it may be
-        another for other values."""
+        """What a node that is no tensor returns, which is assumed from now on: whoever reads the graph has to see
+        whether shapes alone tell it. Raises LookupError for a tensor."""
         found = self.results[node]
-        if node in self.by_values or isinstance(found, Tensor):
+        if isinstance(found, Tensor):
             raise LookupError
         node.meta["assumed"] = found
         return found

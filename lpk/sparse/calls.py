@@ -48,6 +48,8 @@ VIEWS = {
 }
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 MULTIPLICATIONS = (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply")
+SUBTRACTIONS = (operator.sub, operator.isub, torch.sub, "sub", "sub_")
+DIVISIONS = (operator.truediv, operator.itruediv, torch.div, "div", "div_")
 CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 
 
@@ -117,6 +119,12 @@ class Call:
 
     def is_multiply(self) -> bool:
         return _is_in(self.function, MULTIPLICATIONS)
+
+    def is_subtract(self) -> bool:
+        return _is_in(self.function, SUBTRACTIONS)
+
+    def is_divide(self) -> bool:
+        return _is_in(self.function, DIVISIONS) and self.node.kwargs.get("rounding_mode") is None
 
     def is_view(self) -> bool:
         return is_plain(self.module, nn.Flatten, nn.Unflatten) or _is_in(self.function, VIEWS)

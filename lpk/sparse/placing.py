@@ -116,7 +116,7 @@ class Placing(Nodes):
         left, right, top, bottom = found
         before = layer.padding[0] + top, layer.padding[1] + left
         behind = layer.behind[0] + bottom, layer.behind[1] + right
-        return images, replace(layer, padding=before, behind=behind)
+        return self._unpadded(images, replace(layer, padding=before, behind=behind))
 
     def _batchnorm(self, call: Call) -> Any:
         """BatchNorm whose statistics are measured must be a module."""
@@ -233,9 +233,12 @@ class Placing(Nodes):
 
     def _operands(self, call: Call, node: fx.Node) -> bool:
         """Of two operands, one of which may be a number, or one for each channel."""
+        a, b = call.argument(0, "input", None), call.other
+        if isinstance(a, fx.Node) and a in self.seen and (change := self._taken_off(call, self.seen[a], b)) is not None:
+            self.fused.normalisation(node, a, change)
+            return True
         if not call.is_add() and not call.is_multiply():
             return False
-        a, b = call.argument(0, "input", None), call.other
         for x, y in ((a, b), (b, a)):
             if isinstance(x, fx.Node) and x in self.seen and (found := self._per_channel(self.seen[x], y)) is not None:
                 change = PerChannel(bias=found) if call.is_add() else PerChannel(weight=found)
@@ -250,6 +253,14 @@ class Placing(Nodes):
         if call.is_multiply():
             return self._of_one_pixel(node, a, b) or self._of_one_pixel(node, b, a)
         return False
+
+    def _taken_off(self, call: Call, seen: Seen, operand: Any) -> PerChannel | None:
+        """What is subtracted from a value, or what that is divided by: a number."""
+        if not isinstance(operand, int | float):
+            return None
+        if call.is_subtract():
+            return PerChannel(bias=self._per_channel(seen, -operand))
+        return PerChannel(weight=self._per_channel(seen, 1 / operand)) if call.is_divide() and operand else None
 
     def _of_alike(self, call: Call, node: fx.Node, a: fx.Node, b: fx.Node) -> bool:
         main, other = (a, b) if a in self.seen else (b, a)

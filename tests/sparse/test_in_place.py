@@ -80,6 +80,12 @@ def changed_after_it_is_padded(m, x):
     return F.conv2d(y, m.second.weight, groups=2) + x
 
 
+def added_in_place_and_read_by_both_names(m, x):
+    x, y = m.conv(x), m.second(m.conv(x))
+    z = x.add_(y)
+    return F.relu(z) + x
+
+
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 20])
 @pytest.mark.parametrize(
     "forward",
@@ -95,6 +101,7 @@ def changed_after_it_is_padded(m, x):
         changed_before_it_is_packed,
         added_in_place_and_read_again,
         changed_after_it_is_padded,
+        added_in_place_and_read_by_both_names,
     ],
 )
 def test_what_is_changed_in_place(forward, batch):

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 import lpk
 from lpk import sparse
 from lpk.sparse.network import Network
+from lpk.sparse.steps import Pool
 from tests.conftest import sizes_as_arguments
 from tests.networks.random_statistics import with_random_statistics
 from tests.sparse.networks import Zoo, same
@@ -121,6 +122,16 @@ def parts_of_channels(m, x):
     return torch.cat((F.silu(b), a * torch.sigmoid(a)), 1) * F.adaptive_avg_pool2d(m.conv(x), 1).sigmoid()
 
 
+def squeezed_and_excited(m, x):
+    x = m.conv(x)
+    return m.second(x * x.mean((2, 3), keepdim=True).sigmoid()) * m.bn.weight.view(-1, 1, 1) + m.bn.bias.view(-1, 1, 1)
+
+
+def subtracted_and_divided(m, x):
+    x = (m.conv(x) - 0.5).div(3) / 0.25
+    return (2 - m.second(x.sub(1, alpha=2))) + 1 / (x.abs() + 1)
+
+
 def sliced_channels(m, x):
     x = m.conv(x)
     return torch.cat((x[:, 3:].relu(), x[:, :-1], x[:, ::2]), 1) + m.second(x)[:, [0, 1, 2, 3, 0, 1]]
@@ -128,7 +139,8 @@ def sliced_channels(m, x):
 
 def pooled_windows_that_overlap(m, x):
     x = F.avg_pool2d(m.second(F.avg_pool2d(m.conv(x), 3, 1, 1)), (2, 3), (1, 2))
-    return F.max_pool2d(torch.cat((x.relu(), x.sigmoid()), 1), 3, 2, 1)
+    below = torch.cat((x - 99, x - 98), 1)
+    return F.max_pool2d(torch.cat((x.relu(), x.sigmoid()), 1), 3, 2, 1) + F.max_pool2d(below, 3, 2, 1)
 
 
 def rows_of_tokens(m, x):
@@ -192,6 +204,8 @@ def tokens(m, x):
         tokens,
         padded,
         padded_alike,
+        squeezed_and_excited,
+        subtracted_and_divided,
         sliced_channels,
         pooled_windows_that_overlap,
         rows_of_tokens,
@@ -200,6 +214,21 @@ def tokens(m, x):
 def test_what_forward_functions_do(forward, batch):
     torch.manual_seed(0)
     same(with_random_statistics(Zoo(forward)), torch.randn(batch, 3, 8, 8))
+
+
+@pytest.mark.parametrize("forward", [both_sides, doubled, squeezed_and_excited, pooled_windows_that_overlap, padded])
+def test_what_stays_whole(forward):
+    plan = Network(with_random_statistics(Zoo(forward)), (3, 8, 8), dead=False).plan
+    assert not plan.in_pytorch and not any(isinstance(s, Pool) and s.kind == "average" for s in plan.steps)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 17])
+def test_padding_that_is_odd_stands_behind_the_image(batch):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, (2, 3), padding="same"), nn.Conv2d(4, 3, (4, 2), dilation=(1, 3), padding="same")
+    network = nn.Sequential(*layers, nn.Conv2d(3, 2, 3, 2, padding="valid")).eval()
+    assert Network(network, (3, 9, 8)).whole
+    same(network, torch.randn(batch, 3, 9, 8))
 
 
 @pytest.mark.parametrize(
