@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,8 +11,8 @@ from torch.func import functional_call
 
 from lpk.networks.plain import is_patched
 from lpk.sparse.results import BATCH
-from lpk.sparse.steps import Seen
-from lpk.sparse.views import Layout, viewed
+from lpk.sparse.steps import Heads, Seen, Value
+from lpk.sparse.views import Layout, heads_in, viewed
 
 
 class Batch:
@@ -42,21 +42,33 @@ class Batch:
             known[node] = _to_meta(self._interpreter.run_node(node))
         return known[node]
 
+    def through(self, views: Sequence[fx.Node], root: fx.Node, given: Tensor) -> Tensor:
+        """What views, one after the other, make of a tensor in the place of what the root returns."""
+        values: dict[fx.Node, Any] = {root: given}
+        for node in views:
+            self._prepare(node)
+            args, kwargs = fx.map_arg(
+                (node.args, node.kwargs), lambda n: values[n] if n in values else self.evaluate(n)
+            )
+            values[node] = getattr(self._interpreter, node.op)(node.target, args, kwargs)
+        made: Tensor = values[views[-1]]
+        return made
+
     def layout(self, node: fx.Node, source: fx.Node, seen: Seen) -> Layout | None:
         """How a view of what is seen on the engine is seen; None if not on the engine."""
-        known = self._interpreter.env
-        self._prepare(node)
-        kept = known[source]
+        return viewed(seen, self.size, lambda given: self.through([node], source, given))
+
+    def heads(self, views: Sequence[fx.Node], root: fx.Node, seen: Seen) -> tuple[Heads, int, int] | None:
+        """Where the heads lie of which views make queries, keys or values; their number, and that of theirs."""
+        return heads_in(seen, self.size, lambda given: self.through(views, root, given))
+
+    def attended(self, views: Sequence[fx.Node], root: fx.Node, out: Value, count: int) -> Layout | None:
+        """How views of what attention returns, [B, heads, tokens, numbers], are seen, if `out` holds it."""
 
         def view(given: Tensor) -> Tensor:
-            known[source] = given
-            result: Tensor = self._interpreter.run_node(node)
-            return result
+            return self.through(views, root, given.unflatten(2, (count, -1)).transpose(1, 2))
 
-        try:
-            return viewed(seen, self.size, view)
-        finally:
-            known[source] = kept
+        return viewed(Seen(out, (out.pixels, out.channels), True), self.size, view)
 
     def channels(self, views: Sequence[fx.Node], root: fx.Node, shape: Sequence[int]) -> list[int] | None:
         """The channels of images [*shape] that views, one after the other, make images of the same shape of: those that
@@ -66,13 +78,7 @@ class Batch:
         """
         count, size = shape[0], self.size
         numbers = torch.arange(size * count, dtype=torch.float32, device="cpu").view(size, count, 1, 1)
-        values: dict[fx.Node, Any] = {root: numbers.expand(size, *shape).contiguous()}
-        for node in views:
-            args, kwargs = fx.map_arg(
-                (node.args, node.kwargs), lambda n: values[n] if n in values else self.evaluate(n)
-            )
-            values[node] = getattr(self._interpreter, node.op)(node.target, args, kwargs)
-        made = values[views[-1]]
+        made = self.through(views, root, numbers.expand(size, *shape).contiguous())
         found = made[:1, :, :1, :1]
         expected = found + count * torch.arange(size, dtype=torch.float32, device="cpu").view(-1, 1, 1, 1)
         return [int(number) for number in found.flatten()] if bool((made == expected).all()) else None
@@ -93,6 +99,14 @@ class Batch:
         return torch.empty(shape, dtype=result.dtype, device="meta")
 
 
+class View(NamedTuple):
+    """What nodes, that view a value one after the other, make of it: what `seen` returns, for every batch."""
+
+    nodes: Sequence[fx.Node]
+    seen: Callable[[Batch], Any]
+    expected: Any
+
+
 class Assumptions:
     """What a plan takes for granted: numbers that are the same for every batch, and views of a sample's values.
 
@@ -104,7 +118,7 @@ class Assumptions:
         self.seen = seen
         self.batched = batched
         self.numbers: dict[fx.Node, Any] = {}
-        self.views: dict[fx.Node, tuple[fx.Node, Seen, Layout]] = {}  # what is viewed, how, and how it is seen then
+        self.views: list[View] = []
         self.shapes: dict[fx.Node, tuple[int, tuple[int, ...]]] = {}  # rows for each sample, and their shape
 
     def hold(self, size: int) -> bool:
@@ -114,7 +128,7 @@ class Assumptions:
                 batch.evaluate(node)
             return (
                 all(batch.evaluate(node) == number for node, number in self.numbers.items())
-                and all(batch.layout(node, source, seen) == was for node, (source, seen, was) in self.views.items())
+                and all(view.seen(batch) == view.expected for view in self.views)
                 and all(batch.evaluate(n).shape == (size * rows, *rest) for n, (rows, rest) in self.shapes.items())
             )
         except Exception:  # whatever an operation raises for this size
@@ -123,7 +137,8 @@ class Assumptions:
     def _needed(self) -> Collection[fx.Node]:
         """What has to be evaluated, in order."""
         asked = {*self.numbers, *self.shapes}
-        needed = asked | {n for node in self.views for n in node.all_input_nodes if n not in self.seen}
+        viewing = {node for view in self.views for node in view.nodes}
+        needed = asked | {n for node in viewing for n in node.all_input_nodes if n not in self.seen}
         for node in reversed(self.graph.graph.nodes):
             if node in needed:
                 needed.update(n for n in node.all_input_nodes if n not in self.seen and n not in self.batched)

@@ -46,6 +46,7 @@ VIEWS = {
     *(torch.swapaxes, "swapaxes", torch.movedim, "movedim", torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze"),
     *(torch.unflatten, "unflatten", "reshape_as", "view_as"),
 }
+SPLITS = (torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind", torch.functional.split)
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 MULTIPLICATIONS = (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply")
 SUBTRACTIONS = (operator.sub, operator.isub, torch.sub, "sub", "sub_")
@@ -128,6 +129,21 @@ class Call:
 
     def is_view(self) -> bool:
         return is_plain(self.module, nn.Flatten, nn.Unflatten) or _is_in(self.function, VIEWS)
+
+    def is_part(self) -> bool:
+        """One of several views, or all of them."""
+        return self.function is operator.getitem or _is_in(self.function, SPLITS)
+
+    def attention(self) -> tuple[list[fx.Node], float | None] | None:
+        """Queries, keys and values, and what their products are multiplied with, where nothing is masked or dropped."""
+        if self.function is not F.scaled_dot_product_attention:
+            return None
+        found = [self.argument(i, name, None) for i, name in enumerate(("query", "key", "value"))]
+        nodes = [node for node in found if isinstance(node, fx.Node)]
+        more = ((3, "attn_mask", None), (4, "dropout_p", 0), (5, "is_causal", False), (7, "enable_gqa", False))
+        scale = self.argument(6, "scale", None)
+        plain = len(nodes) == 3 and all(self.argument(*each) in (None, 0) for each in more)
+        return (nodes, scale) if plain and isinstance(scale, int | float | None) else None
 
     def layer(self) -> Layer | None:
         """The convolution or linear layer; None if it is none that the engine has."""

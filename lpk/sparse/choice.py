@@ -8,7 +8,7 @@ from lpk.sparse.blocks import IMAGES, Blocks
 from lpk.sparse.costs import engine_seconds, network_seconds
 from lpk.sparse.packing import DepthwiseFilters, best_way
 from lpk.sparse.runs import Run
-from lpk.sparse.steps import AnyStep, Convolve, Foreign, LayerNorm, Pack, Pool, Relayout, Unpack, values_of
+from lpk.sparse.steps import AnyStep, Attention, Convolve, Foreign, LayerNorm, Pack, Pool, Relayout, Unpack, values_of
 
 MARGIN = 1.1  # so many times as fast the engine must seem: the model is off by as much
 
@@ -48,6 +48,8 @@ def _seconds(run: Run, step: AnyStep) -> float:
         products = share * step.layer.weight.numel() * pixels
         around = engine_seconds("elementwise", products=0, bytes=moved) if way is DepthwiseFilters else 0.0
         return around + engine_seconds("convolution", products=products, bytes=moved)
+    if isinstance(step, Attention):
+        return engine_seconds("attention", products=step.products * run.batch, bytes=moved)
     kind = "pool" if isinstance(step, Pool) else "normalisation" if isinstance(step, LayerNorm) else "elementwise"
     return engine_seconds(kind, products=0, bytes=moved)
 

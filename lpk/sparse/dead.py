@@ -108,7 +108,8 @@ def _read_channels(plan: Plan, windows: Windows) -> Channels:
         elif isinstance(step, Pick):
             read[step.inputs[0]][torch.tensor(step.channels)[out]] = True
         else:
-            read[step.inputs[0]][:] = True
+            for value in step.inputs:
+                read[value][:] = True
     return read
 
 

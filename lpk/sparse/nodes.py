@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from torch import Tensor, fx
 
-from lpk.sparse.batches import Assumptions, Batch, has_batch
+from lpk.sparse.batches import Assumptions, Batch, View, has_batch
 from lpk.sparse.calls import Call
 from lpk.sparse.fusion import Fused
 from lpk.sparse.inputs import Inputs
@@ -16,6 +16,8 @@ from lpk.sparse.regions import Regions
 from lpk.sparse.results import name_of, tensors
 from lpk.sparse.steps import Pack, Seen, Slot, Value
 from lpk.sparse.views import packed_image
+
+LONGEST = 8  # views, one after the other
 
 
 class Nodes:
@@ -93,10 +95,31 @@ class Nodes:
             return None
         return found[0] if all(each == found[0] for each in found) else None
 
+    def _viewed(self, nodes: Sequence[fx.Node], seen: Callable[[Batch], Any]) -> Any:
+        """What views are seen as, which is taken for granted then; None where it is not the same for all batches."""
+        found = self._same_for_batches(seen)
+        if found is not None:
+            self.assumed.views.append(View(nodes, seen, found))
+        return found
+
+    def _views(self, node: fx.Node, *, parts: bool = False) -> tuple[list[fx.Node], fx.Node | None]:
+        """The views, one after the other, of which a node is the last, and what they are views of: a value, or what is
+        no view. parts: whether one of the parts that something was split into counts as one."""
+        views = [node]
+        while (root := self._call(views[0]).source) is not None and root not in self.seen and len(views) < LONGEST:
+            call = self._call(root)
+            if not (call.is_view() or call.is_identity() or (parts and call.is_part())):
+                break
+            views.insert(0, root)
+        return views, root
+
+    def _call(self, node: fx.Node) -> Call:
+        return Call(node, self.modules, self._constant)
+
     def _constant(self, node: fx.Node) -> Tensor | None:
         """The parameter or buffer that a node is, or views. Views of weights, whose values may be kept elsewhere, are
         none."""
-        call = Call(node, self.modules, self._constant) if node.op in ("call_function", "call_method") else None
+        call = self._call(node) if node.op in ("call_function", "call_method") else None
         if call is not None and call.is_view() and call.source is not None and len(node.all_input_nodes) == 1:
             base = self._constant(call.source)
             if base is None or base.dim() > 1:

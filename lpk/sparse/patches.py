@@ -10,6 +10,7 @@ from lpk.sparse.packing import reach
 from lpk.sparse.steps import (
     Affine,
     AnyStep,
+    Attention,
     Concatenate,
     Convolve,
     Flatten,
@@ -94,6 +95,10 @@ class _Cutter:
             window = (options["kernel"], options["stride"], options["padding"], options.get("dilation", (1, 1)))
             negative = not _stays_inside(step) and self.values[first] not in self.nonnegative
             x = self._windows(replace(step, inputs=[self._surrounded(first)]) if negative else step, *window)
+        elif isinstance(step, Attention):
+            x, *others = (self._as(value, _of_one(value)) for value in step.inputs)
+            self._new(step.out, _of_one(step.out))
+            return [x, *others]
         elif isinstance(step, Convolve | Pool | Flatten):
             x = self._as(first, _whole(first))
             self._new(step.out, _whole(step.out))
@@ -183,6 +188,11 @@ def best_cut(height: int, width: int, lanes: int) -> Cut:
 def _cut_of(value: Value) -> Cut:
     assert value.patch is not None
     return value.patches, value.patch
+
+
+def _of_one(value: Value) -> Cut:
+    """With which each block holds one sample."""
+    return best_cut(value.image[1], value.image[2], IMAGES)
 
 
 def _whole(value: Value) -> Cut:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from lpk.sparse.attending import Attending
 from lpk.sparse.batches import has_batch
 from lpk.sparse.calls import VIEWS, Call
 from lpk.sparse.filters import convolution_of
-from lpk.sparse.nodes import Nodes, dim_of, image_of
+from lpk.sparse.nodes import dim_of, image_of
 from lpk.sparse.steps import (
     Concatenate,
     Convolve,
@@ -28,11 +29,10 @@ from lpk.sparse.steps import (
     Value,
 )
 
-LONGEST_SHUFFLE = 6  # views, one after the other
 FEW = 3  # samples, for which views of values are tried
 
 
-class Placing(Nodes):
+class Placing(Attending):
     """Adds the engine's step for a node, where it has one and the operands are there."""
 
     def _on_engine(self, call: Call, node: fx.Node) -> bool:
@@ -48,7 +48,7 @@ class Placing(Nodes):
         if source is not None and source not in self.seen and call.layer_norm() is not None:
             self._packed_for_good(source)
         if source is None or source not in self.seen:
-            return self._shuffle(node) if call.is_view() else self._operands(call, node)
+            return self._attended(node) or self._shuffle(node) if call.is_view() else self._operands(call, node)
         seen = self.seen[source]
         if call.is_identity():
             self.fused.view(node, source, seen)
@@ -107,7 +107,7 @@ class Placing(Nodes):
 
     def _unpadded(self, node: fx.Node, layer: Layer) -> tuple[fx.Node, Layer]:
         """A convolution of zeros around images is one of the images, with more padding, unless those are others now."""
-        found = Call(node, self.modules, self._constant).padding()
+        found = self._call(node).padding()
         images = node.args[0] if found is not None else None
         if layer.weight.dim() != 4 or found is None or not isinstance(images, fx.Node):
             return node, layer
@@ -127,9 +127,8 @@ class Placing(Nodes):
 
     def _view(self, node: fx.Node, source: fx.Node) -> bool:
         seen = self.seen[source]
-        layout = self._same_for_batches(lambda batch: batch.layout(node, source, seen))
+        layout = self._viewed([node], lambda batch: batch.layout(node, source, seen))
         if layout is not None:
-            self.assumed.views[node] = source, seen, layout
             shape, last, times = layout
             self.fused.view(node, source, Seen(seen.value, shape, last, times))
             return True
@@ -143,20 +142,14 @@ class Placing(Nodes):
 
     def _shuffle(self, node: fx.Node) -> bool:
         """The last of several views, whose result has a value's channels in another order."""
-        views, root = [node], node.args[0]
-        while isinstance(root, fx.Node) and root not in self.seen and len(views) < LONGEST_SHUFFLE:
-            call = Call(root, self.modules, self._constant)
-            if not (call.is_view() or call.is_identity()):
-                return False
-            views.append(root)
-            root = root.args[0]
-        if not isinstance(root, fx.Node) or root not in self.seen or self.changed.intersection(views):
+        views, root = self._views(node)
+        if root is None or root not in self.seen or self.changed.intersection(views):
             return False
         seen = self.seen[root]
         if seen.last or len(seen.shape) != 3 or self._shape(node) != (1, seen.shape):
             return False
         try:
-            found = [batch.channels(views[::-1], root, seen.shape) for batch in self.batches if batch.size <= FEW]
+            found = [batch.channels(views, root, seen.shape) for batch in self.batches if batch.size <= FEW]
         except Exception:  # whatever an operation raises
             return False
         if found[0] is None or any(channels != found[0] for channels in found):
@@ -177,7 +170,7 @@ class Placing(Nodes):
         if source is None or not picked or self._shape(node) is None:
             return False
         if any(user.target in VIEWS for user in node.users):
-            return False  # heads of attention, which PyTorch computes
+            return False  # heads of attention, which need no place of their own
         seen, channels = self.seen[source], list(picked)
         out = Value((len(channels), *seen.value.image[1:]))
         shape = (*seen.shape[:-1], len(channels)) if seen.last else (len(channels), *seen.shape[1:])

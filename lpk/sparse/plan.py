@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from lpk.networks import tracing
 from lpk.sparse.batches import has_batch
-from lpk.sparse.calls import Call, Unknown
+from lpk.sparse.calls import Unknown
 from lpk.sparse.endings import keep_types
 from lpk.sparse.errors import Fails, NotSupported
 from lpk.sparse.inputs import Inputs
@@ -93,7 +93,7 @@ class _Planner(Placing):
         if not has_batch(node.meta["result"]):
             return False
         try:
-            return self._on_engine(Call(node, self.modules, self._constant), node)
+            return self._on_engine(self._call(node), node)
         except Unknown:
             return False
 

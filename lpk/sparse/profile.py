@@ -15,7 +15,7 @@ from lpk.sparse.blocks import Blocks
 from lpk.sparse.costs import NEAR
 from lpk.sparse.packing import DenseFilters, DepthwiseFilters, LaneFilters, SparseFilters, WinogradFilters
 from lpk.sparse.runs import Run, joined
-from lpk.sparse.steps import AnyStep, Convolve, Foreign, Pack, Unpack, values_of
+from lpk.sparse.steps import AnyStep, Attention, Convolve, Foreign, Pack, Unpack, values_of
 
 WAYS = {
     SparseFilters: "sparse",
@@ -110,7 +110,8 @@ def _row(run: Run, step: AnyStep, seconds: float, limits: Limits) -> Row:
         )
     if not isinstance(step, Convolve):
         way = type(step).__name__.lower()
-        return Row(step.name, way, None, 0, moved, 1e3 * seconds, limits.share(0, moved, seconds))
+        products = step.products * run.batch if isinstance(step, Attention) else 0
+        return Row(step.name, way, None, products, moved, 1e3 * seconds, limits.share(products, moved, seconds))
     nonzeros = run.filters.weights.nonzeros(step.layer.weight)
     products = nonzeros * step.out.pixels * run.batch
     way = WAYS[type(run.filters.of(step, run.buffers))]

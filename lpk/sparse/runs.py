@@ -20,6 +20,7 @@ from lpk.sparse.plan import BATCHES
 from lpk.sparse.steps import (
     Affine,
     AnyStep,
+    Attention,
     Concatenate,
     Convolve,
     Flatten,
@@ -137,6 +138,8 @@ class Run:
             yield kernels.prepare_multiply(x, inputs[1], out, **_activation(step))
         elif isinstance(step, LayerNorm):
             yield kernels.prepare_layer_norm(x, out, weight=step.weight, bias=step.bias, eps=step.eps)
+        elif isinstance(step, Attention):
+            yield kernels.prepare_attention(*inputs, out, step.heads, step.count, step.size, step.scale)
         elif isinstance(step, Pick):
             yield kernels.prepare_pick(x, out, torch.tensor(step.channels, dtype=torch.int64, device="cpu"))
         elif isinstance(step, Concatenate):

@@ -181,6 +181,33 @@ class LayerNorm(Step):
     eps: float
 
 
+@dataclass(frozen=True)
+class Heads:
+    """Where the heads of queries, keys or values lie among a value's channels: number i of head h is channel
+    first + h * head + i * step."""
+
+    first: int
+    head: int
+    step: int
+
+
+@dataclass(eq=False)
+class Attention(Step):
+    """softmax(scale · queries · keys) · values, the inputs, of `count` heads of `size` numbers each. Channel
+    h * size + i of the output is number i of head h."""
+
+    heads: tuple[Heads, Heads, Heads]
+    count: int
+    size: int
+    scale: float
+
+    @property
+    def products(self) -> int:
+        """Of one sample."""
+        query, key, _ = self.inputs
+        return 2 * self.count * self.size * query.pixels * key.pixels
+
+
 @dataclass(eq=False)
 class Concatenate(Step):
     """The channels of all inputs, one after the other."""

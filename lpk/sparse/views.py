@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lpk.sparse.steps import Seen, Shape
+from lpk.sparse.steps import Heads, Seen, Shape
 
 Layout = tuple[Shape, bool, int]  # Seen without its value
 
@@ -33,6 +33,24 @@ def viewed(seen: Seen, size: int, view: Callable[[Tensor], Tensor]) -> Layout | 
     if rows == size and shape[0] == channels and made.movedim(1, -1).is_contiguous():
         return tuple(shape), False, 1
     return None
+
+
+def heads_in(seen: Seen, size: int, view: Callable[[Tensor], Tensor]) -> tuple[Heads, int, int] | None:
+    """Where the heads lie in a value of which `view` makes queries, keys or values [B, heads, tokens, numbers], how
+    many there are, and of how many numbers; None where it makes something else."""
+    channels, pixels = seen.value.channels, seen.value.pixels
+    memory = torch.empty(size, pixels, channels, dtype=torch.float32, device="meta")
+    given = memory if seen.last else memory.transpose(1, 2)
+    made = view(given.view(size * seen.times, *seen.shape))
+    if made.untyped_storage()._cdata != memory.untyped_storage()._cdata or made.dim() != 4:
+        return None
+    rows, count, tokens, numbers = made.shape
+    sample, head, token, step = made.stride()
+    first = int(made.storage_offset())
+    heads = Heads(first, head if count > 1 else 0, step if numbers > 1 else 0)
+    last = first + (count - 1) * heads.head + (numbers - 1) * heads.step
+    is_all = rows == size and tokens == pixels and token == channels and (sample == pixels * channels or size == 1)
+    return (heads, count, numbers) if is_all and last < channels else None
 
 
 def packed_image(shape: Shape, last: bool, times: int) -> tuple[int, int, int] | None:
