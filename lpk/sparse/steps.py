@@ -181,6 +181,16 @@ class LayerNorm(Step):
     eps: float
 
 
+@dataclass(frozen=True)
+class Heads:
+    """Where the heads of queries, keys or values lie among a value's channels: number i of head h is channel
+    first + h * head + i * step."""
+
+    first: int
+    head: int
+    step: int
+
+
 @dataclass(eq=False)
 class Concatenate(Step):
     """The channels of all inputs, one after the other."""
