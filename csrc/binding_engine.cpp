@@ -130,6 +130,9 @@ Operation operation(const Activations& out, const Activations& in, const Ending&
           }};
 }
 
+using Triple = std::array<int64_t, 3>;
+Heads heads_of(const Triple& heads) { return {heads[0], heads[1], heads[2]}; }
+
 void define_operations(py::module_& m) {
   py::class_<Operation>(m, "Operation");
   m.def("run", &run, Release());
@@ -209,6 +212,17 @@ void define_operations(py::module_& m) {
     return operation(out, in, [=](const Activations& to, const Activations& from, int threads) {
       layer_norm(to, from, norm, threads);
     });
+  });
+  m.def("attention", [](const Activations& out, const Activations& query, const Activations& key,
+                        const Activations& value, const std::array<Triple, 3>& heads, int64_t count, int64_t size,
+                        float scale) {
+    const auto [queries, keys, values] = heads;
+    const Attention task{heads_of(queries), heads_of(keys), heads_of(values), count, size, scale};
+    const Tokens tokens{tokens_of(key), tokens_of(value)};
+    return Operation{out.blocks, [=](int64_t first, int64_t count, int threads) {
+                       attention(out.part(first, count), query.part(first, count), key.part(first, count),
+                                 value.part(first, count), task, tokens, threads);
+                     }};
   });
   m.def("pick_channels", [](const Activations& out, const Activations& in, uintptr_t channels) {
     return operation(out, in, [=](const Activations& to, const Activations& from, int threads) {

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from lpk.sparse.blocks import Blocks, Pair
+from lpk.sparse.blocks import IMAGES, Blocks, Pair
 from lpk.sparse.packing import Convolution, reach
+from lpk.sparse.steps import Heads
 
 
 def check_same(name: str, x: Blocks, shape: tuple[int, ...]) -> None:
@@ -43,6 +45,29 @@ def check_picked(x: Blocks, out: Blocks, channels: Tensor) -> None:
         raise ValueError(f"channels must be from 0 to {count - 1}, not {int(channels.min())} to {int(channels.max())}")
     check_same("out", out, (batch, len(channels), height, width))
     check_cut("out", out, x)
+
+
+def check_attention(
+    query: Blocks, key: Blocks, value: Blocks, out: Blocks, heads: Sequence[Heads], count: int, size: int
+) -> None:
+    if len(heads) != 3 or count < 1 or size < 1:
+        raise ValueError(f"{count} heads of {size} numbers, of {len(heads)} values")
+    for name, x, where in zip(("query", "key", "value"), (query, key, value), heads, strict=True):
+        if x.patches[0] * x.patches[1] != IMAGES:
+            raise ValueError(f"{name} must be cut into {IMAGES} patches, not {x.patches}")
+        channels = [where.first + h * where.head + i * where.step for h in (0, count - 1) for i in (0, size - 1)]
+        if not 0 <= min(channels) <= max(channels) < x.shape[1]:
+            raise ValueError(
+                f"the heads of {name} are channels {min(channels)} to {max(channels)}, and it has {x.shape[1]}"
+            )
+        check_apart(name, x, out)
+    batch, _, height, width = query.shape
+    check_same("out", out, (batch, count * size, height, width))
+    check_cut("out", out, query)
+    if key.batch != batch:
+        raise ValueError(f"key must have {batch} samples, not {key.batch}")
+    check_same("value", value, (batch, value.shape[1], *key.shape[2:]))
+    check_cut("value", value, key)
 
 
 def check_whole(x: Blocks) -> None:

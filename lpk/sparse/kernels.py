@@ -19,6 +19,7 @@ from lpk.ops.memory import address, resolved
 from lpk.sparse.blocks import Blocks, Pair, check_floats
 from lpk.sparse.checks import (
     check_apart,
+    check_attention,
     check_convolution,
     check_factor,
     check_like,
@@ -29,6 +30,7 @@ from lpk.sparse.checks import (
     check_window,
 )
 from lpk.sparse.packing import DepthwiseFilters, Filters, LaneFilters, SparseFilters, WinogradFilters, input_strides
+from lpk.sparse.steps import Heads
 
 ACTIVATIONS = {
     "identity": 0,
@@ -206,6 +208,28 @@ def prepare_layer_norm(
     return Operation(handle, out, (x, weight, bias))
 
 
+def prepare_attention(
+    query: Blocks,
+    key: Blocks,
+    value: Blocks,
+    out: Blocks,
+    heads: Sequence[Heads],
+    count: int,
+    size: int,
+    scale: float,
+) -> Operation:
+    """out = softmax(scale · queries · keys) · values, of `count` heads of `size` numbers each; heads: of query, key and
+    value. Channel h · size + i of out is number i of head h.
+
+    Tokens are pixels, and each sample is cut into 16 patches. There may be other tokens of keys and values than of
+    queries.
+    """
+    check_attention(query, key, value, out, heads, count, size)
+    where = [(each.first, each.head, each.step) for each in heads]
+    handle = _core.attention(out.handle, query.handle, key.handle, value.handle, where, count, size, scale)
+    return Operation(handle, out, (query, key, value))
+
+
 def prepare_pick(x: Blocks, out: Blocks, channels: Tensor) -> Operation:
     """Channel i of out is channel channels[i] of x."""
     check_picked(x, out, channels)
@@ -273,6 +297,7 @@ exchange_borders = at_once(prepare_exchange_borders)
 scale_shift = at_once(prepare_scale_shift)
 multiply = at_once(prepare_multiply)
 layer_norm = at_once(prepare_layer_norm)
+attention = at_once(prepare_attention)
 pick = at_once(prepare_pick)
 max_pool = at_once(prepare_max_pool)
 average_pool = at_once(prepare_average_pool)

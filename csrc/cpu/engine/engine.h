@@ -223,6 +223,29 @@ struct LayerNorm {
 };
 void layer_norm(const Activations& out, const Activations& in, const LayerNorm& norm, int threads);
 
+// Where the heads of queries, keys or values lie among the channels: number i of head h is channel
+// first + h * head + i * step.
+struct Heads {
+  int64_t first, head, step;
+};
+
+// softmax(scale * queries · keys) · values, for each head. Channel h * size + i of out is number i of head h.
+struct Attention {
+  Heads query, key, value;
+  int64_t heads;
+  int64_t size;  // numbers of a head
+  float scale;
+};
+
+// Where the tokens of a sample lie, which are the pixels of its image: floats from a channel's first. One sample is in a
+// block, and is cut into 16 patches; of the keys and of the values alike.
+std::vector<int32_t> tokens_of(const Activations& x);
+struct Tokens {
+  std::vector<int32_t> key, value;
+};
+void attention(const Activations& out, const Activations& query, const Activations& key, const Activations& value,
+               const Attention& attention, const Tokens& tokens, int threads);
+
 // Channel i of out is channel channels[i] of in.
 void pick_channels(const Activations& out, const Activations& in, const int64_t* channels, int threads);
 

@@ -156,6 +156,29 @@ struct LayerNormTask {
   int64_t out_channel;
 };
 
+constexpr int kQueries = 3;  // pixels of queries that attention is computed for at once
+
+// What is the same for all heads of an attention; steps are floats from one number of a head to the next.
+struct AttentionTask {
+  int64_t size;
+  float scale;
+  int64_t tokens;  // keys and values
+  int64_t chunk;   // of them are weighed at once
+  const int32_t* key_tokens;
+  const int32_t* value_tokens;
+  int64_t query_step, key_step, value_step;
+  int64_t out_step;
+};
+
+// Some pixels of a head's queries. Addresses are those of number 0.
+struct AttentionTile {
+  const float* query[kQueries];
+  float* out[kQueries];
+  const float* key;
+  const float* value;
+  int count;
+};
+
 // Neighbouring pixels of a channel that take their lanes from those of others; -1: outside the image.
 struct Exchange {
   int64_t to, from;  // floats from the channel's first
@@ -196,6 +219,9 @@ struct Loops {
   // The sums of a region, of each lane only as many rows and columns as it has.
   void (*sum)(float* sums, const Region& region, const int32_t* height, const int32_t* width);
   void (*layer_norm)(const LayerNormTask& task, float* out, const float* in, int64_t pixels);
+  // `memory` has room for kQueries pixels for each of a chunk's tokens and twice for each number of a head, these rounded
+  // up to a multiple of eight.
+  void (*attend)(const AttentionTask& task, const AttentionTile& tile, float* memory);
 
   // to[i * step + lane] = the lane's number i below n; zero where it has none. And back, to those that there are.
   void (*gather)(float* to, int64_t step, const Strips& strips, int64_t n);
