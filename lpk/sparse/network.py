@@ -183,8 +183,7 @@ class Network:
 
     def _cut(self, lanes: int) -> Layout:
         if lanes not in self._layouts:
-            plan = self.plan if lanes == 1 else cut(self.plan, lanes)
-            self._layouts[lanes] = Layout(plan, self.weights)
+            self._layouts[lanes] = Layout(cut(self.plan, lanes), self.weights)
         return self._layouts[lanes]
 
     def _forget_calls(self) -> None:

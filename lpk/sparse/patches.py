@@ -35,7 +35,7 @@ def lanes_of(batch: int) -> int:
 
 
 def cut(plan: Plan, lanes: int) -> Plan:
-    """The same plan with every value's patches, at most `lanes` for an image.
+    """The same plan with every value's patches, at most `lanes` for an image; but attention always takes one sample's.
 
     An operation of stride s makes from a patch of s·h x s·w pixels one of h x w. Where that does not come out even, and
     where an operation needs whole images, a Relayout comes first.
@@ -83,6 +83,12 @@ class _Cutter:
     def _inputs(self, step: Step) -> list[Value]:
         """A step's inputs, cut as it needs them; its output is cut, too."""
         first, *others = step.inputs
+        if isinstance(step, Attention):
+            self._new(step.out, _of_one(step.out))
+            return [self._as(value, _of_one(value)) for value in step.inputs]
+        if self.lanes == 1:
+            self._new(step.out, _whole(step.out))
+            return [self._as(value, _whole(value)) for value in step.inputs]
         if isinstance(step, Convolve) and not (step.layer.is_pointwise and first.pixels == 1):
             layer = step.layer
             x = self._windows(step, layer.kernel, layer.stride, layer.padding, layer.dilation)
@@ -95,10 +101,6 @@ class _Cutter:
             window = (options["kernel"], options["stride"], options["padding"], options.get("dilation", (1, 1)))
             negative = not _stays_inside(step) and self.values[first] not in self.nonnegative
             x = self._windows(replace(step, inputs=[self._surrounded(first)]) if negative else step, *window)
-        elif isinstance(step, Attention):
-            x, *others = (self._as(value, _of_one(value)) for value in step.inputs)
-            self._new(step.out, _of_one(step.out))
-            return [x, *others]
         elif isinstance(step, Convolve | Pool | Flatten):
             x = self._as(first, _whole(first))
             self._new(step.out, _whole(step.out))

@@ -139,7 +139,8 @@ class Run:
         elif isinstance(step, LayerNorm):
             yield kernels.prepare_layer_norm(x, out, weight=step.weight, bias=step.bias, eps=step.eps)
         elif isinstance(step, Attention):
-            yield kernels.prepare_attention(*inputs, out, step.heads, step.count, step.size, step.scale)
+            query, key, value = inputs
+            yield kernels.prepare_attention(query, key, value, out, step.heads, step.count, step.size, step.scale)
         elif isinstance(step, Pick):
             yield kernels.prepare_pick(x, out, torch.tensor(step.channels, dtype=torch.int64, device="cpu"))
         elif isinstance(step, Concatenate):
