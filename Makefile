@@ -10,8 +10,9 @@ RUN ?= lpk-demo
 demo: $(VENV)/.extension
 	$(VENV)/bin/lpk demo $(RUN)
 
+# Two processes, each with some networks of PyTorch's in memory; threads that wait leave the processor to the other's.
 test: $(VENV)/.extension
-	$(VENV)/bin/python -m pytest
+	OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(VENV)/.packages
 	$(VENV)/bin/ruff check .
