@@ -10,7 +10,7 @@ RUN ?= lpk-demo
 demo: $(VENV)/.extension
 	$(VENV)/bin/lpk demo $(RUN)
 
-# Two processes, each with some networks of PyTorch's in memory; threads that wait leave the processor to the other's.
+# In two processes; a thread that waits leaves the processor to the threads of the other.
 test: $(VENV)/.extension
 	OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest --numprocesses 2 --dist worksteal
 

@@ -58,8 +58,8 @@ sanitize() {
     "$PYTHON" -c 'import os, torch, lpk._core; assert lpk._core.__file__.startswith(os.getcwd())'
     # A sanitizer ends the process with its report on file descriptor 2, which pytest must leave alone. The tests that
     # take longest are shared out among two: a processor is free once ThreadSanitizer has seen its own.
-    "$PYTHON" -m pytest -q -p no:cacheprovider --capture=sys --numprocesses "$workers" --dist worksteal $FILES -k "$tests" \
-      ${PYTEST_ARGS:-}
+    "$PYTHON" -m pytest -q -p no:cacheprovider --capture=sys --numprocesses "$workers" --dist worksteal \
+      $FILES -k "$tests" ${PYTEST_ARGS:-}
   )
 }
 
