@@ -10,8 +10,9 @@ RUN ?= lpk-demo
 demo: $(VENV)/.extension
 	$(VENV)/bin/lpk demo $(RUN)
 
+# In two processes; a thread that waits leaves the processor to the threads of the other.
 test: $(VENV)/.extension
-	$(VENV)/bin/python -m pytest
+	OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(VENV)/.packages
 	$(VENV)/bin/ruff check .

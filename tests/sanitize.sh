@@ -30,7 +30,7 @@ FILES+=' tests/sparse/test_convolutions.py tests/sparse/test_kernels.py tests/sp
 FILES+=' tests/sparse/test_network.py::test_the_same_bits_for_any_number_of_threads'
 
 sanitize() {
-  local name=$1 copy=build/sanitize-${1//,/-} tests=$KERNELS
+  local name=$1 copy=build/sanitize-${1//,/-} tests=$KERNELS workers=2
   mkdir -p "$copy"
   rm -rf "$copy"/{lpk,csrc,kernels,tests}
   for part in lpk csrc kernels tests setup.py CMakeLists.txt pyproject.toml README.md LICENSE; do
@@ -44,7 +44,7 @@ sanitize() {
       thread)
         # libgomp's barriers are invisible to ThreadSanitizer; our own threads are std::thread in this build.
         printf '%s\n' 'race:libtorch_' 'race:libgomp' >suppressions
-        tests=$THREADED
+        tests=$THREADED workers=0
         export LD_PRELOAD=$(runtimes libtsan.so libstdc++.so)
         export TSAN_OPTIONS="halt_on_error=1 exitcode=66 ignore_noninstrumented_modules=1 suppressions=$PWD/suppressions"
         ;;
@@ -56,9 +56,10 @@ sanitize() {
         ;;
     esac
     "$PYTHON" -c 'import os, torch, lpk._core; assert lpk._core.__file__.startswith(os.getcwd())'
-    # A sanitizer ends the process with its report on file descriptor 2, which pytest must leave alone.
-    "$PYTHON" -m pytest -q -p no:cacheprovider --capture=sys $FILES -k "$tests" \
-      ${PYTEST_ARGS:-}
+    # A sanitizer ends the process with its report on file descriptor 2, which pytest must leave alone. The tests that
+    # take longest are shared out among two: a processor is free once ThreadSanitizer has seen its own.
+    "$PYTHON" -m pytest -q -p no:cacheprovider --capture=sys --numprocesses "$workers" --dist worksteal \
+      $FILES -k "$tests" ${PYTEST_ARGS:-}
   )
 }
 
