@@ -67,7 +67,7 @@ def test_attention(image, cut, batch, count, size, borders):
 
 
 @pytest.mark.parametrize(
-    ("queries", "keys", "patches"), [((1, 40), (1, 150), TOKENS), ((4, 40), (2, 9), (2, 8)), ((6, 7), (1, 16), (1, 16))]
+    ("queries", "keys", "patches"), [((1, 40), (1, 150), TOKENS), ((4, 40), (5, 9), (2, 8)), ((6, 7), (1, 16), (1, 16))]
 )
 def test_other_tokens_and_heads(queries, keys, patches):
     """Keys and values from elsewhere than queries; the numbers of a head apart, and heads inside each other."""

@@ -4,13 +4,11 @@
 namespace lpk::engine {
 namespace {
 
-constexpr int64_t kMostRows = 8;  // that a loop takes at once
-
-int64_t rounded_up(int64_t n) { return (n + kMostRows - 1) / kMostRows * kMostRows; }
+int64_t rounded_up(int64_t n) { return (n + kMostKeys - 1) / kMostKeys * kMostKeys; }
 
 // The keys in chunks of about the same size.
 int64_t best_chunk(int64_t tokens) {
-  constexpr int64_t kMost = 128;
+  constexpr int64_t kMost = 256;
   const int64_t chunks = (tokens + kMost - 1) / kMost;
   return rounded_up((tokens + chunks - 1) / chunks);
 }

@@ -156,7 +156,8 @@ struct LayerNormTask {
   int64_t out_channel;
 };
 
-constexpr int kQueries = 3;  // pixels of queries that attention is computed for at once
+constexpr int kQueries = 3;   // pixels of queries that attention is computed for at once
+constexpr int kMostKeys = 8;  // or numbers of values, whose sums with all of these are in registers together
 
 // What is the same for all heads of an attention; steps are floats from one number of a head to the next.
 struct AttentionTask {
@@ -219,8 +220,8 @@ struct Loops {
   // The sums of a region, of each lane only as many rows and columns as it has.
   void (*sum)(float* sums, const Region& region, const int32_t* height, const int32_t* width);
   void (*layer_norm)(const LayerNormTask& task, float* out, const float* in, int64_t pixels);
-  // `memory` has room for kQueries pixels for each of a chunk's tokens and twice for each number of a head, these rounded
-  // up to a multiple of eight.
+  // `memory` has room for kQueries pixels for each of a chunk's tokens and two times for each number of a head, both
+  // rounded up to a multiple of kMostKeys.
   void (*attend)(const AttentionTask& task, const AttentionTile& tile, float* memory);
 
   // to[i * step + lane] = the lane's number i below n; zero where it has none. And back, to those that there are.
