@@ -112,11 +112,12 @@ def test_a_query_that_is_not_finite(bad):
 
 
 def test_keys_without_weight():
-    """Scores of minus infinity, of all the first keys, leave the others as they are; if all are, there is no mean."""
+    """Scores of minus infinity leave the others as they are, even where all keys of a chunk, the first pixels of each
+    patch, have them; if all keys have, there is no mean."""
     generator.manual_seed(3)
     x = random(1, 12, 1, 300)
     x[0, 0] = 1.0
-    x[0, 4, 0, :280] = -math.inf
+    x[0, 4, 0, torch.arange(300) % 19 < 12] = -math.inf  # patches of 19, chunks of 152 keys
     heads = side_by_side(1, 4)
     wanted = expected(x, x, x, heads, 1, 4, 1.0)
     for got in attended(x, 1, 4):
