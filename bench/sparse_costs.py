@@ -28,6 +28,7 @@ from lpk.sparse.blocks import Blocks, empty_blocks
 from lpk.sparse.costs import EFFORT, NEAR, Cost, work_of
 from lpk.sparse.dense import InPyTorch
 from lpk.sparse.results import BATCH, Results, tensors
+from lpk.sparse.steps import Heads
 
 
 class Case(NamedTuple):
@@ -129,6 +130,18 @@ def dense_loop() -> Iterator[Case]:
         yield Case(f"{channels}, {side}, {kernel}", lambda p=prepared: kernels.run([p]), products, moved)
 
 
+def engine_attention() -> Iterator[Case]:
+    for heads, tokens, width in itertools.product((3, 12), (49, 128, 197, 512), (32, 64)):
+        x = empty_blocks(2, 3 * heads * width, 1, tokens, patches=(1, 16))
+        out = empty_blocks(2, heads * width, 1, tokens, patches=(1, 16))
+        x.data.normal_()
+        where = [Heads(first, width, 1) for first in range(0, 3 * heads * width, heads * width)]
+        prepared = kernels.prepare_attention(x, x, x, out, where, heads, width, width**-0.5)
+        products = 2 * 2 * heads * width * tokens**2
+        moved = 4 * 2 * 4 * heads * width * tokens
+        yield Case(f"{heads} x {width}, {tokens}", lambda p=prepared: kernels.run([p]), products, moved)
+
+
 def blocks() -> Iterator[tuple[int, int, int, Blocks, Blocks]]:
     for batch, (channels, side) in itertools.product((16, 64), ((16, 4), (64, 8), (64, 28), (256, 14))):
         x, out = (empty_blocks(batch, channels, side, side, 1) for _ in range(2))
@@ -165,8 +178,8 @@ def engine_unpack() -> Iterator[Case]:
 
 
 ENGINE: dict[str, Callable[[], Iterator[Case]]] = {
-    "convolution": dense_loop, "elementwise": engine_elementwise, "pool": engine_pool, "pack": engine_pack,
-    "unpack": engine_unpack,
+    "convolution": dense_loop, "attention": engine_attention, "elementwise": engine_elementwise, "pool": engine_pool,
+    "pack": engine_pack, "unpack": engine_unpack,
 }  # fmt: skip
 
 
