@@ -229,6 +229,13 @@ void define_operations(py::module_& m) {
       pick_channels(to, from, integers(channels), threads);
     });
   });
+  m.def("relayout", [](const Activations& out, const Activations& in, int64_t batch) {
+    const auto moves = moves_of(out, in);
+    const int64_t images = kImages / out.patches.count();  // in a block
+    return Operation{out.blocks, [=](int64_t first, int64_t count, int threads) {
+                       relayout(out, in, *moves, first * images, std::min(batch, (first + count) * images), threads);
+                     }};
+  });
   m.def("max_pool", [](const Activations& out, const Activations& in, const Window& window) {
     return operation(out, in, [=](const Activations& to, const Activations& from, int threads) {
       max_pool(to, from, window, threads);

@@ -23,12 +23,13 @@ steps      the plan: steps, and what passes between them
 From a plan to calls:
 network    a model for inputs of one kind: the plan that holds for a batch, and where it runs
 patches    the plan for few images, each cut into patches
+narrow     where in it values are cut anew
 runs       the plan for one number of images: the calls that compute it
 measure    BatchNorm's statistics, measured while a batch passes
 filters    the filters of its layers, packed when they are first needed
 dead       weights that change nothing
 fold       BatchNorm as a scale and a shift
-buffers    memory for its values
+buffers    memory for its values, which they share
 arena      that memory, in large pages
 
 What is told:

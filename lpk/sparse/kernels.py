@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ParamSpec
 
 import torch
@@ -91,15 +91,21 @@ def pack_input(x: Tensor, out: Blocks) -> Blocks:
     return out
 
 
-def unpack_output(x: Blocks, *, last: bool = False) -> Tensor:
-    """Blocks as an ordinary tensor [batch, channels, height, width]: contiguous or, last, with its channels innermost
-    in memory."""
+def prepare_unpack(x: Blocks, *, last: bool = False) -> tuple[Tensor, Callable[[], None]]:
+    """An ordinary tensor [batch, channels, height, width], contiguous or, last, with its channels innermost in memory;
+    and what copies the blocks into it."""
     batch, channels, height, width = x.shape
     if last:
         out = torch.empty((batch, height, width, channels), dtype=torch.float32, device="cpu").permute(0, 3, 1, 2)
     else:
         out = torch.empty(x.shape, dtype=torch.float32, device="cpu")
-    _core.unpack_output(address("out", out), x.handle, batch, out.stride(), torch.get_num_threads())
+    where, threads = address("out", out), torch.get_num_threads()
+    return out, partial(_core.unpack_output, where, x.handle, batch, out.stride(), threads)
+
+
+def unpack_output(x: Blocks, *, last: bool = False) -> Tensor:
+    out, fill = prepare_unpack(x, last=last)
+    fill()
     return out
 
 
@@ -238,6 +244,18 @@ def prepare_pick(x: Blocks, out: Blocks, channels: Tensor) -> Operation:
     return Operation(_core.pick_channels(out.handle, x.handle, address("channels", channels)), out, (x, channels))
 
 
+def prepare_relayout(x: Blocks, out: Blocks) -> Operation:
+    """The same pixels in their order, cut into other patches or as images of another height and width. Pixels outside
+    the image, and lanes without one, stay as they are or become what they are in x."""
+    batch, channels, height, width = out.shape
+    if x.shape[:2] != (batch, channels) or x.shape[2] * x.shape[3] != height * width:
+        raise ValueError(
+            f"out must have the images, channels and number of pixels of {list(x.shape)}, not {list(out.shape)}"
+        )
+    check_apart("x", x, out)
+    return Operation(_core.relayout(out.handle, x.handle, batch), out, (x,))
+
+
 def pool_input(x: Blocks, padding: Pair) -> tuple[_core.Activations, Pair]:
     """What the windows slide over, and its padding: of patches, the border is a part."""
     if x.patches == (1, 1):
@@ -299,6 +317,7 @@ multiply = at_once(prepare_multiply)
 layer_norm = at_once(prepare_layer_norm)
 attention = at_once(prepare_attention)
 pick = at_once(prepare_pick)
+relayout = at_once(prepare_relayout)
 max_pool = at_once(prepare_max_pool)
 average_pool = at_once(prepare_average_pool)
 global_average_pool = at_once(prepare_global_average_pool)

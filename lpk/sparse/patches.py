@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 from lpk.sparse.blocks import IMAGES, Pair
+from lpk.sparse.narrow import narrowed
 from lpk.sparse.packing import reach
 from lpk.sparse.steps import (
     Affine,
@@ -43,7 +44,7 @@ def cut(plan: Plan, lanes: int) -> Plan:
     cutter = _Cutter(lanes)
     for step in plan.steps:
         cutter.add(step)
-    return replace(plan, steps=cutter.steps)
+    return replace(plan, steps=narrowed(cutter.steps))
 
 
 class _Cutter:

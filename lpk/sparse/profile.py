@@ -92,10 +92,10 @@ def profile_run(run: Run, inputs: Sequence[Tensor], how: str, repetitions: int) 
     steps = [(step, list(joined(parts))) for step, parts in zip(run.plan.steps, run.parts(), strict=True)]
     times: dict[int, list[float]] = {i: [] for i in range(len(steps))}
     for _ in range(repetitions):
-        run.slots = dict(zip(run.plan.inputs, inputs, strict=True))
+        run.begin(inputs)
         for i, (_, calls) in enumerate(steps):
             times[i].append(_seconds(calls))
-    run.slots = {}
+    run.end()
     limits = Limits.measured()
     return Profile(how, [_row(run, step, statistics.median(times[i]), limits) for i, (step, _) in enumerate(steps)])
 

@@ -83,19 +83,31 @@ class Run:
         self.shapes, self.buffers = buffers_of(layout.plan, batch, layout.memory)
         self.calls: list[Callable[[], None]] = []
         self.slots: dict[Slot, Any] = {}
+        # The tensors that the plan returns are made before the engine runs: after it, neither Python's nor PyTorch's
+        # code is in a cache, and each of their calls takes tens of microseconds.
+        self.unpacks: dict[Unpack, tuple[Tensor, Callable[[], None]]] = {}
+        unpacks = [step for step in layout.plan.steps if isinstance(step, Unpack) and step.values]
+        self.last_unpacks = [step for step in unpacks if step.slot in layout.plan.outputs]
 
     def forward(self, inputs: Sequence[Tensor]) -> list[Any]:
         """What lies in the plan's outputs then."""
         if not self.calls:
             self.filters.pack_live(self.buffers)
             self.calls = list(joined(part for parts in self.parts() for part in parts))
-        self.slots = dict(zip(self.plan.inputs, inputs, strict=True))
+        self.begin(inputs)
         try:
             for call in self.calls:
                 call()
             return [self.slots[slot] for slot in self.plan.outputs]
         finally:
-            self.slots = {}
+            self.end()
+
+    def begin(self, inputs: Sequence[Tensor]) -> None:
+        self.slots = dict(zip(self.plan.inputs, inputs, strict=True))
+        self.unpacks = {step: self._prepared(step.seen) for step in self.last_unpacks}
+
+    def end(self) -> None:
+        self.slots, self.unpacks = {}, {}
 
     def parts(self) -> Iterator[Iterator[Part]]:
         """What computes each step, and forgets what no later one reads."""
@@ -113,8 +125,6 @@ class Run:
         elif isinstance(step, Unpack):
             shaped = None if step.values else self._shaped(step.seen)
             yield partial(self._unpack, step) if shaped is None else partial(self._put, step.slot, shaped)
-        elif isinstance(step, Relayout):
-            yield partial(self._relayout, step)
         else:
             out = self.buffers[step.out]
             yield from self._operations(step, [self.buffers[value] for value in step.inputs], out)
@@ -149,16 +159,14 @@ class Run:
                 last = first + part.shape[1]
                 yield kernels.prepare_scale_shift(part, out.channels(first, last))
                 first = last
+        elif isinstance(step, Relayout):
+            yield kernels.prepare_relayout(x, out)
         elif isinstance(step, Pool):
             yield POOLS[step.kind](x, out, **step.options)
         else:
             assert isinstance(step, Flatten)
             flat = Blocks(out.data.view(x.data.shape[0], *x.shape[1:], IMAGES), self.batch, 0)
             yield kernels.prepare_scale_shift(x, flat)
-
-    def _relayout(self, step: Relayout) -> None:
-        out = self.buffers[step.out]
-        kernels.pack_input(kernels.unpack_output(self.buffers[step.inputs[0]]).view(out.shape), out)
 
     def _pack(self, step: Pack, done: Sequence[Slot]) -> None:
         tensor, seen = self.slots[step.slot], step.seen
@@ -173,13 +181,16 @@ class Run:
         self._forget(done)
 
     def _unpack(self, step: Unpack) -> None:
-        self.slots[step.slot] = self.unpacked(step.seen)
+        self.slots[step.slot], fill = self.unpacks.get(step) or self._prepared(step.seen)
+        fill()
 
     def _put(self, slot: Slot, result: Tensor) -> None:
         self.slots[slot] = result
 
-    def unpacked(self, seen: Seen) -> Tensor:
-        return as_tensor(kernels.unpack_output(self.buffers[seen.value], last=seen.last), seen)
+    def _prepared(self, seen: Seen) -> tuple[Tensor, Callable[[], None]]:
+        """What PyTorch sees of a value, and the call that fills it in."""
+        stored, fill = kernels.prepare_unpack(self.buffers[seen.value], last=seen.last)
+        return as_tensor(stored, seen), fill
 
     def _shaped(self, seen: Seen) -> Tensor:
         """A tensor of which the shape counts: it takes no memory."""

@@ -84,6 +84,47 @@ def test_patches(batch, image, patches, border, larger, channels, layout):
                 assert torch.equal(blocks.data[lane // 16, :, :, :, lane % 16], window)
 
 
+CUTS = [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 4), (16, 1), (1, 16)]
+
+
+@arbitrary
+@hypothesis.given(
+    batch=st.integers(1, 20),
+    image=st.tuples(st.integers(1, 11), st.integers(1, 11)),
+    cuts=st.tuples(st.sampled_from(CUTS), st.sampled_from(CUTS)),
+    larger=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    borders=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    channels=st.integers(1, 5),
+    turned=st.booleans(),
+)
+def test_relayout(batch, image, cuts, larger, borders, channels, turned):
+    """Between any two cuts, and to images of another height and width; what is no pixel of an image stays."""
+    x, images = random(batch, channels, *image), (image, image[::-1] if turned else image)
+    made = []
+    for size, patches, more, border in zip(images, cuts, larger, borders, strict=True):
+        patch = None if patches == (1, 1) else tuple(-(-n // m) + more for n, m in zip(size, patches, strict=True))
+        made.append(empty_blocks(batch, channels, *size, border, patches=patches, patch=patch))
+    blocks, out = made
+    kernels.pack_input(x, blocks)
+    for threads in (1, 2, 3):
+        with configured(threads=threads):
+            out.data[:] = float("nan")
+            kernels.relayout(blocks, out)
+        moved = kernels.unpack_output(out)
+        assert torch.equal(moved, x.reshape(moved.shape))
+        others = -batch % 16 * x[0].numel() if cuts == ((1, 1), (1, 1)) else 0  # of lanes without image
+        assert out.data.isfinite().sum() == x.numel() + others
+
+
+def test_errors_of_relayout():
+    x = empty_blocks(2, 3, 4, 6, patches=(2, 2))
+    for shape in [(3, 3, 4, 6), (2, 4, 4, 6), (2, 3, 4, 5)]:
+        with fails(ValueError, "number of pixels", "[2, 3, 4, 6]", str(list(shape))):
+            kernels.relayout(x, empty_blocks(*shape))
+    with fails(ValueError, "overlap"):
+        kernels.relayout(x, Blocks(x.data, 2, 0, (2, 2), (4, 6)))
+
+
 def test_errors_of_patches():
     x = empty_blocks(2, 2, 8, 8, 1, patches=(4, 2))
     convolution = Convolution(2, 2, (3, 3), padding=(1, 1))

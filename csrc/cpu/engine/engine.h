@@ -158,6 +158,15 @@ struct Exchange;
 std::shared_ptr<const std::vector<Exchange>> exchanges_of(const Activations& x);
 void exchange_borders(const Activations& x, const std::vector<Exchange>& exchanges, float outside, int threads);
 
+// The pixels in their order, as those of images of another cut, height and width; for the images from `first` to `last`
+// of all blocks. Pixels of patches outside the image are left as they are.
+struct Move {
+  int32_t to, from;  // floats from the first lane of an image's channel
+};
+std::shared_ptr<const std::vector<Move>> moves_of(const Activations& out, const Activations& in);
+void relayout(const Activations& out, const Activations& in, const std::vector<Move>& moves, int64_t first,
+              int64_t last, int threads);
+
 // The weights are contiguous: [filters][channels / groups][kernel_height][kernel_width]. First the starts, then as many
 // entries as the last start says.
 void count_filters(int64_t* start, const float* weights, const Convolution& convolution, int64_t channels_per_block,

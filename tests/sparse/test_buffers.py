@@ -1,0 +1,113 @@
+"""Where a plan's values lie: those that are alive together never in the same memory, and borders stay zero."""
+
+import itertools
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+from torch import nn
+
+from lpk.sparse.buffers import buffers_of
+from lpk.sparse.network import Network
+from lpk.sparse.steps import Affine, Plan, Value
+from tests.sparse.engine import arbitrary, configured
+
+
+def pieces(blocks):
+    """The memory of each block of images: (first, last address)."""
+    data = blocks.data
+    starts = [data.data_ptr() + 4 * i * data.stride(0) for i in range(len(data))]
+    return [(start, start + 4 * data[0].numel()) for start in starts]
+
+
+def overlap(a, b):
+    return a[0] < b[1] and b[0] < a[1]
+
+
+def check(plan, buffers):
+    """Values that are alive together are apart, and so are different blocks of any: these, threads compute at once."""
+    made = {step.out: i for i, step in enumerate(plan.steps) if step.out is not None}
+    read = {
+        value: max([i for i, step in enumerate(plan.steps) if value in step.inputs] or [made[value]]) for value in made
+    }
+    for a, b in itertools.combinations(made, 2):
+        together = made[a] <= read[b] and made[b] <= read[a]
+        same = len(buffers[a].data) == len(buffers[b].data)
+        for (i, x), (j, y) in itertools.product(enumerate(pieces(buffers[a])), enumerate(pieces(buffers[b]))):
+            if together or i != j or not same:
+                assert not overlap(x, y)
+            elif overlap(x, y) and any(v.border > 0 and v.patches == (1, 1) for v in (a, b)):
+                assert x == y and (a.image, a.border, a.outside) == (b.image, b.border, b.outside)
+
+
+def most_alive(plan, buffers):
+    """The most floats of values that are alive together."""
+    alive, most = set(), 0
+    for i, step in enumerate(plan.steps):
+        alive |= set() if step.out is None else {step.out}
+        most = max(most, sum(buffers[value].data.numel() for value in alive))
+        alive = {value for value in alive if any(value in later.inputs for later in plan.steps[i + 1 :])}
+    return most
+
+
+@arbitrary
+@hypothesis.given(st.data(), st.integers(1, 40))
+def test_any_plan(data, batch):
+    values, steps = [], []
+    for _ in range(data.draw(st.integers(1, 9))):
+        patches = data.draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (4, 4)]))
+        image = tuple(data.draw(st.integers(1, 3)) for _ in range(3))
+        border, patch = data.draw(st.integers(0, 1)), tuple(-(-n // m) for n, m in zip(image[1:], patches, strict=True))
+        out = Value(image, border, patches, patch)
+        inputs = data.draw(st.lists(st.sampled_from(values), max_size=3)) if values else []
+        steps.append(Affine(inputs, out))
+        values.append(out)
+    plan = Plan([], [], steps)
+    _, buffers = buffers_of(plan, batch, {})
+    assert all(buffers[v].shape == (batch, *v.image) and buffers[v].border == v.border for v in values)
+    check(plan, buffers)
+
+
+class Branching(nn.Module):
+    """Layers with and without borders, of all kinds of lives."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, 2, 1)
+        self.expand, self.deep = nn.Conv2d(8, 32, 1), nn.Conv2d(32, 32, 3, 1, 1, groups=32)
+        self.project, self.down = nn.Conv2d(32, 8, 1), nn.Conv2d(8, 16, 3, 2, 1)
+        self.pool, self.last = nn.AdaptiveAvgPool2d(1), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        for _ in range(2):
+            deep = self.deep(self.expand(x).relu()).relu()
+            x = x + self.project(deep * self.pool(deep).sigmoid())
+        return self.last(self.pool(self.down(x).relu()).flatten(1))
+
+
+@pytest.mark.parametrize("batch", [1, 5, 70])
+@pytest.mark.parametrize("size", [14, 28])
+def test_a_network(batch, size):
+    """Several batches of other samples, on one to three threads: nothing of one is left for another."""
+    torch.manual_seed(0)
+    model = Branching().eval()
+    network = Network(model, (3, size, size))
+    for threads in (1, 2, 3):
+        inputs = torch.randn(batch, 3, size, size)
+        with configured(threads=threads), torch.no_grad():
+            torch.testing.assert_close(network(inputs), model(inputs), rtol=1e-4, atol=1e-5)
+    for layout in network._layouts.values():
+        for run in layout.runs.values():
+            check(run.plan, run.buffers)
+            whole = [v for v in run.plan.values if v.patches == (1, 1) and v.border > 0]
+            assert all(_border(run.buffers[value]).eq(0).all() for value in whole)
+            if not whole:
+                assert layout.memory[run.shapes].numel() <= 1.3 * most_alive(run.plan, run.buffers)
+
+
+def _border(x):
+    mask = torch.ones(x.data.shape[2:4], dtype=torch.bool)
+    mask[x.border : -x.border, x.border : -x.border] = False
+    return x.data[:, :, mask]
