@@ -171,6 +171,15 @@ def engine_pack() -> Iterator[Case]:
             yield Case(f"{batch} x {channels}, {side}", call, 0, 8 * plain.numel())
 
 
+def engine_relayout() -> Iterator[Case]:
+    for channels, side in ((40, 28), (240, 28), (64, 56), (512, 14), (16, 112)):
+        x = empty_blocks(1, channels, side, side, patches=(4, 4))
+        out = empty_blocks(1, channels, side, side, patches=(2, 8))
+        prepared = kernels.prepare_relayout(x, out)
+        moved = 2 * 4 * channels * side**2
+        yield Case(f"{channels}, {side}", lambda p=prepared: kernels.run([p]), 0, moved)
+
+
 def engine_unpack() -> Iterator[Case]:
     for batch, channels, side, x, _ in blocks():
         moved = 2 * 4 * batch * channels * side**2
@@ -179,7 +188,7 @@ def engine_unpack() -> Iterator[Case]:
 
 ENGINE: dict[str, Callable[[], Iterator[Case]]] = {
     "convolution": dense_loop, "attention": engine_attention, "elementwise": engine_elementwise, "pool": engine_pool,
-    "pack": engine_pack, "unpack": engine_unpack,
+    "relayout": engine_relayout, "pack": engine_pack, "unpack": engine_unpack,
 }  # fmt: skip
 
 

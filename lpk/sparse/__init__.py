@@ -10,6 +10,7 @@ From a model to a plan:
 inputs     what a model is called with
 plan       walks the model's graph once; each node becomes a step, or a part that PyTorch runs
 placing    which step it becomes
+attending  attention among them
 nodes      what is known of the nodes meanwhile
 calls      what a node calls, in the engine's terms
 results    what a node returns, and what it changes in place

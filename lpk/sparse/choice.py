@@ -39,7 +39,7 @@ def _seconds(run: Run, step: AnyStep) -> float:
     if isinstance(step, Pack | Unpack):
         return engine_seconds("pack" if isinstance(step, Pack) else "unpack", products=0, bytes=moved)
     if isinstance(step, Relayout):
-        return engine_seconds("pack", products=0, bytes=moved) + engine_seconds("unpack", products=0, bytes=moved)
+        return engine_seconds("relayout", products=0, bytes=moved)
     if isinstance(step, Convolve):
         convolution, out = run.filters.convolutions[step], run.buffers[step.out]
         nonzeros = run.filters.weights.nonzeros(step.layer.weight)

@@ -52,7 +52,8 @@ ENGINE = {
     "elementwise": Cost(1382, 0, 0.0126, 0.0504),  # 1.14, 1.53
     "pool": Cost(1451, 0, 0.026, 0.144),  # 1.07, 1.12
     "normalisation": Cost(1400, 0, 0.04, 0.05),  # not fitted: as three passes
-    "attention": Cost(5757, 0.0205, 0.0362, 0.206),  # 1.08, 1.17
+    "attention": Cost(5040, 0.0191, 0.0494, 0.193),  # 1.06, 1.14
+    "relayout": Cost(1376, 0, 0.0713, 0),  # 1.02, 1.04
     "pack": Cost(9603, 0, 0.0656, 0.0771),  # 1.51, 3.27
     "unpack": Cost(7527, 0, 0.0662, 0.0498),  # 1.14, 1.20
 }
@@ -109,7 +110,7 @@ def engine_seconds(kind: str, *, products: float, bytes: float) -> float:
     """What a step of the engine takes.
 
     Args:
-        kind: "convolution", "attention", "elementwise", "pool", "normalisation", "pack", "unpack".
+        kind: "convolution", "attention", "elementwise", "pool", "normalisation", "relayout", "pack", "unpack".
         products: of a convolution, in products of the dense loop (csrc/cpu/engine/costs.cpp weighs others by it).
         bytes: of the activations that are read and written, in float32; a convolution's do not count, but beyond NEAR.
     """
