@@ -13,8 +13,6 @@ from lpk.sparse.nodes import Nodes
 from lpk.sparse.patches import best_cut
 from lpk.sparse.steps import Attention, Heads, Seen, Value
 
-MOST_TOKENS = 8192  # beyond, the scores of a few queries fill the second-level cache
-
 
 class Part(NamedTuple):
     """Queries, keys or values."""
@@ -59,7 +57,7 @@ class Attending(Nodes):
             return None
         seen = self.seen[root]
         (rows, columns), _ = best_cut(*seen.value.image[1:], IMAGES)
-        if rows * columns < IMAGES or seen.value.pixels > MOST_TOKENS:  # some lanes would have no token
+        if rows * columns < IMAGES:  # some lanes would have no token
             return None
         found = self._viewed(views, lambda batch: batch.heads(views, root, seen))
         return None if found is None else Part(seen.value, *found)
