@@ -22,11 +22,12 @@ runtimes() { for name in "$@"; do "$CXX" -print-file-name="$name"; done | paste 
 KERNELS='not more_entries_than_float32 and not opcheck and not torch_compile and not one_openmp_runtime'
 KERNELS+=' and not (histogram and avx and (test_sizes[ or distributions)) and not (several_chunks and 2])'
 THREADED='(several_chunks and float32 and 3]) or around_chunks or (misleads and -float16 and 3]) or cache'
-THREADED+=' or from_several or (errors_of_values and not -1]) or test_linear or residual_may_be or same_bits'
+THREADED+=' or from_several or (errors_of_values and not -1]) or test_linear or residual_may_be or same_bits or attention'
 THREADED="($THREADED) and not (_chunks and histogram and avx) and not (around_chunks and bracket)"
 FILES='tests/ops/test_bits.py tests/ops/test_arguments.py tests/ops/test_checks.py tests/ops/test_operators.py'
 FILES+=' tests/ops/test_backends.py tests/ops/test_pack.py tests/sparse/test_blocks.py tests/sparse/test_packing.py'
-FILES+=' tests/sparse/test_convolutions.py tests/sparse/test_kernels.py tests/sparse/test_patches.py::test_few_images'
+FILES+=' tests/sparse/test_convolutions.py tests/sparse/test_kernels.py tests/sparse/test_attention.py'
+FILES+=' tests/sparse/test_patches.py::test_few_images'
 FILES+=' tests/sparse/test_network.py::test_the_same_bits_for_any_number_of_threads'
 
 sanitize() {
