@@ -31,7 +31,7 @@ class Attending(Nodes):
         views, root = self._views(node)
         if root is None or root in self.pytorch.slots or not all(map(_is_read_once, (root, *views[:-1]))):
             return False
-        if (found := self._call(root).attention()) is None or self.rewritten.intersection((root, *views)):
+        if (found := self._call(root).attention()) is None:
             return False
         query, key, value = map(self._part, found[0])
         if query is None or key is None or value is None:

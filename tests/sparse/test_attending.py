@@ -138,9 +138,35 @@ def read_twice(qkv):
     return joined(attended) + attended.mean((1, 2, 3))[:, None, None]
 
 
-def of_some_tokens(qkv):
+def of_the_last_tokens(qkv):
     q, k, v = unbound(qkv)
     return joined(F.scaled_dot_product_attention(q, k[:, :, 1:], v[:, :, 1:]))
+
+
+def of_the_first_tokens(qkv):
+    q, k, v = unbound(qkv)
+    return joined(F.scaled_dot_product_attention(q, k[:, :, :-1], v[:, :, :-1]))
+
+
+def of_the_first_token(qkv):
+    q, k, v = unbound(qkv)
+    return joined(F.scaled_dot_product_attention(q, k, v[:, :, :1].expand_as(v)))
+
+
+def of_the_first_sample(qkv):
+    q, k, v = unbound(qkv)
+    return joined(F.scaled_dot_product_attention(q, k[:1].expand_as(k), v))
+
+
+def of_larger_values(qkv):
+    q, k, v, _ = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in qkv.split([16, 16, 32, 32], -1))
+    return joined(F.scaled_dot_product_attention(q, k, v))
+
+
+def changed_itself(qkv):
+    attended = F.scaled_dot_product_attention(*unbound(qkv))
+    attended.mul_(2)
+    return joined(attended)
 
 
 def in_windows(qkv):
@@ -163,7 +189,8 @@ def among_samples(qkv):
     "attend",
     [
         *(masked, causal, grouped, scaled_before, changed_in_place, changed_afterwards, read_twice),
-        *(of_some_tokens, in_windows, by_sample, among_samples),
+        *(of_the_last_tokens, of_the_first_tokens, of_the_first_token, of_the_first_sample, of_larger_values),
+        *(changed_itself, in_windows, by_sample, among_samples),
     ],
 )
 def test_left_to_pytorch(attend):
