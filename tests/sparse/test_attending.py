@@ -160,7 +160,7 @@ def of_the_first_sample(qkv):
 
 def of_larger_values(qkv):
     q, k, v, _ = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in qkv.split([16, 16, 32, 32], -1))
-    return joined(F.scaled_dot_product_attention(q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def changed_itself(qkv):
