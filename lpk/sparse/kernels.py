@@ -104,6 +104,7 @@ def prepare_unpack(x: Blocks, *, last: bool = False) -> tuple[Tensor, Callable[[
 
 
 def unpack_output(x: Blocks, *, last: bool = False) -> Tensor:
+    """What `prepare_unpack` makes, filled in."""
     out, fill = prepare_unpack(x, last=last)
     fill()
     return out
