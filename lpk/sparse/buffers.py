@@ -9,7 +9,7 @@ from collections.abc import Container, Hashable, Iterator, Mapping
 from torch import Tensor
 
 from lpk.sparse import arena
-from lpk.sparse.blocks import Blocks, stored_shape
+from lpk.sparse.blocks import Blocks, in_rows, stored_shape
 from lpk.sparse.steps import Plan, Value
 
 Shapes = tuple[tuple[int, ...], ...]  # of all values of a plan
@@ -41,7 +41,7 @@ def buffers_of(plan: Plan, batch: int, memory: dict[Shapes, Tensor]) -> tuple[Sh
     for value, shape in shapes.items():
         blocks, *rest = shape
         own = parts[blocks].view(blocks, -1)[:, places[value] : places[value] + math.prod(rest)]
-        data = own.unflatten(1, rest)
+        data = in_rows(own, shape)
         found[value] = Blocks(data, batch, value.border, value.patches, value.image[1:], value.outside)
     return key, found
 

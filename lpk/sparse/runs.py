@@ -165,7 +165,7 @@ class Run:
             yield POOLS[step.kind](x, out, **step.options)
         else:
             assert isinstance(step, Flatten)
-            flat = Blocks(out.data.view(x.data.shape[0], *x.shape[1:], IMAGES), self.batch, 0)
+            flat = Blocks(out.data.view(len(x.data), *x.shape[1:], IMAGES), self.batch, 0)
             yield kernels.prepare_scale_shift(x, flat)
 
     def _pack(self, step: Pack, done: Sequence[Slot]) -> None:

@@ -11,13 +11,13 @@ namespace {
 int64_t offset_of(const Activations& x, int64_t i) {
   const int64_t y = i / x.patches.image_width, column = i % x.patches.image_width;
   const int64_t patch = y / x.height * x.patches.columns + column / x.width;
-  return y % x.height * x.row_stride() + column % x.width * kImages + patch;
+  return y % x.height * x.row_stride + column % x.width * kImages + patch;
 }
 
 // The first lane of an image, in the interior of a channel.
 float* first_of(const Activations& x, int64_t image, int64_t channel) {
   const int64_t images = kImages / x.patches.count();  // in a block
-  return x.pixel(image / images, 0, 0) + channel * x.channel_stride() + image % images * x.patches.count();
+  return x.pixel(image / images, 0, 0) + channel * x.channel_stride + image % images * x.patches.count();
 }
 
 }  // namespace
