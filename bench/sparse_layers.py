@@ -22,8 +22,8 @@ import torch
 
 from lpk import _core
 from lpk.sparse import kernels, packing
-from lpk.sparse.blocks import empty_blocks
-from lpk.sparse.patches import best_cut, lanes_of
+from lpk.sparse.blocks import IMAGES, empty_blocks
+from lpk.sparse.patches import best_cut
 
 # name: channels, filters, input size, kernel, stride
 LAYERS = {
@@ -114,7 +114,7 @@ def layer(name: str, densities: list[float], options: argparse.Namespace, most: 
     border = int(size > 1)
     x = torch.randn(options.batch, channels, size, size)
     height, width = convolution.output_size(size, size)
-    patches, patch = best_cut(height, width, lanes_of(options.batch))
+    patches, patch = best_cut(height, width, min(options.batch, IMAGES))
     larger = (patch[0] * stride, patch[1] * stride)
     blocks = kernels.pack_input(x, empty_blocks(*x.shape, border, patches=patches, patch=larger))
     out = empty_blocks(options.batch, filters, height, width, border, patches=patches, patch=patch)

@@ -24,15 +24,17 @@ void define_shapes(py::module_& m) {
   using Pair = std::array<int64_t, 2>;
   py::class_<Activations>(m, "Activations")
       .def(py::init([](uintptr_t data, int64_t blocks, int64_t channels, int64_t height, int64_t width, int64_t border,
-                       int64_t block_stride, int64_t channel_stride, int64_t row_stride, Pair patches, Pair image) {
+                       int64_t block_stride, int64_t channel_stride, int64_t row_stride, Pair patches, Pair image,
+                       bool by_thread) {
              return Activations{floats(data), blocks,         channels,
                                 height,       width,          border,
                                 block_stride, channel_stride, row_stride,
-                                {patches[0], patches[1], image[0], image[1]}};
+                                {patches[0], patches[1], image[0], image[1]},
+                                by_thread};
            }),
            py::arg("data"), py::arg("blocks"), py::arg("channels"), py::arg("height"), py::arg("width"),
            py::arg("border"), py::arg("block_stride"), py::arg("channel_stride"), py::arg("row_stride"),
-           py::arg("patches"), py::arg("image"));
+           py::arg("patches"), py::arg("image"), py::arg("by_thread"));
   py::class_<Convolution>(m, "Convolution")
       .def(py::init([](int64_t filters, int64_t channels, int64_t groups, Pair kernel, Pair stride, Pair padding,
                        Pair dilation) {
@@ -117,9 +119,9 @@ struct Ending {
 
   // The function's argument for a part of the blocks.
   template <class Function>
-  void with_part(int64_t first, int64_t count, Function&& function) const {
+  void with_part(const Part& part, Function&& function) const {
     if (!residual) return function(Epilogue{floats(scale), floats(bias), nullptr, activation, slope});
-    const Activations some = residual->part(first, count);
+    const Activations some = residual->some(part);
     function(Epilogue{floats(scale), floats(bias), &some, activation, slope});
   }
 };
@@ -127,20 +129,23 @@ struct Ending {
 // An operation from `body(out, in, threads)`, which is called with a part of the blocks of both.
 template <class Body>
 Operation operation(const Activations& out, const Activations& in, Body body) {
-  return {out.blocks, [=](int64_t first, int64_t count, int threads) {
-            body(out.part(first, count), in.part(first, count), threads);
+  return {out.blocks, [=](const Part& part, int threads) {
+            body(out.some(part), in.some(part), threads);
           }};
 }
 
 // The same, with the epilogue as a further argument.
 template <class Body>
 Operation operation(const Activations& out, const Activations& in, const Ending& ending, Body body) {
-  return {out.blocks, [=](int64_t first, int64_t count, int threads) {
-            ending.with_part(first, count, [&](const Epilogue& epilogue) {
-              body(out.part(first, count), in.part(first, count), epilogue, threads);
+  return {out.blocks, [=](const Part& part, int threads) {
+            ending.with_part(part, [&](const Epilogue& epilogue) {
+              body(out.some(part), in.some(part), epilogue, threads);
             });
           }};
 }
+
+// Whether each block of one holds the images that the same block of the other does.
+bool same_blocks(const Activations& a, const Activations& b) { return a.patches.count() == b.patches.count(); }
 
 using Triple = std::array<int64_t, 3>;
 Heads heads_of(const Triple& heads) { return {heads[0], heads[1], heads[2]}; }
@@ -148,6 +153,7 @@ Heads heads_of(const Triple& heads) { return {heads[0], heads[1], heads[2]}; }
 void define_operations(py::module_& m) {
   py::class_<Operation>(m, "Operation");
   m.def("run", &run, Release());
+  m.def("seconds", &seconds, Release());
   m.def("set_least_work", &set_least_work);
   py::class_<Ending>(m, "Ending")
       .def(py::init([](uintptr_t scale, uintptr_t bias, const Activations* residual, int activation,
@@ -201,11 +207,11 @@ void define_operations(py::module_& m) {
                                uintptr_t weights, uintptr_t offsets, int64_t together, int64_t lanes,
                                const Ending& ending) {
     const LaneFilters filters{floats(weights), reinterpret_cast<const int32_t*>(offsets), together};
-    return Operation{out.blocks, [=](int64_t first, int64_t count, int threads) {
-                       ending.with_part(first, count, [&](const Epilogue& epilogue) {
-                         const int64_t some = std::min(lanes - first * kImages, count * kImages);
-                         lane_convolution(out.part(first, count), in.part(first, count), convolution, filters, some,
-                                          epilogue, threads);
+    return Operation{out.blocks, [=](const Part& part, int threads) {
+                       ending.with_part(part, [&](const Epilogue& epilogue) {
+                         const int64_t some = std::min(lanes - part.first * kImages, part.count * kImages);
+                         lane_convolution(out.some(part), in.some(part), convolution, filters, some, epilogue,
+                                          threads);
                        });
                      }};
   });
@@ -221,9 +227,10 @@ void define_operations(py::module_& m) {
     return operation(out, in, ending, scale_shift);
   });
   m.def("multiply", [](const Activations& out, const Activations& x, const Activations& y, int activation, float slope) {
-    return Operation{out.blocks, [=](int64_t first, int64_t count, int threads) {
-                       multiply(out.part(first, count), x.part(first, count), y, Activation(activation), slope, first,
-                                threads);
+    const bool alike = same_blocks(x, y);  // else y has one pixel of each image, and is read by its number
+    return Operation{out.blocks, [=](const Part& part, int threads) {
+                       multiply(out.some(part), x.some(part), alike ? y.some(part) : y, Activation(activation), slope,
+                                alike ? 0 : part.first, threads);
                      }};
   });
   m.def("layer_norm", [](const Activations& out, const Activations& in, uintptr_t weight, uintptr_t bias, float epsilon) {
@@ -238,9 +245,9 @@ void define_operations(py::module_& m) {
     const auto [queries, keys, values] = heads;
     const Attention task{heads_of(queries), heads_of(keys), heads_of(values), count, size, scale};
     const Tokens tokens{tokens_of(key), tokens_of(value)};
-    return Operation{out.blocks, [=](int64_t first, int64_t count, int threads) {
-                       attention(out.part(first, count), query.part(first, count), key.part(first, count),
-                                 value.part(first, count), task, tokens, threads);
+    return Operation{out.blocks, [=](const Part& part, int threads) {
+                       attention(out.some(part), query.some(part), key.some(part), value.some(part), task, tokens,
+                                 threads);
                      }};
   });
   m.def("pick_channels", [](const Activations& out, const Activations& in, uintptr_t channels) {
@@ -250,9 +257,11 @@ void define_operations(py::module_& m) {
   });
   m.def("relayout", [](const Activations& out, const Activations& in, int64_t batch) {
     const auto moves = moves_of(out, in);
+    const bool alike = same_blocks(out, in);
     const int64_t images = kImages / out.patches.count();  // in a block
-    return Operation{out.blocks, [=](int64_t first, int64_t count, int threads) {
-                       relayout(out, in, *moves, first * images, std::min(batch, (first + count) * images), threads);
+    return Operation{out.blocks, [=](const Part& part, int threads) {
+                       const int64_t first = part.first * images, some = std::min(batch - first, part.count * images);
+                       relayout(out.some(part), alike ? in.some(part) : in, *moves, alike ? 0 : first, some, threads);
                      }};
   });
   m.def("max_pool", [](const Activations& out, const Activations& in, const Window& window) {
@@ -266,8 +275,9 @@ void define_operations(py::module_& m) {
     });
   });
   m.def("global_average_pool", [](const Activations& out, const Activations& in) {
-    return Operation{out.blocks, [=](int64_t first, int64_t count, int threads) {
-                       global_average_pool(out.part(first, count), in, first, threads);
+    const bool alike = same_blocks(out, in);
+    return Operation{out.blocks, [=](const Part& part, int threads) {
+                       global_average_pool(out.some(part), alike ? in.some(part) : in, alike ? 0 : part.first, threads);
                      }};
   });
 }

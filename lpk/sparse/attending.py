@@ -10,7 +10,7 @@ from torch import fx
 from lpk.networks.known import is_shape_query
 from lpk.sparse.blocks import IMAGES
 from lpk.sparse.nodes import Nodes
-from lpk.sparse.patches import best_cut
+from lpk.sparse.patches import finest_cut
 from lpk.sparse.steps import Attention, Heads, Seen, Value
 
 
@@ -56,7 +56,7 @@ class Attending(Nodes):
         if root is None or root not in self.seen or self.rewritten.intersection((root, *views)):
             return None
         seen = self.seen[root]
-        (rows, columns), _ = best_cut(*seen.value.image[1:], IMAGES)
+        (rows, columns), _ = finest_cut(*seen.value.image[1:])
         if rows * columns < IMAGES:  # some lanes would have no token
             return None
         found = self._viewed(views, lambda batch: batch.heads(views, root, seen))

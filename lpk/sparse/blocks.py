@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -28,6 +28,9 @@ class Blocks:
     block is a patch of height x width: lane (i · rows + r) · columns + c is patch (r, c) of the block's image i. The
     last patches may reach beyond the image. `exchange_borders` fills the border.
 
+    by_thread: data has memory for one block of each thread, which takes its blocks one after the other through all
+    operations that read them (csrc/cpu/engine/operation.h).
+
     Native code remembers the address of `data`, whose memory must stay where it is.
     """
 
@@ -37,6 +40,7 @@ class Blocks:
     patches: Pair = (1, 1)
     image: Pair | None = None  # height and width; None: that of all patches
     outside: float = 0.0  # what patches hold outside the image
+    by_thread: bool = False
 
     def __post_init__(self) -> None:
         data, border = self.data, self.border
@@ -50,7 +54,7 @@ class Blocks:
             raise ValueError(f"{IMAGES} lanes can't hold whole images of {self.patches[0]} x {self.patches[1]} patches")
         if any(n > m for n, m in zip(self.shape[2:], self.covered, strict=True)):
             raise ValueError(f"the patches cover {self.covered} pixels, fewer than the image {self.image}")
-        if self.batch < 1 or data.shape[0] != block_count(self.batch, self.patches):
+        if self.batch < 1 or not (data.shape[0] == self.blocks or (self.by_thread and 0 < len(data) < self.blocks)):
             raise ValueError(f"{self.batch} images are not stored in {data.shape[0]} blocks")
         if not _is_laid_out(data):
             raise ValueError("data must hold pixels in rows, and rows and channels that do not overlap")
@@ -61,7 +65,12 @@ class Blocks:
 
     def channels(self, first: int, last: int) -> Blocks:
         """Those from first to last - 1, in the same memory."""
-        return Blocks(self.data[:, first:last], self.batch, self.border, self.patches, self.image, self.outside)
+        return replace(self, data=self.data[:, first:last])
+
+    @property
+    def blocks(self) -> int:
+        """How many there are."""
+        return block_count(self.batch, self.patches)
 
     @property
     def patch(self) -> Pair:
@@ -98,12 +107,12 @@ class Blocks:
         return _core.exchange_borders(self.handle, self.outside)
 
     def _handle(self, border: int) -> _core.Activations:
-        blocks, channels, height, width, _ = self.data.shape
+        channels, height, width = self.data.shape[1:4]
         return _core.Activations(
-            data=address("data", self.data), blocks=blocks, channels=channels, height=height - 2 * border,
+            data=address("data", self.data), blocks=self.blocks, channels=channels, height=height - 2 * border,
             width=width - 2 * border, border=border, block_stride=self.data.stride(0),
             channel_stride=self.data.stride(1), row_stride=self.data.stride(2), patches=self.patches,
-            image=self.shape[2:],
+            image=self.shape[2:], by_thread=self.by_thread,
         )  # fmt: skip
 
 

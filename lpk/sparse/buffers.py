@@ -9,41 +9,69 @@ from collections.abc import Container, Hashable, Iterator, Mapping
 from torch import Tensor
 
 from lpk.sparse import arena
-from lpk.sparse.blocks import Blocks, in_rows, stored_shape
-from lpk.sparse.steps import Plan, Value
+from lpk.sparse.blocks import IMAGES, Blocks, block_count, in_rows
+from lpk.sparse.steps import Plan, Step, Value
 
-Shapes = tuple[tuple[int, ...], ...]  # of all values of a plan
+# Of all values of a plan: whether their memory is by thread, and the shapes of their data.
+Shapes = tuple[tuple[int, ...], ...]
 
 
-def buffers_of(plan: Plan, batch: int, memory: dict[Shapes, Tensor]) -> tuple[Shapes, dict[Value, Blocks]]:
+def buffers_of(
+    plan: Plan, batch: int, threads: int | None, memory: dict[Shapes, Tensor]
+) -> tuple[Shapes, dict[Value, Blocks]]:
     """A buffer for each value, all in one arena, and their shapes. memory: arenas by the shapes of what is in them; a
-    new one is added.
+    new one is added. threads: how many run it; None: any number, each step by itself.
 
-    A thread may take a block of images through many steps while others are still at the first of them. So each block
-    has a part of the arena for itself, which values of as many blocks share: what has another number of them is
-    computed before, or after.
+    A thread takes a block of images through a whole stretch while others are at other steps of it. So each thread has a
+    part of the arena for itself, for what is alive in one stretch alone. Of other values each block has a part, which
+    those of as many blocks share: what has another number of them is computed before, or after.
     """
-    shapes = {
-        value: stored_shape(batch, value.image[0], value.border, value.patches, value.patch or value.image[1:])
-        for value in plan.values
-    }
-    key, counts = tuple(shapes.values()), sorted({shape[0] for shape in shapes.values()})  # of blocks
+    local = set() if threads is None else _local(plan, batch, threads)
+    shapes = {v: _shape(v, threads if threads and v in local else block_count(batch, v.patches)) for v in plan.values}
+    key = tuple((value in local, *shape) for value, shape in shapes.items())
+    groups = sorted({(is_local, places) for is_local, places, *_ in key})
     places: dict[Value, int] = {}
     sizes = []
-    for count in counts:
-        some, size = _places(plan, {v: math.prod(shape[1:]) for v, shape in shapes.items() if shape[0] == count})
+    for group in groups:
+        alike = {v: math.prod(shape[1:]) for v, shape in shapes.items() if (v in local, shape[0]) == group}
+        some, size = _places(plan, alike)
         places |= some
-        sizes.append(count * size)
+        sizes.append(group[1] * size)
     if key not in memory:
         memory[key] = arena.zeros(sum(sizes))
-    parts = dict(zip(counts, memory[key].split(sizes), strict=True))
+    parts = dict(zip(groups, memory[key].split(sizes), strict=True))
     found = {}
     for value, shape in shapes.items():
-        blocks, *rest = shape
-        own = parts[blocks].view(blocks, -1)[:, places[value] : places[value] + math.prod(rest)]
-        data = in_rows(own, shape)
-        found[value] = Blocks(data, batch, value.border, value.patches, value.image[1:], value.outside)
+        size = math.prod(shape[1:])
+        own = parts[value in local, shape[0]].view(shape[0], -1)[:, places[value] : places[value] + size]
+        data, image = in_rows(own, shape), value.image[1:]
+        found[value] = Blocks(data, batch, value.border, value.patches, image, value.outside, value in local)
     return key, found
+
+
+def _shape(value: Value, places: int) -> tuple[int, ...]:
+    """Of its data, with memory for so many blocks."""
+    high, wide = value.patch or value.image[1:]
+    return places, value.channels, high + 2 * value.border, wide + 2 * value.border, IMAGES
+
+
+def _local(plan: Plan, batch: int, threads: int) -> set[Value]:
+    """Values of more blocks than there are threads that are made and read within one stretch."""
+    stretches = [*_stretches(plan, batch)]
+    made = {step.out: i for i, step in zip(stretches, plan.steps, strict=True) if isinstance(step, Step)}
+    across = {v for i, step in zip(stretches, plan.steps, strict=True) for v in step.inputs if made.get(v) != i}
+    return {value for value in made if value not in across and block_count(batch, value.patches) > threads}
+
+
+def _stretches(plan: Plan, batch: int) -> Iterator[int]:
+    """Of each step the number of its stretch: operations that follow each other on as many blocks."""
+    number, last = 0, None
+    for step in plan.steps:
+        blocks = block_count(batch, step.out.patches) if isinstance(step, Step) else None
+        if blocks is None or blocks != last:
+            number += 1
+        last = blocks
+        yield number
 
 
 def _places(plan: Plan, sizes: Mapping[Value, int]) -> tuple[dict[Value, int], int]:

@@ -56,4 +56,4 @@ def _seconds(run: Run, step: AnyStep) -> float:
 
 def _bytes(blocks: Blocks) -> int:
     """Without borders; of all lanes."""
-    return 4 * IMAGES * len(blocks.data) * blocks.data.shape[1] * blocks.patch[0] * blocks.patch[1]
+    return 4 * IMAGES * blocks.blocks * blocks.data.shape[1] * blocks.patch[0] * blocks.patch[1]

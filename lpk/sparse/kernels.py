@@ -65,9 +65,14 @@ class Operation:
     alive: tuple[Any, ...]  # what the addresses in it belong to
 
 
-def run(operations: Sequence[Operation]) -> None:
-    """One after the other, for all blocks."""
-    _core.run([operation.handle for operation in operations], torch.get_num_threads())
+def run(operations: Sequence[Operation], threads: int | None = None) -> None:
+    """One after the other, for all blocks. threads: as many as what has its memory by thread was made for."""
+    _core.run([operation.handle for operation in operations], threads or torch.get_num_threads())
+
+
+def seconds(operations: Sequence[Operation], threads: int | None = None) -> list[float]:
+    """Runs them and returns how long each took: the mean of the threads where these have blocks of their own."""
+    return _core.seconds([operation.handle for operation in operations], threads or torch.get_num_threads())
 
 
 def per_channel(name: str, x: Tensor | None, channels: int) -> Tensor | None:

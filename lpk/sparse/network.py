@@ -18,11 +18,11 @@ from lpk.sparse.errors import NotSupported
 from lpk.sparse.filters import Weights
 from lpk.sparse.inputs import Inputs
 from lpk.sparse.measure import measure
-from lpk.sparse.patches import cut, lanes_of
+from lpk.sparse.patches import cut
 from lpk.sparse.plan import BATCHES, trace
 from lpk.sparse.profile import Profile, profile_run
 from lpk.sparse.results import BATCH
-from lpk.sparse.runs import Layout
+from lpk.sparse.runs import Layout, Run
 from lpk.sparse.steps import Foreign, Plan, Shape
 
 # Images go through the network in groups whose activations fit into this many bytes of cache, one block of images for
@@ -68,7 +68,7 @@ class Network:
         planned(self.plan)
         self._batches: tuple[int, ...] = BATCHES
         self._sizes: set[int] = set()  # of batches that the plan holds for
-        self._layouts: dict[int, Layout] = {}  # by the lanes of an image
+        self._layouts: dict[int | None, Layout] = {}  # by the samples that the cuts are for
         self._estimates: dict[int, Estimate] = {}  # by the number of samples
         self.weights = Weights(read, dead)
         self.names: dict[_BatchNorm, str] = {layer: path for path, layer in batchnorms(model)}
@@ -88,18 +88,18 @@ class Network:
         return any(step.counts for step in self.plan.foreign) or any(map(_mixes, self.plan.foreign))
 
     def estimate(self, size: int) -> Estimate:
-        """What a batch takes on the engine and in PyTorch; that of as many samples as fill the lanes stands for all."""
+        """What a batch takes on the engine and in PyTorch; that of 16 stands for all larger ones."""
         self._plan_for(size)
-        samples = IMAGES // lanes_of(size)
+        samples = max(1, min(size, IMAGES))
         if samples not in self._estimates:
-            self._estimates[samples] = estimate(self._layout(samples).run(samples))
+            self._estimates[samples] = estimate(self._run(samples))
         return self._estimates[samples]
 
     def profile(self, inputs: Sequence[Tensor], how: str, repetitions: int) -> Profile:
         """Of a batch that is not cut into groups."""
         size = self.size_of(inputs)
         self._plan_for(size)
-        return profile_run(self._layout(size).run(size), inputs, how, repetitions)
+        return profile_run(self._run(size), inputs, how, repetitions)
 
     def how(self) -> str:
         """Where it runs, in words."""
@@ -134,7 +134,7 @@ class Network:
         """The model's output for the tensors among its arguments; those that have a batch's dimension have the same."""
         size = self.size_of(inputs)
         self._plan_for(size)
-        parts = [self._layout(n).run(n).forward(part) for n, part in self._parts(size, inputs)]
+        parts = [self._run(n).forward(part) for n, part in self._parts(size, inputs)]
         if not parts:
             parts = [[_no_samples(slot.result) for slot in self.plan.outputs]]
         outputs = parts[0] if len(parts) == 1 else [torch.cat(of_parts) for of_parts in zip(*parts, strict=True)]
@@ -155,7 +155,7 @@ class Network:
         if any(isinstance(layer, _BatchNorm) and layer.running_mean is not None for layer in layers):
             raise NotSupported("a BatchNorm layer runs in PyTorch, where the engine does not measure its statistics")
         self._forget_calls()
-        return measure(self._cut(1).run(len(inputs)), inputs, self.names)
+        return measure(self._cut(None).run(len(inputs)), inputs, self.names)
 
     def _plan_for(self, size: int) -> None:
         """Makes a plan that holds for batches of this size, too."""
@@ -176,15 +176,16 @@ class Network:
             self._sizes.clear()
         self._sizes.add(size)
 
-    def _layout(self, size: int) -> Layout:
-        """For so many samples. Tokens are cut into patches whatever their number: the channels of one sample's are then
-        few pixels, which stay in a cache."""
-        return self._cut(IMAGES if self._of_tokens else lanes_of(size))
+    def _run(self, size: int) -> Run:
+        """For so many samples. Whole blocks are cut alike, however many there are; tokens as one sample's: the channels
+        of a block are then few pixels, which stay in a cache."""
+        layout = self._cut(1 if self._of_tokens else min(size, IMAGES))
+        return layout.run(size, torch.get_num_threads())
 
-    def _cut(self, lanes: int) -> Layout:
-        if lanes not in self._layouts:
-            self._layouts[lanes] = Layout(cut(self.plan, lanes), self.weights)
-        return self._layouts[lanes]
+    def _cut(self, samples: int | None) -> Layout:
+        if samples not in self._layouts:
+            self._layouts[samples] = Layout(cut(self.plan, samples), self.weights)
+        return self._layouts[samples]
 
     def _forget_calls(self) -> None:
         """They hold what was derived from the model's values."""

@@ -1,11 +1,11 @@
-"""Few images at a time: each is cut into patches, so that all 16 lanes of the engine have work."""
+"""Images are cut into patches: so that all 16 lanes of the engine have work, and a block's activations are small."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
 
-from lpk.sparse.blocks import IMAGES, Pair
+from lpk.sparse.blocks import Pair, block_count
 from lpk.sparse.narrow import narrowed
 from lpk.sparse.packing import reach
 from lpk.sparse.steps import (
@@ -29,27 +29,31 @@ from lpk.sparse.steps import (
 
 Cut = tuple[Pair, Pair]  # patches, and the size of one
 
+COUNTS = (16, 8, 4, 2, 1)  # of patches
 
-def lanes_of(batch: int) -> int:
-    """Into how many lanes each image of a batch can be spread; 1 from nine images on."""
-    return max(1, IMAGES >> (batch - 1).bit_length())
+# Measured, on networks at 224 and 32 pixels:
+BORDER = 0.1  # what a pixel of a patch's border takes, in pixels
+BLOCK = 2  # what a block takes besides, for the weights are read once for each
+SMALL = 1.1  # so many times the least time are well spent on smaller blocks, which stay in a nearer cache
+SAME = 1.3  # or on values that need not be cut anew
 
 
-def cut(plan: Plan, lanes: int) -> Plan:
-    """The same plan with every value's patches, at most `lanes` for an image; but attention always takes one sample's.
+def cut(plan: Plan, batch: int | None) -> Plan:
+    """The same plan with every value's patches, as suits so many samples; None: without any. But attention always takes
+    one sample's.
 
     An operation of stride s makes from a patch of s·h x s·w pixels one of h x w. Where that does not come out even, and
     where an operation needs whole images, a Relayout comes first.
     """
-    cutter = _Cutter(lanes)
+    cutter = _Cutter(batch)
     for step in plan.steps:
         cutter.add(step)
     return replace(plan, steps=narrowed(cutter.steps))
 
 
 class _Cutter:
-    def __init__(self, lanes: int) -> None:
-        self.lanes = lanes
+    def __init__(self, batch: int | None) -> None:
+        self.batch = batch
         self.values: dict[Value, Value] = {}
         self.steps: list[AnyStep] = []
         self.copies: dict[tuple[Value, Cut], Value] = {}  # each value in every cut it is needed in
@@ -87,7 +91,7 @@ class _Cutter:
         if isinstance(step, Attention):
             self._new(step.out, _of_one(step.out))
             return [self._as(value, _of_one(value)) for value in step.inputs]
-        if self.lanes == 1:
+        if self.batch is None:
             self._new(step.out, _whole(step.out))
             return [self._as(value, _whole(value)) for value in step.inputs]
         if isinstance(step, Convolve) and not (step.layer.is_pointwise and first.pixels == 1):
@@ -115,7 +119,7 @@ class _Cutter:
         return [x, *(self._as(value, _whole(value) if value.pixels == 1 else cut) for value in others)]
 
     def _best(self, value: Value) -> Cut:
-        return best_cut(value.image[1], value.image[2], self.lanes)
+        return _whole(value) if self.batch is None else best_cut(value.image[1], value.image[2], self.batch)
 
     def _local(self, step: Pool) -> bool:
         """Whether a pooling may read what a patch holds outside the image, where the patch has a border."""
@@ -132,18 +136,23 @@ class _Cutter:
 
     def _windows(self, step: Step, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Value:
         """The input of a step that slides windows over it; its output is cut like it, or both anew."""
+        assert self.batch is not None
         source, (_, height, width) = step.inputs[0], step.out.image
         patches, patch = _cut_of(self.values[source])
         high, wide = (n // s for n, s in zip(patch, stride, strict=True))
         larger = [max(n, -(-m // s)) for n, m, s in zip((height, width), source.image[1:], stride, strict=True)]
-        best = best_cut(larger[0], larger[1], self.lanes)
+        best = best_cut(larger[0], larger[1], self.batch)
+        same = patches, (high, wide)
         fits = (high * stride[0], wide * stride[1]) == patch
         covers = patches[0] * high >= height and patches[1] * wide >= width
-        full = patches[0] * patches[1] >= best[0][0] * best[0][1]
-        small = patches[0] * high * patches[1] * wide <= 2 * height * width
-        out = (patches, (high, wide)) if fits and covers and full and small else best
-        x = self._as(source, (out[0], (out[1][0] * stride[0], out[1][1] * stride[1])))
-        self._new(step.out, out)
+        good = fits and covers and _work(same, self.batch) <= SAME * _work(best, self.batch)
+        out = same if good else best
+        if out[0] == (1, 1):
+            x = self._as(source, _whole(source))
+            self._new(step.out, _whole(step.out))
+        else:
+            x = self._as(source, (out[0], (out[1][0] * stride[0], out[1][1] * stride[1])))
+            self._new(step.out, out)
         needed = padding if out[0] == (1, 1) else (*padding, *reach(kernel, stride, padding, dilation))
         x.border = max(x.border, *needed)
         return x
@@ -177,15 +186,36 @@ def _stays_inside(step: Pool) -> bool:
     return all((m - 1) * s + d * (k - 1) < n for n, m, k, s, d in sizes)
 
 
-def best_cut(height: int, width: int, lanes: int) -> Cut:
+def best_cut(height: int, width: int, batch: int) -> Cut:
+    """With which a batch of images takes the least time; of those that take about as long, the one with most patches,
+    whose blocks are the smallest."""
+    cuts = [cut for count in COUNTS if (cut := _into(height, width, count)) is not None]
+    least = min(_work(cut, batch) for cut in cuts)
+    return next(cut for cut in cuts if _work(cut, batch) <= SMALL * least)
+
+
+def finest_cut(height: int, width: int) -> Cut:
     """As many patches as there are lanes, or pixels."""
-    rows = columns = 1
-    while rows * columns < lanes and (2 * rows <= height or 2 * columns <= width):
-        if 2 * rows <= height and (height * columns >= width * rows or 2 * columns > width):
-            rows *= 2
-        else:
-            columns *= 2
-    return (rows, columns), (-(-height // rows), -(-width // columns))
+    return next(cut for count in COUNTS if (cut := _into(height, width, count)) is not None)
+
+
+def _into(height: int, width: int, count: int) -> Cut | None:
+    """So many patches: the smallest, with the shortest border, or the widest."""
+    ways = [(rows, count // rows) for rows in COUNTS if count % rows == 0 and rows <= height and count // rows <= width]
+    cuts = [((rows, columns), (-(-height // rows), -(-width // columns))) for rows, columns in ways]
+    return min(cuts, key=lambda cut: _weight(cut[1]), default=None)
+
+
+def _work(cut: Cut, batch: int) -> float:
+    """About how long a batch takes, in pixels of 16 lanes."""
+    patches, patch = cut
+    return block_count(batch, patches) * (_weight(patch) + BLOCK)
+
+
+def _weight(patch: Pair) -> float:
+    """Of a pixel in the border there is less to do."""
+    high, wide = patch
+    return high * wide + BORDER * 2 * (high + wide + 2)
 
 
 def _cut_of(value: Value) -> Cut:
@@ -195,7 +225,7 @@ def _cut_of(value: Value) -> Cut:
 
 def _of_one(value: Value) -> Cut:
     """With which each block holds one sample."""
-    return best_cut(value.image[1], value.image[2], IMAGES)
+    return finest_cut(value.image[1], value.image[2])
 
 
 def _whole(value: Value) -> Cut:

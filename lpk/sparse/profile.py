@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lpk.sparse import kernels
 from lpk.sparse.blocks import Blocks
 from lpk.sparse.costs import NEAR
+from lpk.sparse.kernels import Operation
 from lpk.sparse.packing import (
     CompiledFilters,
     DenseFilters,
@@ -21,7 +24,7 @@ from lpk.sparse.packing import (
     SparseFilters,
     WinogradFilters,
 )
-from lpk.sparse.runs import Run, joined
+from lpk.sparse.runs import Part, Run
 from lpk.sparse.steps import AnyStep, Attention, Convolve, Foreign, Pack, Unpack, values_of
 
 WAYS = {
@@ -97,15 +100,25 @@ def _cells(row: Row) -> tuple[str, ...]:
 def profile_run(run: Run, inputs: Sequence[Tensor], how: str, repetitions: int) -> Profile:
     """Of the steps of a plan; the model's ending is not among them."""
     run.forward(inputs)
-    steps = [(step, list(joined(parts))) for step, parts in zip(run.plan.steps, run.parts(), strict=True)]
-    times: dict[int, list[float]] = {i: [] for i in range(len(steps))}
+    parts = [(i, part) for i, parts in enumerate(run.parts()) for part in parts]
+    times: dict[int, list[float]] = {i: [] for i in range(len(run.plan.steps))}
     for _ in range(repetitions):
         run.begin(inputs)
-        for i, (_, calls) in enumerate(steps):
-            times[i].append(_seconds(calls))
+        taken = dict.fromkeys(times, 0.0)
+        for i, some in _timed(parts, run.threads):
+            taken[i] += some
+        for i, seconds in taken.items():
+            times[i].append(seconds)
     run.end()
     limits = Limits.measured()
-    return Profile(how, [_row(run, step, statistics.median(times[i]), limits) for i, (step, _) in enumerate(steps)])
+    return Profile(how, [_row(run, step, statistics.median(times[i]), limits) for i, step in enumerate(run.plan.steps)])
+
+
+def _timed(parts: Sequence[tuple[int, Part]], threads: int | None) -> Iterator[tuple[int, float]]:
+    """Runs what computes each step, as a call does, and says how long it took."""
+    for is_operation, some in itertools.groupby(parts, lambda part: isinstance(part[1], Operation)):
+        steps, group = zip(*some, strict=True)
+        yield from zip(steps, kernels.seconds(group, threads) if is_operation else map(_seconds, group), strict=True)
 
 
 def _row(run: Run, step: AnyStep, seconds: float, limits: Limits) -> Row:
@@ -159,18 +172,17 @@ def _copied(size: int) -> float:
 
 
 def _fastest(call: Callable[[], object]) -> float:
-    return min(_seconds([call]) for _ in range(5))
+    return min(_seconds(call) for _ in range(5))
 
 
 def profile_call(call: Callable[[], object], how: str, repetitions: int) -> Profile:
     """Of a network that runs in PyTorch as a whole."""
     call()
-    seconds = statistics.median(_seconds([call]) for _ in range(repetitions))
+    seconds = statistics.median(_seconds(call) for _ in range(repetitions))
     return Profile(how, [Row("the network", "PyTorch", None, 0, 0, 1e3 * seconds, None)])
 
 
-def _seconds(calls: Iterable[Callable[[], object]]) -> float:
+def _seconds(call: Callable[[], object]) -> float:
     began = time.perf_counter()
-    for call in calls:
-        call()
+    call()
     return time.perf_counter() - began

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -56,13 +57,14 @@ class Layout:
     def __init__(self, plan: Plan, weights: Weights) -> None:
         self.plan = plan
         self.filters = PlanFilters(plan, weights)
-        self.runs: dict[int, Run] = {}
+        self.runs: dict[tuple[int, int | None], Run] = {}  # also by the number of threads
         self.memory: dict[Shapes, Tensor] = {}  # by the shapes of the buffers in it; what was used last is last
 
-    def run(self, batch: int) -> Run:
-        if batch not in self.runs:
-            self.runs[batch] = Run(self, batch)
-        run = self.runs[batch]
+    def run(self, batch: int, threads: int | None = None) -> Run:
+        """threads: that shall run it; None: any number, and each step may run by itself."""
+        if (batch, threads) not in self.runs:
+            self.runs[batch, threads] = Run(self, batch, threads)
+        run = self.runs[batch, threads]
         self.memory[run.shapes] = self.memory.pop(run.shapes)
         if len(self.memory) > RECENT:
             self._forget(next(iter(self.memory)))
@@ -70,17 +72,18 @@ class Layout:
 
     def _forget(self, shapes: Shapes) -> None:
         del self.memory[shapes]
-        for batch in [batch for batch, run in self.runs.items() if run.shapes == shapes]:
-            self.runs.pop(batch).calls.clear()  # they refer to the run
+        for key in [key for key, run in self.runs.items() if run.shapes == shapes]:
+            self.runs.pop(key).calls.clear()  # they refer to the run
 
 
 class Run:
     """The plan for one number of images: a buffer for each value, shared by values that are not alive together, and
     the calls that compute the output. Results of PyTorch's are there while a call needs them."""
 
-    def __init__(self, layout: Layout, batch: int) -> None:
+    def __init__(self, layout: Layout, batch: int, threads: int | None) -> None:
         self.plan, self.filters, self.batch = layout.plan, layout.filters, batch
-        self.shapes, self.buffers = buffers_of(layout.plan, batch, layout.memory)
+        self.threads = threads
+        self.shapes, self.buffers = buffers_of(layout.plan, batch, threads, layout.memory)
         self.calls: list[Callable[[], None]] = []
         self.slots: dict[Slot, Any] = {}
         # The tensors that the plan returns are made before the engine runs: after it, neither Python's nor PyTorch's
@@ -93,7 +96,8 @@ class Run:
         """What lies in the plan's outputs then."""
         if not self.calls:
             self.filters.pack_live(self.buffers)
-            self.calls = list(joined(part for parts in self.parts() for part in parts))
+            parts = (part for parts in self.parts() for part in parts)
+            self.calls = list(joined(parts, self.threads))
         self.begin(inputs)
         try:
             for call in self.calls:
@@ -165,7 +169,7 @@ class Run:
             yield POOLS[step.kind](x, out, **step.options)
         else:
             assert isinstance(step, Flatten)
-            flat = Blocks(out.data.view(len(x.data), *x.shape[1:], IMAGES), self.batch, 0)
+            flat = replace(out, data=out.data.view(len(out.data), *x.shape[1:], IMAGES), image=None)
             yield kernels.prepare_scale_shift(x, flat)
 
     def _pack(self, step: Pack, done: Sequence[Slot]) -> None:
@@ -214,7 +218,7 @@ def _slots_read(step: AnyStep) -> list[Slot]:
     return step.reads if isinstance(step, Foreign) else [step.slot] if isinstance(step, Pack) else []
 
 
-def joined(parts: Iterable[Part]) -> Iterator[Callable[[], None]]:
+def joined(parts: Iterable[Part], threads: int | None = None) -> Iterator[Callable[[], None]]:
     """Operations that follow each other as one call, which lets a thread take its images through all of them."""
     operations: list[Operation] = []
     for part in parts:
@@ -222,8 +226,8 @@ def joined(parts: Iterable[Part]) -> Iterator[Callable[[], None]]:
             operations.append(part)
         else:
             if operations:
-                yield partial(kernels.run, operations)
+                yield partial(kernels.run, operations, threads)
             yield part
             operations = []
     if operations:
-        yield partial(kernels.run, operations)
+        yield partial(kernels.run, operations, threads)

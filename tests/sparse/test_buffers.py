@@ -10,7 +10,7 @@ from torch import nn
 
 from lpk.sparse.buffers import buffers_of
 from lpk.sparse.network import Network
-from lpk.sparse.steps import Affine, Plan, Value
+from lpk.sparse.steps import Affine, Plan, Step, Value
 from tests.sparse.engine import arbitrary, configured
 
 
@@ -33,27 +33,40 @@ def check(plan, buffers):
     }
     for a, b in itertools.combinations(made, 2):
         together = made[a] <= read[b] and made[b] <= read[a]
-        same = len(buffers[a].data) == len(buffers[b].data)
+        same = kind(buffers[a]) == kind(buffers[b])
         for (i, x), (j, y) in itertools.product(enumerate(pieces(buffers[a])), enumerate(pieces(buffers[b]))):
             if together or i != j or not same:
                 assert not overlap(x, y)
             elif overlap(x, y) and any(v.border > 0 and v.patches == (1, 1) for v in (a, b)):
                 assert x == y and (a.image, a.border, a.outside) == (b.image, b.border, b.outside)
+    for value, blocks in buffers.items():
+        if blocks.by_thread:  # a thread takes a block from the first step that has it to the last
+            steps = plan.steps[made[value] : read[value] + 1]
+            assert all(isinstance(step, Step) and buffers[step.out].blocks == blocks.blocks for step in steps)
+
+
+def kind(blocks):
+    """Of which values share memory."""
+    return len(blocks.data), blocks.by_thread
 
 
 def most_alive(plan, buffers):
-    """The most floats of values that are alive together."""
+    """The most floats of values of one kind that are alive together, for all kinds."""
+    return sum(_most_alive(plan, buffers, one) for one in {kind(blocks) for blocks in buffers.values()})
+
+
+def _most_alive(plan, buffers, one):
     alive, most = set(), 0
     for i, step in enumerate(plan.steps):
         alive |= set() if step.out is None else {step.out}
-        most = max(most, sum(buffers[value].data.numel() for value in alive))
+        most = max(most, sum(buffers[value].data.numel() for value in alive if kind(buffers[value]) == one))
         alive = {value for value in alive if any(value in later.inputs for later in plan.steps[i + 1 :])}
     return most
 
 
 @arbitrary
-@hypothesis.given(st.data(), st.integers(1, 40))
-def test_any_plan(data, batch):
+@hypothesis.given(st.data(), st.integers(1, 40), st.sampled_from([None, 1, 2, 5]))
+def test_any_plan(data, batch, threads):
     values, steps = [], []
     for _ in range(data.draw(st.integers(1, 9))):
         patches = data.draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (4, 4)]))
@@ -64,7 +77,8 @@ def test_any_plan(data, batch):
         steps.append(Affine(inputs, out))
         values.append(out)
     plan = Plan([], [], steps)
-    _, buffers = buffers_of(plan, batch, {})
+    _, buffers = buffers_of(plan, batch, threads, {})
+    assert all(len(x.data) == (threads if x.by_thread else x.blocks) for x in buffers.values())
     assert all(buffers[v].shape == (batch, *v.image) and buffers[v].border == v.border for v in values)
     check(plan, buffers)
 
@@ -105,6 +119,21 @@ def test_a_network(batch, size):
             assert all(_border(run.buffers[value]).eq(0).all() for value in whole)
             if not whole:
                 assert layout.memory[run.shapes].numel() <= 1.3 * most_alive(run.plan, run.buffers)
+
+
+def test_what_one_stretch_reads_has_memory_for_each_thread_alone():
+    """Not for each block; where another number of blocks is read, or PyTorch reads, all of them are there."""
+    torch.manual_seed(0)
+    stretch = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+    network = Network(nn.Sequential(*stretch, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval(), (3, 32, 32))
+    for threads in (1, 2, 3):
+        with configured(threads=threads):
+            network(torch.randn(7, 3, 32, 32))
+    runs = network._layouts[7].runs
+    for threads in (1, 2, 3):
+        buffers = runs[7, threads].buffers
+        places = [len(buffers[value].data) for value in runs[7, threads].plan.values if value.pixels > 1]
+        assert places == [7, threads, threads, 7]
 
 
 def _border(x):

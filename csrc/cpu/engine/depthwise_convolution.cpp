@@ -16,7 +16,7 @@ Strip placed_strip(const Activations& out, const Activations& in, const Convolut
 void depthwise_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
                            const SparseFilters& filters, const Epilogue& epilogue, int threads) {
   const auto loop_of = loops().depthwise;
-  const Tiling tiling = best_tiling(out.part(0, 1), convolution, loops().sparse_pixels, [&](int rows, int columns) {
+  const Tiling tiling = best_tiling(out.some({0, 1, 0}), convolution, loops().sparse_pixels, [&](int rows, int columns) {
     return loop_of(rows, columns, convolution.stride_x) != nullptr;
   });
   const Activations* const residual = epilogue.residual;

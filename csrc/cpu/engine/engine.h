@@ -29,6 +29,11 @@ struct Patches {
   int64_t count() const { return rows * columns; }
 };
 
+// Some blocks of all there are, and where the first of them lies in what has its memory by thread.
+struct Part {
+  int64_t first, count, place;
+};
+
 struct Activations {
   float* data;
   int64_t blocks;
@@ -41,14 +46,15 @@ struct Activations {
   int64_t channel_stride;
   int64_t row_stride;
   Patches patches;
+  bool by_thread;  // there is memory for as many of the blocks as threads are at work: see operation.h
 
   int64_t rows() const { return blocks * height; }
   int64_t pixels() const { return blocks * channels * height * width; }
-  Activations part(int64_t first, int64_t count) const {
-    Activations some = *this;
-    some.data += first * block_stride;
-    some.blocks = count;
-    return some;
+  Activations some(const Part& part) const {
+    Activations x = *this;
+    x.data += (by_thread ? part.place : part.first) * block_stride;
+    x.blocks = part.count;
+    return x;
   }
   // The address of a pixel of channel 0; y and x may lie in the border.
   float* pixel(int64_t block, int64_t y, int64_t x) const {
@@ -160,14 +166,13 @@ struct Exchange;
 std::shared_ptr<const std::vector<Exchange>> exchanges_of(const Activations& x);
 void exchange_borders(const Activations& x, const std::vector<Exchange>& exchanges, float outside, int threads);
 
-// The pixels in their order, as those of images of another cut, height and width; for the images from `first` to `last`
-// of all blocks. Pixels of patches outside the image are left as they are.
-struct Move {
-  int32_t to, from;  // floats from the first lane of an image's channel
-};
-std::shared_ptr<const std::vector<Move>> moves_of(const Activations& out, const Activations& in);
-void relayout(const Activations& out, const Activations& in, const std::vector<Move>& moves, int64_t first,
-              int64_t last, int threads);
+// The pixels in their order, as those of images of another cut, height and width; for `images` of them, from the first
+// one in out on, which is number `first` in in. Pixels of patches outside the image, and lanes without one, are left as
+// they are. What comes from where is the same for all images.
+struct Moves;
+std::shared_ptr<const Moves> moves_of(const Activations& out, const Activations& in);
+void relayout(const Activations& out, const Activations& in, const Moves& moves, int64_t first, int64_t images,
+              int threads);
 
 // The weights are contiguous: [filters][channels / groups][kernel_height][kernel_width]. First the starts, then as many
 // entries as the last start says.
@@ -230,7 +235,7 @@ void channel_statistics(double* mean, double* variance, const Activations& in, i
 void scale_shift(const Activations& out, const Activations& in, const Epilogue& epilogue, int threads);
 
 // The product, then the activation. y is like x, or it has one pixel and is not cut: the channel's factor for all pixels
-// of an image. x starts with block `first` of all of them, y with block 0. out may be x.
+// of an image. x starts with block `first` of those that y's images have. out may be x.
 void multiply(const Activations& out, const Activations& x, const Activations& y, Activation activation, float slope,
               int64_t first, int threads);
 
@@ -271,7 +276,7 @@ void pick_channels(const Activations& out, const Activations& in, const int64_t*
 
 void max_pool(const Activations& out, const Activations& in, const Window& window, int threads);
 void average_pool(const Activations& out, const Activations& in, const Window& window, bool count_padding, int threads);
-// in may be cut into patches, out is not; in starts with its block 0, out with block `first` of all of them.
+// in may be cut into patches, out is not; out starts with block `first` of those that in's images have.
 void global_average_pool(const Activations& out, const Activations& in, int64_t first, int threads);
 
 }  // namespace lpk::engine

@@ -5,47 +5,82 @@
 #include "work.h"
 
 namespace lpk::engine {
+
+// For each pixel of a patch of out, patch by patch, where it lies in an image's channel of in: floats from the first
+// lane of its images' first patch, or less than none outside of the image.
+struct Moves {
+  std::vector<int32_t> from;
+};
+
 namespace {
 
-// Of pixel number i of an image: floats from lane 0 of the first pixel of its first patch.
-int64_t offset_of(const Activations& x, int64_t i) {
-  const int64_t y = i / x.patches.image_width, column = i % x.patches.image_width;
+int32_t offset_of(const Activations& x, int64_t pixel) {
+  const int64_t y = pixel / x.patches.image_width, column = pixel % x.patches.image_width;
   const int64_t patch = y / x.height * x.patches.columns + column / x.width;
-  return y % x.height * x.row_stride + column % x.width * kImages + patch;
+  return int32_t(y % x.height * x.row_stride + column % x.width * kImages + patch);
 }
 
-// The first lane of an image, in the interior of a channel.
-float* first_of(const Activations& x, int64_t image, int64_t channel) {
-  const int64_t images = kImages / x.patches.count();  // in a block
-  return x.pixel(image / images, 0, 0) + channel * x.channel_stride + image % images * x.patches.count();
+// Where the images of a block of out have their first pixel in in.
+struct Images {
+  int64_t count;
+  const float* first[kImages];
+};
+
+Images images_of(const Activations& in, int64_t first, int64_t count) {
+  const int64_t patches = in.patches.count(), together = kImages / patches;
+  Images images{count, {}};
+  for (int64_t i = 0; i < count; ++i)
+    images.first[i] = in.pixel((first + i) / together, 0, 0) + (first + i) % together * patches;
+  return images;
+}
+
+// `pixels` neighbouring ones of a channel, which begins `channel` floats behind the first in in.
+void move(float* line, int64_t pixels, int64_t patches, const Images& images, int64_t channel, const int32_t* from) {
+  for (int64_t x = 0; x < pixels; ++x, line += kImages, from += patches)
+    for (int64_t image = 0; image < images.count; ++image)
+      for (int64_t patch = 0; patch < patches; ++patch)
+        if (from[patch] >= 0) line[image * patches + patch] = images.first[image][channel + from[patch]];
+}
+
+// The same where neither is cut: all lanes move alike.
+void move(float* line, int64_t pixels, const Images& images, int64_t channel, const int32_t* from) {
+  for (int64_t x = 0; x < pixels; ++x, line += kImages)
+    if (from[x] >= 0) std::memcpy(line, images.first[0] + channel + from[x], kImages * sizeof(float));
 }
 
 }  // namespace
 
-// In the order of out: a patch's pixel after the other, and the patches that have it.
-std::shared_ptr<const std::vector<Move>> moves_of(const Activations& out, const Activations& in) {
-  std::vector<Move> moves;
-  for (int64_t i = 0; i < in.patches.image_height * in.patches.image_width; ++i)
-    moves.push_back({int32_t(offset_of(out, i)), int32_t(offset_of(in, i))});
-  std::sort(moves.begin(), moves.end(), [](const Move& a, const Move& b) { return a.to < b.to; });
-  return std::make_shared<const std::vector<Move>>(std::move(moves));
+std::shared_ptr<const Moves> moves_of(const Activations& out, const Activations& in) {
+  Moves moves;
+  for (int64_t y = 0; y < out.height; ++y)
+    for (int64_t x = 0; x < out.width; ++x)
+      for (int64_t patch = 0; patch < out.patches.count(); ++patch) {
+        const int64_t row = patch / out.patches.columns * out.height + y;
+        const int64_t column = patch % out.patches.columns * out.width + x;
+        const bool inside = row < out.patches.image_height && column < out.patches.image_width;
+        moves.from.push_back(inside ? offset_of(in, row * out.patches.image_width + column) : -1);
+      }
+  return std::make_shared<const Moves>(std::move(moves));
 }
 
-void relayout(const Activations& out, const Activations& in, const std::vector<Move>& moves, int64_t first,
-              int64_t last, int threads) {
-  const bool whole = in.patches.count() == 1 && out.patches.count() == 1;  // all lanes move alike
-  const int64_t step = whole ? kImages : 1, count = (last - first + step - 1) / step;
-  const int64_t numbers = count * out.channels * int64_t(moves.size());
-  parallel_for(count * out.channels, threads_for(whole ? numbers : numbers / 4, threads),
-               [&](int64_t begin, int64_t end, int) {
+void relayout(const Activations& out, const Activations& in, const Moves& moves, int64_t first, int64_t images,
+              int threads) {
+  const int64_t patches = out.patches.count(), together = kImages / patches;
+  const bool all_lanes = patches == 1 && in.patches.count() == 1;
+  threads = threads_for(out.pixels() * (all_lanes ? 1 : 4), threads);
+  // In the order of out: its lines are written once, and those of in lie near each other.
+  parallel_for(out.blocks * out.height, threads, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t image = first + i / out.channels * step, channel = i % out.channels;
-      float* const to = first_of(out, image, channel);
-      const float* const from = first_of(in, image, channel);
-      if (whole)
-        for (const Move& move : moves) std::memcpy(to + move.to, from + move.from, kImages * sizeof(float));
-      else
-        for (const Move& move : moves) to[move.to] = from[move.from];
+      const int64_t block = i / out.height, y = i % out.height;
+      const Images some = images_of(in, first + block * together, std::min(together, images - block * together));
+      const int32_t* const from = moves.from.data() + y * out.width * patches;
+      for (int64_t k = 0; k < out.channels; ++k) {
+        float* const line = out.pixel(block, y, 0) + k * out.channel_stride;
+        if (all_lanes)
+          move(line, out.width, some, k * in.channel_stride, from);
+        else
+          move(line, out.width, patches, some, k * in.channel_stride, from);
+      }
     }
   });
 }
