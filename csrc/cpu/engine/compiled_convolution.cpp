@@ -14,11 +14,12 @@ struct Pieces {
   int64_t rows, columns;
 };
 
-Pieces pieces_of(const Activations& out, const Convolution& convolution) {
+Pieces pieces_of(const Activations& out, const Convolution& convolution, const CompiledFilters& filters) {
   constexpr int64_t kLeast = 8, kMost = 64;  // pixels
-  constexpr int64_t kNear = 256 << 10;       // bytes, of inputs that all filters read
-  const int64_t pixel = convolution.channels * kImages * int64_t(sizeof(float));
-  const int64_t pixels = convolution.window() == 1 ? std::clamp(kNear / pixel, kLeast, kMost) : kMost;
+  constexpr int64_t kNear = 180 << 10;       // bytes, of the inputs of a part
+  const int64_t channels = convolution.channels / int64_t(filters.groups()[0].parts.size());
+  const int64_t of_output = convolution.stride_y * convolution.stride_x * channels * kImages * kFloat;
+  const int64_t pixels = std::clamp(kNear / of_output, kLeast, kMost);
   if (pixels < out.width) {
     const int64_t pieces = (out.width + pixels - 1) / pixels;
     return {1, (out.width + pieces - 1) / pieces};
@@ -94,7 +95,7 @@ class RowsOfConvolution {
 void compute(const Activations& out, const Activations& in, const Convolution& convolution,
              const CompiledFilters& filters, const Epilogue& epilogue, int threads) {
   const RowsOfConvolution rows(out, in, convolution, epilogue);
-  const Pieces pieces = pieces_of(out, convolution);
+  const Pieces pieces = pieces_of(out, convolution, filters);
   const int64_t down = (out.height + pieces.rows - 1) / pieces.rows;
   const int64_t across = (out.width + pieces.columns - 1) / pieces.columns, tiles = out.blocks * down * across;
   threads = threads_for(filters.nonzeros() * out.rows() * out.width / 4, threads);
