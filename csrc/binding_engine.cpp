@@ -255,8 +255,8 @@ void define_operations(py::module_& m) {
       pick_channels(to, from, integers(channels), threads);
     });
   });
-  m.def("relayout", [](const Activations& out, const Activations& in, int64_t batch) {
-    const auto moves = moves_of(out, in);
+  m.def("relayout", [](const Activations& out, const Activations& in, int64_t batch, std::array<int64_t, 2> stride) {
+    const auto moves = moves_of(out, in, stride[0], stride[1]);
     const bool alike = same_blocks(out, in);
     const int64_t images = kImages / out.patches.count();  // in a block
     return Operation{out.blocks, [=](const Part& part, int threads) {

@@ -13,9 +13,9 @@ from lpk.sparse.dead import live_windows, without_dead
 from lpk.sparse.packing import Filters
 from lpk.sparse.steps import Convolve, Layer, Plan, Value
 
-# The position of a layer among the plan's, and the strides of the input that its filters were packed for: layouts share
-# those of the same strides, as a linear layer's are.
-Key = tuple[int, tuple[int, ...]]
+# The position of a layer among the plan's, its stride, and the strides of the input that its filters were packed for:
+# layouts share those that have all in common, as a linear layer's do.
+Key = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(eq=False)
@@ -69,7 +69,11 @@ class PlanFilters:
         return packed[key]
 
     def _key(self, step: Convolve, buffers: Mapping[Value, Blocks]) -> Key:
-        return self.layers[step], packing.input_strides(buffers[step.inputs[0]], self.convolutions[step])
+        return (
+            self.layers[step],
+            step.layer.stride,
+            packing.input_strides(buffers[step.inputs[0]], self.convolutions[step]),
+        )
 
 
 def convolution_of(layer: Layer) -> packing.Convolution:

@@ -260,16 +260,20 @@ def prepare_pick(x: Blocks, out: Blocks, channels: Tensor) -> Operation:
     return Operation(_core.pick_channels(out.handle, x.handle, address("channels", channels)), out, (x, channels))
 
 
-def prepare_relayout(x: Blocks, out: Blocks) -> Operation:
-    """The same pixels in their order, cut into other patches or as images of another height and width. Pixels outside
-    the image, and lanes without one, stay as they are or become what they are in x."""
+def prepare_relayout(x: Blocks, out: Blocks, stride: Pair = (1, 1)) -> Operation:
+    """The same pixels in their order, cut into other patches or as images of another height and width; with a stride,
+    of every so many rows and columns the first. Pixels outside the image, and lanes without one, stay as they are or
+    become what they are in x."""
     batch, channels, height, width = out.shape
-    if x.shape[:2] != (batch, channels) or x.shape[2] * x.shape[3] != height * width:
+    high, wide = (-(-n // s) for n, s in zip(x.shape[2:], stride, strict=True))
+    as_wide = width == wide or stride == (1, 1)
+    if x.shape[:2] != (batch, channels) or high * wide != height * width or not as_wide:
         raise ValueError(
-            f"out must have the images, channels and number of pixels of {list(x.shape)}, not {list(out.shape)}"
+            f"out must have the images, channels and pixels of {list(x.shape)} with stride {stride}, "
+            f"not {list(out.shape)}"
         )
     check_apart("x", x, out)
-    return Operation(_core.relayout(out.handle, x.handle, batch), out, (x,))
+    return Operation(_core.relayout(out.handle, x.handle, batch, stride), out, (x,))
 
 
 def pool_input(x: Blocks, padding: Pair) -> tuple[_core.Activations, Pair]:

@@ -19,8 +19,9 @@ def narrowed(steps: list[AnyStep]) -> list[AnyStep]:
 
 def _ahead(steps: list[AnyStep], relayout: Relayout) -> list[AnyStep]:
     x, out = relayout.inputs[0], relayout.out
-    chain = _chain(steps, x) if x.image == out.image else []
-    copies = {step.inputs[0]: step for step in steps if isinstance(step, Relayout) and _cut(step.out) == _cut(out)}
+    chain = _chain(steps, x) if x.image == out.image and relayout.stride == (1, 1) else []
+    all_pixels = (step for step in steps if isinstance(step, Relayout) and step.stride == (1, 1))
+    copies = {step.inputs[0]: step for step in all_pixels if _cut(step.out) == _cut(out)}
     least, count, more = MOVED * x.channels * _area(x), 0, 0
     for i, step in enumerate(chain, 1):
         source = step.inputs[0]

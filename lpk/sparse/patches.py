@@ -16,6 +16,7 @@ from lpk.sparse.steps import (
     Convolve,
     Flatten,
     Foreign,
+    Layer,
     Multiply,
     Pack,
     Pick,
@@ -74,6 +75,8 @@ class _Cutter:
     def _add(self, step: Step, x: Value, *others: Value) -> None:
         out = self.values[step.out]
         made = replace(step, inputs=[x, *others], out=out)
+        if isinstance(made, Convolve) and x.image[1:] == out.image[1:] and _skips(made.layer):
+            made.layer = replace(made.layer, stride=(1, 1))
         if isinstance(made, Convolve | Affine):
             made.residual = others[0] if others else None
         if isinstance(made, Convolve | Affine | Multiply):
@@ -147,6 +150,9 @@ class _Cutter:
         covers = patches[0] * high >= height and patches[1] * wide >= width
         good = fits and covers and _work(same, self.batch) <= SAME * _work(best, self.batch)
         out = same if good else best
+        if not good and isinstance(step, Convolve) and _skips(step.layer):
+            self._new(step.out, out)
+            return self._every(source, step.layer.stride, step.out, out)
         if out[0] == (1, 1):
             x = self._as(source, _whole(source))
             self._new(step.out, _whole(step.out))
@@ -162,6 +168,14 @@ class _Cutter:
         border = value.border if patches == (1, 1) else 0
         self.values[value] = self.copies[value, cut] = Value(value.image, border, patches, patch, value.outside)
 
+    def _every(self, value: Value, stride: Pair, like: Value, cut: Cut) -> Value:
+        """A copy of some of its pixels, which need not be cut anew then."""
+        copy = Value((value.channels, *like.image[1:]), 0, *cut, value.outside)
+        self.steps.append(Relayout([self.values[value]], copy, stride))
+        if self.values[value] in self.nonnegative:
+            self.nonnegative.add(copy)
+        return copy
+
     def _as(self, value: Value, cut: Cut) -> Value:
         """The value in this cut: itself, or a copy."""
         if _cut_of(self.values[value]) == cut:
@@ -174,6 +188,12 @@ class _Cutter:
             if self.values[value] in self.nonnegative:
                 self.nonnegative.add(copy)
         return self.copies[value, cut]
+
+
+def _skips(layer: Layer) -> bool:
+    """Whether a layer reads some pixels alone, each for one output."""
+    zeros = (0, 0)
+    return layer.kernel == (1, 1) and layer.stride != (1, 1) and layer.padding == layer.behind == zeros
 
 
 def _stays_inside(step: Pool) -> bool:

@@ -164,7 +164,7 @@ class Run:
                 yield kernels.prepare_scale_shift(part, out.channels(first, last))
                 first = last
         elif isinstance(step, Relayout):
-            yield kernels.prepare_relayout(x, out)
+            yield kernels.prepare_relayout(x, out, step.stride)
         elif isinstance(step, Pool):
             yield POOLS[step.kind](x, out, **step.options)
         else:

@@ -235,7 +235,10 @@ class Flatten(Step):
 
 @dataclass(eq=False)
 class Relayout(Step):
-    """The same activation, cut into other patches, or its pixels as an image of another height and width."""
+    """The same activation, cut into other patches, or its pixels as an image of another height and width; with a
+    stride, of every so many rows and columns the first."""
+
+    stride: Pair = (1, 1)
 
 
 @dataclass(eq=False)

@@ -166,11 +166,12 @@ struct Exchange;
 std::shared_ptr<const std::vector<Exchange>> exchanges_of(const Activations& x);
 void exchange_borders(const Activations& x, const std::vector<Exchange>& exchanges, float outside, int threads);
 
-// The pixels in their order, as those of images of another cut, height and width; for `images` of them, from the first
+// The pixels in their order, as those of images of another cut, height and width, or every so many of them; for `images` of them, from the first
 // one in out on, which is number `first` in in. Pixels of patches outside the image, and lanes without one, are left as
 // they are. What comes from where is the same for all images.
 struct Moves;
-std::shared_ptr<const Moves> moves_of(const Activations& out, const Activations& in);
+std::shared_ptr<const Moves> moves_of(const Activations& out, const Activations& in, int64_t stride_y,
+                                      int64_t stride_x);
 void relayout(const Activations& out, const Activations& in, const Moves& moves, int64_t first, int64_t images,
               int threads);
 

@@ -50,7 +50,8 @@ void move(float* line, int64_t pixels, const Images& images, int64_t channel, co
 
 }  // namespace
 
-std::shared_ptr<const Moves> moves_of(const Activations& out, const Activations& in) {
+std::shared_ptr<const Moves> moves_of(const Activations& out, const Activations& in, int64_t stride_y,
+                                      int64_t stride_x) {
   Moves moves;
   for (int64_t y = 0; y < out.height; ++y)
     for (int64_t x = 0; x < out.width; ++x)
@@ -58,7 +59,10 @@ std::shared_ptr<const Moves> moves_of(const Activations& out, const Activations&
         const int64_t row = patch / out.patches.columns * out.height + y;
         const int64_t column = patch % out.patches.columns * out.width + x;
         const bool inside = row < out.patches.image_height && column < out.patches.image_width;
-        moves.from.push_back(inside ? offset_of(in, row * out.patches.image_width + column) : -1);
+        const int64_t number = row * out.patches.image_width + column;
+        const bool as_it_is = stride_y == 1 && stride_x == 1;
+        const int64_t pixel = as_it_is ? number : row * stride_y * in.patches.image_width + column * stride_x;
+        moves.from.push_back(inside ? offset_of(in, pixel) : -1);
       }
   return std::make_shared<const Moves>(std::move(moves));
 }
