@@ -6,6 +6,7 @@
 #include <array>
 #include <optional>
 
+#include "cpu/engine/compiled.h"
 #include "cpu/engine/operation.h"
 #include "cpu/engine/work.h"
 
@@ -23,15 +24,17 @@ void define_shapes(py::module_& m) {
   using Pair = std::array<int64_t, 2>;
   py::class_<Activations>(m, "Activations")
       .def(py::init([](uintptr_t data, int64_t blocks, int64_t channels, int64_t height, int64_t width, int64_t border,
-                       int64_t block_stride, Pair patches, Pair image, bool by_thread) {
-             return Activations{floats(data), blocks,       channels,
-                                height,       width,        border,
-                                block_stride, {patches[0], patches[1], image[0], image[1]},
+                       int64_t block_stride, int64_t channel_stride, int64_t row_stride, Pair patches, Pair image,
+                       bool by_thread) {
+             return Activations{floats(data), blocks,         channels,
+                                height,       width,          border,
+                                block_stride, channel_stride, row_stride,
+                                {patches[0], patches[1], image[0], image[1]},
                                 by_thread};
            }),
            py::arg("data"), py::arg("blocks"), py::arg("channels"), py::arg("height"), py::arg("width"),
-           py::arg("border"), py::arg("block_stride"), py::arg("patches"), py::arg("image"),
-           py::arg("by_thread"));
+           py::arg("border"), py::arg("block_stride"), py::arg("channel_stride"), py::arg("row_stride"),
+           py::arg("patches"), py::arg("image"), py::arg("by_thread"));
   py::class_<Convolution>(m, "Convolution")
       .def(py::init([](int64_t filters, int64_t channels, int64_t groups, Pair kernel, Pair stride, Pair padding,
                        Pair dilation) {
@@ -63,7 +66,16 @@ void define_filters(py::module_& m) {
                      channels_per_block, gathered, threads);
       },
       Release());
+  py::class_<CompiledFilters, std::shared_ptr<CompiledFilters>>(m, "CompiledFilters")
+      .def(py::init([](uintptr_t weights, const Convolution& convolution, const Activations& in, int threads) {
+             return std::make_shared<CompiledFilters>(floats(weights), convolution, in, threads);
+           }),
+           Release())
+      .def_property_readonly("nonzeros", &CompiledFilters::nonzeros)
+      .def_property_readonly("bytes", &CompiledFilters::bytes);
+  m.def("compiles", py::overload_cast<const Convolution&, const Activations&>(&compiles));
   m.def("sparse_cost", &sparse_cost);
+  m.def("compiled_cost", &compiled_cost);
   m.def("lane_cost", &lane_cost);
   m.def("winograd_cost", &winograd_cost);
   m.def("best_gathered", &best_gathered);
@@ -165,6 +177,13 @@ void define_operations(py::module_& m) {
     return operation(out, in, ending, [=](const Activations& to, const Activations& from, const Epilogue& epilogue,
                                           int threads) {
       sparse_convolution(to, from, convolution, filters, epilogue, threads);
+    });
+  });
+  m.def("compiled_convolution", [](const Activations& out, const Activations& in, const Convolution& convolution,
+                                   const std::shared_ptr<CompiledFilters>& filters, const Ending& ending) {
+    return operation(out, in, ending, [=](const Activations& to, const Activations& from, const Epilogue& epilogue,
+                                          int threads) {
+      compiled_convolution(to, from, convolution, *filters, epilogue, threads);
     });
   });
   m.def("depthwise_convolution", [](const Activations& out, const Activations& in, const Convolution& convolution,

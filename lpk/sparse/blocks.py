@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,9 +21,8 @@ Pair = tuple[int, int]
 class Blocks:
     """The activations of `batch` images: [blocks, channels, height + 2 border, width + 2 border, 16].
 
-    A slice of the channels of larger blocks is one, too: `Blocks(whole.data[:, 3:7], whole.batch, whole.border)`.
-    The border must be zero. One of at least 1 also keeps the channels of images of 2ⁿ pixels out of each other's cache
-    sets.
+    In memory a row of all channels lies together (`in_rows`); the engine takes other strides, too. A slice of the
+    channels of larger blocks is one: `Blocks(whole.data[:, 3:7], whole.batch, whole.border)`. The border must be zero.
 
     With patches (rows, columns), an image of size `image` is cut into that many equal patches, and each lane of a
     block is a patch of height x width: lane (i · rows + r) · columns + c is patch (r, c) of the block's image i. The
@@ -56,9 +56,8 @@ class Blocks:
             raise ValueError(f"the patches cover {self.covered} pixels, fewer than the image {self.image}")
         if self.batch < 1 or not (data.shape[0] == self.blocks or (self.by_thread and 0 < len(data) < self.blocks)):
             raise ValueError(f"{self.batch} images are not stored in {data.shape[0]} blocks")
-        inner = [height * width * IMAGES, width * IMAGES, IMAGES, 1]
-        if any(s != e and n > 1 for s, e, n in zip(data.stride()[1:], inner, data.shape[1:], strict=True)):
-            raise ValueError("data must be contiguous, or a slice of the channels of a contiguous tensor")
+        if not _is_laid_out(data):
+            raise ValueError("data must hold pixels in rows, and rows and channels that do not overlap")
         if address("data", data) % 64:
             raise ValueError("data must lie at a multiple of 64 bytes")
         if data[0].numel() >= 2**31:
@@ -108,12 +107,12 @@ class Blocks:
         return _core.exchange_borders(self.handle, self.outside)
 
     def _handle(self, border: int) -> _core.Activations:
-        places, channels, height, width, _ = self.data.shape
+        channels, height, width = self.data.shape[1:4]
         return _core.Activations(
             data=address("data", self.data), blocks=self.blocks, channels=channels, height=height - 2 * border,
-            width=width - 2 * border, border=border,
-            block_stride=self.data.stride(0) if places > 1 else self.data[0].numel(),
-            patches=self.patches, image=self.shape[2:], by_thread=self.by_thread,
+            width=width - 2 * border, border=border, block_stride=self.data.stride(0),
+            channel_stride=self.data.stride(1), row_stride=self.data.stride(2), patches=self.patches,
+            image=self.shape[2:], by_thread=self.by_thread,
         )  # fmt: skip
 
 
@@ -130,13 +129,28 @@ def empty_blocks(
     """Blocks of zeros. `patch`: the size of a patch; None: the smallest that is possible."""
     high, wide = patch or (-(-height // patches[0]), -(-width // patches[1]))
     shape = stored_shape(batch, channels, border, patches, (high, wide))
-    data = torch.zeros(shape, dtype=torch.float32, device="cpu")
+    data = in_rows(torch.zeros(math.prod(shape), dtype=torch.float32, device="cpu").view(shape[0], -1), shape)
     return Blocks(data, batch, border, patches, (height, width))
 
 
 def stored_shape(batch: int, channels: int, border: int, patches: Pair, patch: Pair) -> tuple[int, ...]:
     """Of the data of blocks."""
     return block_count(batch, patches), channels, patch[0] + 2 * border, patch[1] + 2 * border, IMAGES
+
+
+def in_rows(memory: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """[blocks, n], each contiguous, as data of this shape: a row of all channels lies together."""
+    _, channels, height, width, images = shape
+    return memory.unflatten(1, (height, channels, width, images)).transpose(1, 2)
+
+
+def _is_laid_out(data: Tensor) -> bool:
+    _, channels, height, width, images = data.shape
+    channel, row, *inner = data.stride()[1:]
+    floats = width * images
+    in_rows = channel >= floats and row >= (channels - 1) * channel + floats
+    in_channels = row >= floats and channel >= (height - 1) * row + floats
+    return inner == [images, 1] and (in_rows or in_channels or channels == 1 or height == 1)
 
 
 def block_count(batch: int, patches: Pair = (1, 1)) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Container, Hashable, Iterator, Mapping
 from torch import Tensor
 
 from lpk.sparse import arena
-from lpk.sparse.blocks import IMAGES, Blocks, block_count
+from lpk.sparse.blocks import IMAGES, Blocks, block_count, in_rows
 from lpk.sparse.steps import Plan, Step, Value
 
 # Of all values of a plan: whether their memory is by thread, and the shapes of their data.
@@ -41,9 +41,10 @@ def buffers_of(
         memory[key] = arena.zeros(sum(sizes))
     parts = dict(zip(groups, memory[key].split(sizes), strict=True))
     found = {}
-    for value, (count, *rest) in shapes.items():
-        own = parts[value in local, count].view(count, -1)[:, places[value] : places[value] + math.prod(rest)]
-        data, image = own.unflatten(1, rest), value.image[1:]
+    for value, shape in shapes.items():
+        size = math.prod(shape[1:])
+        own = parts[value in local, shape[0]].view(shape[0], -1)[:, places[value] : places[value] + size]
+        data, image = in_rows(own, shape), value.image[1:]
         found[value] = Blocks(data, batch, value.border, value.patches, image, value.outside, value in local)
     return key, found
 

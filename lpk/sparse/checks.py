@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -106,9 +106,22 @@ def check_apart(name: str, x: Blocks, out: Blocks, *, may_be: bool = False) -> N
         return
     if may_be and (a.data_ptr(), a.shape, x.border) == (b.data_ptr(), b.shape, out.border):
         return
-    pieces = sorted((t.storage_offset() + i * t.stride(0), t[0].numel()) for t in (a, b) for i in range(len(t)))
-    if any(start + size > following for (start, size), (following, _) in pairwise(pieces)):
+    if _overlap([*_pieces(a, 1), *_pieces(b, 1)]) and _overlap([*_pieces(a, 2), *_pieces(b, 2)]):
         raise ValueError(f"out must not overlap {name}")
+
+
+def _pieces(data: Tensor, outer: int) -> Iterator[tuple[int, int]]:
+    """Start and length of the memory of each block or, outer = 2, of each of its rows."""
+    blocks, rows = data.transpose(1, 2).shape[:2] if outer == 2 else (len(data), 1)
+    piece = data[0, :, 0] if outer == 2 else data[0]
+    length = 1 + sum((n - 1) * stride for n, stride in zip(piece.shape, piece.stride(), strict=True))
+    for block in range(blocks):
+        for row in range(rows):
+            yield int(data.storage_offset()) + block * data.stride(0) + row * data.stride(2), length
+
+
+def _overlap(pieces: list[tuple[int, int]]) -> bool:
+    return any(start + length > following for (start, length), (following, _) in pairwise(sorted(pieces)))
 
 
 def check_window(kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> None:

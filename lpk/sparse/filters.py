@@ -69,7 +69,7 @@ class PlanFilters:
         return packed[key]
 
     def _key(self, step: Convolve, buffers: Mapping[Value, Blocks]) -> Key:
-        return self.layers[step], packing.input_strides(buffers[step.inputs[0]])
+        return self.layers[step], packing.input_strides(buffers[step.inputs[0]], self.convolutions[step])
 
 
 def convolution_of(layer: Layer) -> packing.Convolution:

@@ -29,7 +29,15 @@ from lpk.sparse.checks import (
     check_whole,
     check_window,
 )
-from lpk.sparse.packing import DepthwiseFilters, Filters, LaneFilters, SparseFilters, WinogradFilters, input_strides
+from lpk.sparse.packing import (
+    CompiledFilters,
+    DepthwiseFilters,
+    Filters,
+    LaneFilters,
+    SparseFilters,
+    WinogradFilters,
+    input_strides,
+)
 from lpk.sparse.steps import Heads
 
 ACTIVATIONS = {
@@ -131,7 +139,7 @@ def prepare_convolution(
     The residual may be out. slope: of leaky relu, and elu's alpha.
     """
     check_convolution(filters.convolution, x, out)
-    if not isinstance(filters, WinogradFilters) and input_strides(x) != filters.strides:
+    if not isinstance(filters, WinogradFilters) and input_strides(x, filters.convolution) != filters.strides:
         raise ValueError("the filters were packed for inputs of another height, width or border")
     scale = per_channel("scale", scale, filters.convolution.filters)
     bias = per_channel("bias", bias, filters.convolution.filters)
@@ -144,6 +152,8 @@ def prepare_convolution(
     if isinstance(filters, SparseFilters):
         where, work = (address("entries", filters.entries), address("start", filters.start)), filters.work.data_ptr()
         handle = _core.sparse_convolution(*common, *where, work, filters.channels_per_block, filters.gathered, end)
+    elif isinstance(filters, CompiledFilters):
+        handle = _core.compiled_convolution(*common, filters.code, end)
     elif isinstance(filters, DepthwiseFilters):
         where = address("entries", filters.entries), address("start", filters.start)
         handle = _core.depthwise_convolution(*common, *where, end)

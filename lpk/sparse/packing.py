@@ -73,6 +73,15 @@ class SparseFilters:
 
 
 @dataclass(frozen=True)
+class CompiledFilters:
+    """The weights that are not zero in machine code, for inputs with the strides of one it was made for."""
+
+    convolution: Convolution
+    code: _core.CompiledFilters
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class DepthwiseFilters:
     """The same of a convolution whose groups have one channel each: one channel is computed after the other."""
 
@@ -115,7 +124,7 @@ class WinogradFilters:
     together: int  # filters side by side
 
 
-Filters = SparseFilters | DepthwiseFilters | DenseFilters | LaneFilters | WinogradFilters
+Filters = SparseFilters | CompiledFilters | DepthwiseFilters | DenseFilters | LaneFilters | WinogradFilters
 
 
 def reach(kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
@@ -123,8 +132,10 @@ def reach(kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
     return rows, columns
 
 
-def input_strides(x: Blocks) -> tuple[int, ...]:
-    return tuple(x.data.shape[2:4])
+def input_strides(x: Blocks, convolution: Convolution) -> tuple[int, ...]:
+    """What the filters' offsets depend on; those of rows, where windows have several."""
+    channel, row = x.data.stride()[1:3]
+    return channel, row if convolution.kernel[0] > 1 else 0
 
 
 def best_way(convolution: Convolution, out: Blocks, nonzeros: int) -> tuple[type[Filters], float]:
@@ -138,6 +149,7 @@ def best_way(convolution: Convolution, out: Blocks, nonzeros: int) -> tuple[type
         return DepthwiseFilters, share
     ways: list[tuple[type[Filters], float]] = [
         (SparseFilters, _core.sparse_cost(convolution.handle, out.handle, share)),
+        (CompiledFilters, _core.compiled_cost(convolution.handle, out.handle, share)),
         (DenseFilters, 1.0),
         (LaneFilters, _core.lane_cost(convolution.handle, out.handle, out.lanes)),
         (WinogradFilters, _core.winograd_cost(convolution.handle, out.handle)),
@@ -149,7 +161,9 @@ def pack(weight: Tensor, convolution: Convolution, x: Blocks, out: Blocks) -> Fi
     """The filters that take the least time."""
     nonzeros = int(weight.count_nonzero())
     way, _ = best_way(convolution, out, nonzeros)
-    if way is SparseFilters:
+    if way is CompiledFilters and _core.compiles(convolution.handle, x.handle):
+        return compile_filters(weight, convolution, x)
+    if way in (SparseFilters, CompiledFilters):
         return pack_filters(weight, convolution, x, *best_blocks(convolution, x, out, nonzeros))
     if way is WinogradFilters:
         return pack_winograd_filters(weight, convolution, out)
@@ -187,7 +201,20 @@ def pack_filters(
     work = torch.zeros(convolution.filters + 1, dtype=torch.int64, device="cpu")
     counts = start.diff().view(blocks, convolution.filters) + FILTER_WORK
     torch.cumsum(counts.sum(0), 0, out=work[1:])
-    return SparseFilters(convolution, entries, start, work, *blocks_of, input_strides(x))
+    return SparseFilters(convolution, entries, start, work, *blocks_of, input_strides(x, convolution))
+
+
+def compile_filters(weight: Tensor, convolution: Convolution, x: Blocks) -> CompiledFilters:
+    """The weights that are not zero, for inputs with the strides of x; ValueError where the instruction set in use, or
+    the system, has no place for machine code."""
+    weight = _checked(weight, convolution)
+    if not _core.compiles(convolution.handle, x.handle):
+        raise ValueError(
+            f"filters are compiled for avx512, not {_core.instruction_set()}, where the system has executable memory, "
+            f"and for inputs that lie less than 2 GiB apart, not as those of {convolution} in {tuple(x.data.shape)}"
+        )
+    code = _core.CompiledFilters(address("weight", weight), convolution.handle, x.handle, _threads(weight))
+    return CompiledFilters(convolution, code, input_strides(x, convolution))
 
 
 def pack_depthwise_filters(weight: Tensor, convolution: Convolution, x: Blocks) -> DepthwiseFilters:
@@ -206,7 +233,7 @@ def pack_dense_filters(weight: Tensor, convolution: Convolution, x: Blocks) -> D
     offsets = torch.empty(weight[0].numel(), dtype=torch.int32, device="cpu")
     where = address("packed", packed), address("offsets", offsets), address("weight", weight)
     _core.pack_dense_filters(*where, convolution.handle, x.handle, _threads(weight))
-    return DenseFilters(convolution, packed, offsets, input_strides(x))
+    return DenseFilters(convolution, packed, offsets, input_strides(x, convolution))
 
 
 def pack_lane_filters(weight: Tensor, convolution: Convolution, x: Blocks) -> LaneFilters:
@@ -219,7 +246,7 @@ def pack_lane_filters(weight: Tensor, convolution: Convolution, x: Blocks) -> La
     offsets = torch.empty(size, dtype=torch.int32, device="cpu")
     where = address("packed", packed), address("offsets", offsets), address("weight", weight)
     _core.pack_lane_filters(*where, convolution.handle, x.handle, together, _threads(weight))
-    return LaneFilters(convolution, packed, offsets, together, input_strides(x))
+    return LaneFilters(convolution, packed, offsets, together, input_strides(x, convolution))
 
 
 def pack_winograd_filters(weight: Tensor, convolution: Convolution, out: Blocks) -> WinogradFilters:

@@ -16,12 +16,20 @@ from lpk.sparse import kernels
 from lpk.sparse.blocks import Blocks
 from lpk.sparse.costs import NEAR
 from lpk.sparse.kernels import Operation
-from lpk.sparse.packing import DenseFilters, DepthwiseFilters, LaneFilters, SparseFilters, WinogradFilters
+from lpk.sparse.packing import (
+    CompiledFilters,
+    DenseFilters,
+    DepthwiseFilters,
+    LaneFilters,
+    SparseFilters,
+    WinogradFilters,
+)
 from lpk.sparse.runs import Part, Run
 from lpk.sparse.steps import AnyStep, Attention, Convolve, Foreign, Pack, Unpack, values_of
 
 WAYS = {
     SparseFilters: "sparse",
+    CompiledFilters: "compiled",
     DepthwiseFilters: "depthwise",
     DenseFilters: "dense",
     LaneFilters: "dense, filters in the lanes",

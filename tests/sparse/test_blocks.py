@@ -156,8 +156,10 @@ def test_errors_of_blocks():
         Blocks(torch.zeros(1, 2, 3, 5, 16), 4, 2)
     with fails(ValueError, "17 images"):
         Blocks(torch.zeros(1, 2, 3, 3, 16), 17, 0)
-    with fails(ValueError, "slice of the channels"):
-        Blocks(torch.zeros(1, 2, 3, 5, 16)[:, :, :2, 1:], 16, 0)
+    with fails(ValueError, "pixels in rows"):
+        Blocks(torch.zeros(1, 2, 5, 3, 16).transpose(2, 3), 16, 0)
+    with fails(ValueError, "do not overlap"):
+        Blocks(torch.zeros(288).as_strided((1, 2, 3, 3, 16), (288, 32, 64, 16, 1)), 16, 0)
     with fails(ValueError, "64 bytes"):
         Blocks(torch.zeros(1 + 2 * 9 * 16)[1:].view(1, 2, 3, 3, 16), 16, 0)
     with fails(RuntimeError, "grad"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lpk import _core
 from lpk.sparse import kernels, packing
 from lpk.sparse.blocks import Blocks, empty_blocks
 from lpk.sparse.packing import Convolution
@@ -111,6 +112,7 @@ def test_convolution(channels_per_block, **given):
     def packed(weight, convolution, x, out):
         yield lambda: packing.pack_filters(weight, convolution, x, channels_per_block)
         yield lambda: packing.pack_dense_filters(weight, convolution, x)
+        yield lambda: compiled(weight, convolution, x)
 
     check_convolution(packed, **given)
 
@@ -128,6 +130,7 @@ def test_windows_of_one_pixel(channels_per_block, gathered, **given):
     def packed(weight, convolution, x, out):
         yield lambda: packing.pack_filters(weight, convolution, x, channels_per_block, gathered)
         yield lambda: packing.pack_dense_filters(weight, convolution, x)
+        yield lambda: compiled(weight, convolution, x)
 
     check_convolution(packed, **given)
 
@@ -170,6 +173,36 @@ def test_patches_of_single_pixels(batch, size):
             out = empty_blocks(batch, 70, size, size, **cut)
             kernels.convolution(packing.pack_lane_filters(weight, convolution, blocks), blocks, out, bias=bias)
             torch.testing.assert_close(kernels.unpack_output(out), expected, rtol=1e-4, atol=1e-4)
+
+
+def compiled(weight, convolution, x):
+    """Where the instruction set in use has machine code for filters."""
+    pack = packing.compile_filters if _core.compiles(convolution.handle, x.handle) else packing.pack_filters
+    return pack(weight, convolution, x)
+
+
+@pytest.mark.skipif("avx512" not in INSTRUCTION_SETS, reason="filters are compiled for AVX-512")
+@pytest.mark.parametrize("density", [0, 0.03, 0.3, 1])
+@pytest.mark.parametrize(
+    "kernel, channels, filters, size", [(1, 300, 65, (6, 14)), (3, 90, 31, (9, 9)), (1, 5, 3, (2, 70))]
+)
+def test_compiled_filters_have_the_bits_of_the_loops(kernel, channels, filters, size, density):
+    """Of several parts and groups, over several rows, or pieces of one."""
+    convolution = Convolution(filters, channels, (kernel, kernel), padding=(kernel // 2, kernel // 2))
+    x, residual = in_blocks(random(20, channels, *size), kernel // 2), in_blocks(random(20, filters, *size), 1)
+    weight, scale, bias = random(*convolution.weight_shape), random(filters), random(filters)
+    weight *= torch.rand(weight.shape, generator=generator) < density
+    with configured("avx512", 3):
+        for activation in ("identity", "relu", "relu6", "silu"):
+            for added in (None, residual):
+                outs = [
+                    kernels.convolution(
+                        pack(weight, convolution, x), x, empty_blocks(20, filters, *size), scale=scale, bias=bias,
+                        residual=added, activation=activation,
+                    ).data
+                    for pack in (packing.pack_filters, packing.compile_filters)
+                ]  # fmt: skip
+                assert torch.equal(*outs)
 
 
 def check_convolution(packed, problem, batch, density, borders, has, activation, seed, tile=False):
@@ -243,6 +276,7 @@ def test_the_residual_may_be_the_output():
     for filters in (
         packing.pack_winograd_filters(weight, convolution, blocks),
         packing.pack_filters(weight, convolution, blocks),
+        compiled(weight, convolution, blocks),
     ):
         out = in_blocks(added)
         check_close(kernels.convolution(filters, blocks, out, residual=out, activation="relu"), expected, 30)

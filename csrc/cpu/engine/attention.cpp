@@ -15,7 +15,7 @@ int64_t best_chunk(int64_t tokens) {
 
 // Number 0 of a head, in the first pixel.
 float* head_of(const Activations& x, const Heads& heads, int64_t block, int64_t head) {
-  return x.pixel(block, 0, 0) + (heads.first + head * heads.head) * x.channel_stride();
+  return x.pixel(block, 0, 0) + (heads.first + head * heads.head) * x.channel_stride;
 }
 
 }  // namespace
@@ -27,7 +27,7 @@ std::vector<int32_t> tokens_of(const Activations& x) {
     for (int64_t column = 0; column < x.width; ++column)
       for (int64_t lane = 0; lane < kImages; ++lane)
         if (column < pixels_in_row(x, lanes[lane], row, 1))
-          tokens.push_back(int32_t(row * x.row_stride() + column * kImages + lane));
+          tokens.push_back(int32_t(row * x.row_stride + column * kImages + lane));
   return tokens;
 }
 
@@ -41,10 +41,10 @@ void attention(const Activations& out, const Activations& query, const Activatio
                            best_chunk(count),
                            tokens.key.data(),
                            tokens.value.data(),
-                           attention.query.step * query.channel_stride(),
-                           attention.key.step * key.channel_stride(),
-                           attention.value.step * value.channel_stride(),
-                           out.channel_stride()};
+                           attention.query.step * query.channel_stride,
+                           attention.key.step * key.channel_stride,
+                           attention.value.step * value.channel_stride,
+                           out.channel_stride};
   const Heads channels{0, attention.size, 1};  // of out
   const auto attend = loops().attend;
   threads = threads_for(out.pixels() * count / 2, threads);
@@ -58,8 +58,8 @@ void attention(const Activations& out, const Activations& query, const Activatio
       const int64_t last = part(pixels, int(groups), int(group) + 1);
       for (int64_t pixel = part(pixels, int(groups), int(group)); pixel < last; ++pixel, ++tile.count) {
         const int64_t y = pixel / out.width, x = pixel % out.width;
-        tile.query[tile.count] = head_of(query, attention.query, block, head) + y * query.row_stride() + x * kImages;
-        tile.out[tile.count] = head_of(out, channels, block, head) + y * out.row_stride() + x * kImages;
+        tile.query[tile.count] = head_of(query, attention.query, block, head) + y * query.row_stride + x * kImages;
+        tile.out[tile.count] = head_of(out, channels, block, head) + y * out.row_stride + x * kImages;
       }
       attend(task, tile, memory.data());
     }

@@ -11,7 +11,7 @@ double sum_of(const Loops& loops, const Activations& in, int64_t channel, int64_
     const int64_t images = std::min(kImages, batch - block * kImages);
     for (int64_t y = 0; y < in.height; ++y) {
       alignas(64) float sums[kImages];
-      loops.row_sums(sums, in.pixel(block, y, 0) + channel * in.channel_stride(), in.width, centre, squared);
+      loops.row_sums(sums, in.pixel(block, y, 0) + channel * in.channel_stride, in.width, centre, squared);
       for (int64_t i = 0; i < images; ++i) total += double(sums[i]);
     }
   }

@@ -1,6 +1,7 @@
 // What the ways to compute a convolution cost, in the time of the dense loop: fitted to bench/sparse_layers.py.
 #include <cmath>
 
+#include "compiled.h"
 #include "tiling.h"
 
 namespace lpk::engine {
@@ -19,6 +20,17 @@ double sparse_cost(const Convolution& convolution, const Activations& out, doubl
   const double products = weights * share / speed * (pixels + 1) / pixels;
   const double memory = loops().memory_cost;
   return (products + memory * kFilter) / (weights + memory * kDenseFilter) + memory * kAlways;
+}
+
+// An input is loaded for the filters whose sums are in registers together, code comes from beyond the caches for each
+// block of images, and a filter costs something besides. Where it is as fast as the dense loop, its memory is too much.
+double compiled_cost(const Convolution& convolution, const Activations& out, double share) {
+  constexpr double kLoad = 0.35, kCode = 7, kFilter = 6, kDenseFilter = 10, kAlways = 0.05;
+  if (!compiles()) return std::numeric_limits<double>::infinity();
+  const double weights = double(convolution.weights()), together = compiled_together(convolution);
+  const double loads = weights * (1 - std::pow(1 - share, together)) / together;
+  const double pixels = double(out.height * out.width);
+  return (weights * share * (1 + kCode / pixels) + kLoad * loads + kFilter) / (weights + kDenseFilter) + kAlways;
 }
 
 // In products of the dense loop: pixels of lanes that hold no image are not computed, and the weights come from memory.

@@ -23,7 +23,7 @@ void compute(const Activations& out, const Activations& in, const Convolution& c
                        convolution.weights(),
                        weights_per_block,
                        convolution.group_filters(),
-                       convolution.group_channels() * in.channel_stride(),
+                       convolution.group_channels() * in.channel_stride,
                        convolution.stride_x * kImages,
                        finish_of(epilogue, out)};
   threads = threads_for(convolution.weights() * out.pixels() / 4, threads);

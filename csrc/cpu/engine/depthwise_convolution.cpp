@@ -22,9 +22,9 @@ void depthwise_convolution(const Activations& out, const Activations& in, const 
   const Activations* const residual = epilogue.residual;
   const DepthwiseTask task{filters,
                            convolution.stride_x * kImages,
-                           convolution.stride_y * in.row_stride(),
-                           out.row_stride(),
-                           residual == nullptr ? 0 : residual->row_stride(),
+                           convolution.stride_y * in.row_stride,
+                           out.row_stride,
+                           residual == nullptr ? 0 : residual->row_stride,
                            finish_of(epilogue, out)};
   const int64_t count = convolution.filters, pieces = tiling.pieces;
   threads = threads_for(out.blocks * filters.start[count] * out.height * out.width / 4, threads);

@@ -1,6 +1,7 @@
 // The inference engine's operations. Activations are stored in blocks of 16 images, the batch innermost:
-// [blocks][channels][height + 2 border][width + 2 border][16], so that one pixel of 16 images is one cache line. The
-// last block is filled up with images of zeros. The border is zero and no operation writes into it: a convolution reads
+// [blocks][height + 2 border][channels][width + 2 border][16], so that one pixel of 16 images is one cache line. What a
+// piece of a row is computed from lies close together, in few pages, and the rows of a channel are no power of two apart
+// from each other. (Strides are told, and any others work.) The last block is filled up with images of zeros. The border is zero and no operation writes into it: a convolution reads
 // its padding there, and its inner loop has no special cases.
 //
 // Where there are fewer than 16 images, an image is cut into patches of equal size, rows x columns of them, and a lane
@@ -40,12 +41,13 @@ struct Activations {
   int64_t height;  // of a patch
   int64_t width;
   int64_t border;
-  int64_t block_stride;  // floats from one block to the next: more than its size where this is a slice of the channels
+  // Floats from one block, channel and row to the next: more than what lies between where this is a slice of the channels.
+  int64_t block_stride;
+  int64_t channel_stride;
+  int64_t row_stride;
   Patches patches;
   bool by_thread;  // there is memory for as many of the blocks as threads are at work: see operation.h
 
-  int64_t row_stride() const { return (width + 2 * border) * kImages; }
-  int64_t channel_stride() const { return (height + 2 * border) * row_stride(); }
   int64_t rows() const { return blocks * height; }
   int64_t pixels() const { return blocks * channels * height * width; }
   Activations some(const Part& part) const {
@@ -56,7 +58,7 @@ struct Activations {
   }
   // The address of a pixel of channel 0; y and x may lie in the border.
   float* pixel(int64_t block, int64_t y, int64_t x) const {
-    return data + block * block_stride + (y + border) * row_stride() + (x + border) * kImages;
+    return data + block * block_stride + (y + border) * row_stride + (x + border) * kImages;
   }
 };
 
@@ -185,6 +187,14 @@ int64_t best_channels_per_block(const Convolution& convolution, const Activation
 void sparse_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
                         const SparseFilters& filters, const Epilogue& epilogue, int threads);
 
+// The same with the filters as machine code (compiled.h): if there is any for the instruction set in use, and the system
+// lets memory become executable; and if the inputs of a window lie no further apart than an instruction reaches.
+bool compiles();
+bool compiles(const Convolution& convolution, const Activations& in);
+class CompiledFilters;
+void compiled_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
+                          const CompiledFilters& filters, const Epilogue& epilogue, int threads);
+
 // Where each group has one input channel: the filters are in one block.
 void depthwise_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
                            const SparseFilters& filters, const Epilogue& epilogue, int threads);
@@ -214,6 +224,7 @@ void winograd_convolution(const Activations& out, const Activations& in, const C
 // About how long a block of images takes, where `share` of the weights is not zero, for one that the dense convolution
 // takes; infinite where an algorithm does not apply. The same for every number of blocks and threads.
 double sparse_cost(const Convolution& convolution, const Activations& out, double share);
+double compiled_cost(const Convolution& convolution, const Activations& out, double share);
 double lane_cost(const Convolution& convolution, const Activations& out, int64_t lanes);
 double winograd_cost(const Convolution& convolution, const Activations& out);
 

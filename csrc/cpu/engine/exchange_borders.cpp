@@ -12,7 +12,7 @@ namespace {
 // alike, it is the same pixel of every neighbour.
 Exchange exchange_of(const Activations& x, const std::array<Lane, kImages>& lanes, int64_t row, int64_t column) {
   const auto floor_divide = [](int64_t a, int64_t b) { return (a >= 0 ? a : a - b + 1) / b; };
-  const auto offset = [&](int64_t y, int64_t x_) { return (y + x.border) * x.row_stride() + (x_ + x.border) * kImages; };
+  const auto offset = [&](int64_t y, int64_t x_) { return (y + x.border) * x.row_stride + (x_ + x.border) * kImages; };
   const int64_t down = floor_divide(row, x.height), right = floor_divide(column, x.width);
   Exchange exchange{offset(row, column), offset(row - down * x.height, column - right * x.width), 1, 1, {}};
   for (int64_t i = 0; i < kImages; ++i) {
@@ -61,7 +61,7 @@ std::shared_ptr<const std::vector<Exchange>> exchanges_of(const Activations& x) 
     for (int64_t column = -x.border; column < x.width + x.border; ++column)
       if (row < 0 || row >= std::min(x.height, last_row) || column < 0 || column >= std::min(x.width, last_column))
         exchanges.push_back(exchange_of(x, lanes, row, column));
-  join(exchanges, x.row_stride());
+  join(exchanges, x.row_stride);
   return std::make_shared<const std::vector<Exchange>>(std::move(exchanges));
 }
 
@@ -72,7 +72,7 @@ void exchange_borders(const Activations& x, const std::vector<Exchange>& exchang
   threads = threads_for(pixels * x.blocks * x.channels, threads);
   parallel_for(x.blocks * x.channels, threads, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i)
-      exchange(x.data + i / x.channels * x.block_stride + i % x.channels * x.channel_stride(), x.row_stride(),
+      exchange(x.data + i / x.channels * x.block_stride + i % x.channels * x.channel_stride, x.row_stride,
                exchanges.data(), int64_t(exchanges.size()), outside);
   });
 }

@@ -34,11 +34,11 @@ void global_average_pool(const Activations& out, const Activations& in, int64_t 
       for (int64_t part = 0; part < patches; ++part) {
         const int64_t from = (first + block) * patches + part;
         if (from >= in.blocks) break;
-        sum(sums, {in.pixel(from, 0, 0) + channel * in.channel_stride(), in.height, in.width, in.row_stride(), kImages},
+        sum(sums, {in.pixel(from, 0, 0) + channel * in.channel_stride, in.height, in.width, in.row_stride, kImages},
             extents.height, extents.width);
         for (int64_t lane = 0; lane < kImages; ++lane) total[part * images + lane / patches] += sums[lane];
       }
-      float* const to = out.pixel(block, 0, 0) + channel * out.channel_stride();
+      float* const to = out.pixel(block, 0, 0) + channel * out.channel_stride;
       for (int64_t lane = 0; lane < kImages; ++lane) to[lane] = total[lane] / pixels;
     }
   });

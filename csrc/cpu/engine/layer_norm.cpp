@@ -7,7 +7,7 @@ namespace lpk::engine {
 
 void layer_norm(const Activations& out, const Activations& in, const LayerNorm& norm, int threads) {
   constexpr int64_t kPixels = 8;  // at a time
-  const LayerNormTask task{norm, in.channels, in.channel_stride(), out.channel_stride()};
+  const LayerNormTask task{norm, in.channels, in.channel_stride, out.channel_stride};
   const Rows rows = rows_of(in, out);
   const int64_t pieces = (rows.pixels + kPixels - 1) / kPixels;
   const auto normalise = loops().layer_norm;

@@ -63,7 +63,7 @@ void pack_filters(NonZero* entries, const int64_t* start, const float* weights, 
     for (int64_t k = begin; k < end; ++k) {
       const float* filter = weights + k * convolution.weights();
       const int64_t group = k / convolution.group_filters();
-      const int32_t group_offset = int32_t(group * convolution.group_channels() * in.channel_stride());
+      const int32_t group_offset = int32_t(group * convolution.group_channels() * in.channel_stride);
       for (int64_t block = 0; block < blocks; ++block) {
         const Range range = weights_in_block(convolution, k, block, channels_per_block);
         NonZero* entry = entries + start[block * filters + k];

@@ -11,7 +11,7 @@ void pack_numbers(const Activations& out, const float* in, int64_t batch, const 
     for (int64_t row = begin; row < end; ++row) {
       const int64_t y = row % out.height, channel = row / out.height % out.channels;
       const int64_t block = row / out.height / out.channels;
-      float* const first = out.pixel(block, y, 0) + channel * out.channel_stride();
+      float* const first = out.pixel(block, y, 0) + channel * out.channel_stride;
       if (block != lanes_block) lanes = lanes_of(out, lanes_block = block);
       for (int64_t i = 0; i < kImages; ++i) {
         const Lane& lane = lanes[i];

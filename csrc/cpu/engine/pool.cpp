@@ -21,16 +21,16 @@ void for_each_window(const Activations& out, const Activations& in, const Window
   const int64_t work = out.pixels() * window.height * window.width;
   parallel_for(out.blocks * out.channels * out.height, threads_for(work, threads), [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t y = i % out.height, channel = i / out.height % out.channels, block = i / out.height / out.channels;
+      const int64_t channel = i % out.channels, y = i / out.channels % out.height, block = i / out.channels / out.height;
       const int64_t top = y * window.stride_y - window.padding_y;
       const Positions rows = inside(top, window.height, window.dilation_y, in.height);
-      const float* from = in.pixel(block, rows.first, 0) + channel * in.channel_stride();
-      float* to = out.pixel(block, y, 0) + channel * out.channel_stride();
+      const float* from = in.pixel(block, rows.first, 0) + channel * in.channel_stride;
+      float* to = out.pixel(block, y, 0) + channel * out.channel_stride;
       for (int64_t x = 0; x < out.width; ++x) {
         const int64_t left = x * window.stride_x - window.padding_x;
         const Positions columns = inside(left, window.width, window.dilation_x, in.width);
         const Region region{from + columns.first * kImages, rows.count, columns.count,
-                            window.dilation_y * in.row_stride(), window.dilation_x * kImages};
+                            window.dilation_y * in.row_stride, window.dilation_x * kImages};
         pixel(to + x * kImages, region, top, left);
       }
     }

@@ -1,5 +1,4 @@
-// The pixels of a channel as contiguous pieces: all of them, where no activations of an operation have a border, else
-// its rows.
+// The pixels of a channel as contiguous pieces: all of them, where its rows follow each other, else its rows.
 #pragma once
 
 #include "engine.h"
@@ -13,8 +12,11 @@ struct Rows {
 // What is stored and then has its activation applied: the processor does the one while it waits for the other.
 constexpr int64_t kPiece = 32 * kImages;
 
+// Whether nothing lies between the rows of a channel.
+inline bool rows_follow(const Activations& x) { return x.height == 1 || x.row_stride == x.width * kImages; }
+
 inline Rows rows_of(const Activations& a, const Activations& b, const Activations* c = nullptr) {
-  if (a.border == 0 && b.border == 0 && (c == nullptr || c->border == 0)) return {1, a.height * a.width};
+  if (rows_follow(a) && rows_follow(b) && (c == nullptr || rows_follow(*c))) return {1, a.height * a.width};
   return {a.height, a.width};
 }
 

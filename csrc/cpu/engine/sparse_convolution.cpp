@@ -19,7 +19,7 @@ void compute(const Activations& out, const Activations& in, const Convolution& c
              const SparseFilters& filters, const Epilogue& epilogue, int threads) {
   const Tiling tiling = sparse_tiling(out, convolution, filters.gathered);
   const int64_t channel_blocks = (convolution.channels + filters.channels_per_block - 1) / filters.channels_per_block;
-  const Gather gather{convolution.channels, in.channel_stride(), convolution.stride_x * kImages,
+  const Gather gather{convolution.channels, in.channel_stride, convolution.stride_x * kImages,
                       filters.gathered * kImages};
   const int64_t stride = filters.gathered > 0 ? 1 : convolution.stride_x;
   const SparseTask task{filters, convolution.filters, channel_blocks, stride * kImages, finish_of(epilogue, out)};
@@ -51,7 +51,7 @@ int64_t best_gathered(const Convolution& convolution, const Activations& in, int
   constexpr int64_t kTogether = 288, kLeast = 8, kWeights = 8;
   const int64_t pixels = std::min<int64_t>(loops().sparse_pixels, std::max(kLeast, kTogether / convolution.channels));
   const bool pays = convolution.window() == 1 && convolution.groups == 1 && nonzeros >= kWeights * convolution.channels;
-  return pays && 2 * in.channel_stride() >= 3 * pixels * kImages ? pixels : 0;
+  return pays && 2 * in.channel_stride >= 3 * pixels * kImages ? pixels : 0;
 }
 
 // With few channels in a block, the input of a tile stays in the first-level cache for all filters; with many, the sums

@@ -4,6 +4,7 @@
 #include "../parallel.h"
 #include "lanes.h"
 #include "loops.h"
+#include "rows.h"
 #include "work.h"
 
 namespace lpk::engine {
@@ -65,7 +66,7 @@ inline Innermost innermost(const Activations& blocks, const int64_t* strides) {
 // How many rows follow each other, in the tensor as in the blocks.
 inline int64_t joined_rows(const Activations& blocks, const int64_t* strides) {
   const bool joined =
-      blocks.border == 0 && blocks.width == blocks.patches.image_width && strides[2] == blocks.width;
+      rows_follow(blocks) && blocks.width == blocks.patches.image_width && strides[2] == blocks.width;
   return joined ? blocks.height : 1;
 }
 
@@ -83,10 +84,10 @@ void for_each_strip(const Activations& blocks, float* data, int64_t batch, const
       tensor.set_block(block);
       if (pixels) {
         const int64_t y = i / across % lines, x = i % across;
-        strip(blocks.pixel(block, y, x), blocks.channel_stride(), tensor.pixel(y, x), blocks.channels);
+        strip(blocks.pixel(block, y, x), blocks.channel_stride, tensor.pixel(y, x), blocks.channels);
       } else {
         const int64_t channel = i / lines % across, y = i % lines;
-        strip(blocks.pixel(block, y, 0) + channel * blocks.channel_stride(), kImages, tensor.row(channel, y, rows),
+        strip(blocks.pixel(block, y, 0) + channel * blocks.channel_stride, kImages, tensor.row(channel, y, rows),
               rows * blocks.width);
       }
     }

@@ -7,6 +7,7 @@
 
 #include "../parallel.h"
 #include "loops.h"
+#include "rows.h"
 #include "work.h"
 
 namespace lpk::engine {
@@ -63,7 +64,7 @@ inline Tiling sparse_tiling(const Activations& out, const Convolution& convoluti
 // tiles fit.
 inline bool rows_join(const Convolution& convolution, const Activations& x) {
   return convolution.window() == 1 && convolution.stride_y == 1 && convolution.stride_x == 1 &&
-         convolution.padding_y == 0 && convolution.padding_x == 0 && x.border == 0;
+         convolution.padding_y == 0 && convolution.padding_x == 0 && rows_follow(x);
 }
 
 inline Activations joined(Activations x) {
@@ -77,7 +78,7 @@ template <class Compute>
 void with_rows_joined(const Activations& out, const Activations& in, const Convolution& convolution,
                       const Epilogue& epilogue, Compute&& compute) {
   const Activations* const residual = epilogue.residual;
-  if (!rows_join(convolution, out) || in.border > 0 || (residual != nullptr && residual->border > 0))
+  if (!rows_join(convolution, out) || !rows_follow(in) || (residual != nullptr && !rows_follow(*residual)))
     return compute(out, in, epilogue);
   Epilogue ending = epilogue;
   Activations row{};
@@ -115,8 +116,8 @@ inline Finish finish_of(const Epilogue& epilogue, const Activations& out) {
           epilogue.activation == kRelu6 ? 6.0f : kInfinity,
           loops().activation(epilogue.activation),
           epilogue.slope,
-          out.channel_stride(),
-          epilogue.residual == nullptr ? 0 : epilogue.residual->channel_stride()};
+          out.channel_stride,
+          epilogue.residual == nullptr ? 0 : epilogue.residual->channel_stride};
 }
 
 // Memory for the sums of a range of filters, aligned for vectors.
@@ -143,7 +144,7 @@ inline int64_t filter_ranges(int64_t tiles, int64_t filters, int threads) {
 inline int64_t weight_offset(const Convolution& convolution, const Activations& in, int64_t weight) {
   const int64_t channel = weight / convolution.window(), position = weight % convolution.window();
   const int64_t y = position / convolution.kernel_width, x = position % convolution.kernel_width;
-  return channel * in.channel_stride() + y * convolution.dilation_y * in.row_stride() +
+  return channel * in.channel_stride + y * convolution.dilation_y * in.row_stride +
          x * convolution.dilation_x * kImages;
 }
 

@@ -105,10 +105,10 @@ void winograd_convolution(const Activations& out, const Activations& in, const C
   const WinogradTask task{filters,
                           convolution.channels,
                           convolution.filters,
-                          in.row_stride(),
-                          in.channel_stride(),
-                          out.row_stride(),
-                          residual == nullptr ? 0 : residual->row_stride(),
+                          in.row_stride,
+                          in.channel_stride,
+                          out.row_stride,
+                          residual == nullptr ? 0 : residual->row_stride,
                           finish_of(epilogue, out)};
   parallel_for(batches * ranges, threads, [&](int64_t begin, int64_t end, int) {
     // One pixel more for each position, so that positions do not share cache sets.
