@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lpk.sparse import arena
 from lpk.sparse.blocks import IMAGES, Blocks, block_count, in_rows
-from lpk.sparse.steps import Plan, Step, Value
+from lpk.sparse.steps import Affine, Convolve, LayerNorm, Multiply, Plan, Step, Value
 
 # Of all values of a plan: whether their memory is by thread, and the shapes of their data.
 Shapes = tuple[tuple[int, ...], ...]
@@ -20,7 +20,7 @@ def buffers_of(
     plan: Plan, batch: int, threads: int | None, memory: dict[Shapes, Tensor]
 ) -> tuple[Shapes, dict[Value, Blocks]]:
     """A buffer for each value, all in one arena, and their shapes. memory: arenas by the shapes of what is in them; a
-    new one is added. threads: how many run it; None: any number, each step by itself.
+    new one is added. threads: how many run it; None: any number, each step by itself, and nothing in place.
 
     A thread takes a block of images through a whole stretch while others are at other steps of it. So each thread has a
     part of the arena for itself, for what is alive in one stretch alone. Of other values each block has a part, which
@@ -34,7 +34,7 @@ def buffers_of(
     sizes = []
     for group in groups:
         alike = {v: math.prod(shape[1:]) for v, shape in shapes.items() if (v in local, shape[0]) == group}
-        some, size = _places(plan, alike)
+        some, size = _places(plan, alike, {} if threads is None else _in_place(plan, alike))
         places |= some
         sizes.append(group[1] * size)
     if key not in memory:
@@ -74,7 +74,25 @@ def _stretches(plan: Plan, batch: int) -> Iterator[int]:
         yield number
 
 
-def _places(plan: Plan, sizes: Mapping[Value, int]) -> tuple[dict[Value, int], int]:
+def _in_place(plan: Plan, values: Container[Value]) -> dict[Value, Value]:
+    """Of these values those that are made in the place of one that nobody needs any more: of what is added to them or,
+    where each number is computed from one, of what they are computed from."""
+    last = {value: i for i, step in enumerate(plan.steps) for value in step.inputs}
+    found = {}
+    for i, step in enumerate(plan.steps):
+        if not isinstance(step, Convolve | Affine | Multiply | LayerNorm):
+            continue
+        given = step.residual if isinstance(step, Convolve | Affine) else None
+        if given is None and not isinstance(step, Convolve):
+            given = step.inputs[0]
+        if given is None or given not in values or step.out not in values:
+            continue
+        if last[given] == i and step.inputs.count(given) == 1 and _form(given) == _form(step.out):
+            found[step.out] = given
+    return found
+
+
+def _places(plan: Plan, sizes: Mapping[Value, int], in_place: Mapping[Value, Value]) -> tuple[dict[Value, int], int]:
     """Where in a block's part of the arena each value lies, and the size of that part.
 
     A border that operations leave alone must stay zero: such a value's memory is used again by others of its kind only.
@@ -87,7 +105,12 @@ def _places(plan: Plan, sizes: Mapping[Value, int]) -> tuple[dict[Value, int], i
     end = 0
     for made, done in _lives(plan, sizes):
         for value in made:
-            if not _keeps_border(value):
+            if given := in_place.get(value):
+                if given in kept:
+                    kept[value] = kept[given]
+                else:
+                    shared[value] = alive[value] = alive.pop(given)
+            elif not _keeps_border(value):
                 taken = [(place, sizes[other]) for other, place in alive.items()]
                 shared[value] = alive[value] = _first_room(sizes[value], taken)
             elif places := free[_kind(value)]:
@@ -96,6 +119,8 @@ def _places(plan: Plan, sizes: Mapping[Value, int]) -> tuple[dict[Value, int], i
                 kept[value] = end
                 end += sizes[value]
         for value in done:
+            if value in [in_place.get(other) for other in made]:
+                continue
             if value in kept:
                 free[_kind(value)].append(kept[value])
             else:
@@ -121,6 +146,11 @@ def _keeps_border(value: Value) -> bool:
 def _kind(value: Value) -> Hashable:
     """What two values must have in common whose borders are the same memory."""
     return value.image, value.border, value.patch, value.outside
+
+
+def _form(value: Value) -> Hashable:
+    """What two values must have in common of which one takes the other's place."""
+    return *value.image, value.border, value.patches, value.patch, value.outside
 
 
 def _first_room(size: int, taken: list[tuple[int, int]]) -> int:

@@ -10,7 +10,7 @@ from torch import nn
 
 from lpk.sparse.buffers import buffers_of
 from lpk.sparse.network import Network
-from lpk.sparse.steps import Affine, Plan, Step, Value
+from lpk.sparse.steps import Affine, Convolve, Multiply, Pack, Plan, Seen, Slot, Step, Value
 from tests.sparse.engine import arbitrary, configured
 
 
@@ -33,6 +33,8 @@ def check(plan, buffers):
     }
     for a, b in itertools.combinations(made, 2):
         together = made[a] <= read[b] and made[b] <= read[a]
+        if made[b] == read[a] and buffers[a].data.data_ptr() == buffers[b].data.data_ptr():
+            together = not may_be_in_place(plan.steps[made[b]], a, b)
         same = kind(buffers[a]) == kind(buffers[b])
         for (i, x), (j, y) in itertools.product(enumerate(pieces(buffers[a])), enumerate(pieces(buffers[b]))):
             if together or i != j or not same:
@@ -43,6 +45,14 @@ def check(plan, buffers):
         if blocks.by_thread:  # a thread takes a block from the first step that has it to the last
             steps = plan.steps[made[value] : read[value] + 1]
             assert all(isinstance(step, Step) and buffers[step.out].blocks == blocks.blocks for step in steps)
+
+
+def may_be_in_place(step, given, out):
+    """Whether each number of a step's output is computed from the same one of a value, or with it added."""
+    is_added = isinstance(step, Convolve | Affine) and step.residual is given
+    is_read = isinstance(step, Affine | Multiply) and not is_added and step.inputs[0] is given
+    alike = (given.image, given.border, given.patch) == (out.image, out.border, out.patch)
+    return alike and step.inputs.count(given) == 1 and (is_added or is_read)
 
 
 def kind(blocks):
@@ -74,7 +84,8 @@ def test_any_plan(data, batch, threads):
         border, patch = data.draw(st.integers(0, 1)), tuple(-(-n // m) for n, m in zip(image[1:], patches, strict=True))
         out = Value(image, border, patches, patch)
         inputs = data.draw(st.lists(st.sampled_from(values), max_size=3)) if values else []
-        steps.append(Affine(inputs, out))
+        residual = inputs[1] if len(inputs) > 1 else None
+        steps.append(Affine(inputs, out, residual=residual) if inputs else Pack(Slot("x", None), Seen(out, (), False)))
         values.append(out)
     plan = Plan([], [], steps)
     _, buffers = buffers_of(plan, batch, threads, {})
@@ -119,6 +130,24 @@ def test_a_network(batch, size):
             assert all(_border(run.buffers[value]).eq(0).all() for value in whole)
             if not whole:
                 assert layout.memory[run.shapes].numel() <= 1.3 * most_alive(run.plan, run.buffers)
+
+
+def test_what_is_added_is_where_the_sum_is():
+    """If nobody reads it any more; BatchNorm's statistics are measured before it is added."""
+    network = Network(Branching().eval(), (3, 16, 16))
+    network(torch.randn(4, 3, 16, 16))
+    network.measure(torch.randn(4, 3, 16, 16))
+    for layout in network._layouts.values():
+        for (_, threads), run in layout.runs.items():
+            sums = [step for step in run.plan.layers if step.residual is not None]
+            for step in sums:
+                added, out = (run.buffers[value].data.data_ptr() for value in (step.residual, step.out))
+                assert (added == out) == (threads is not None)
+            assert len(sums) == 2
+    assert {threads for layout in network._layouts.values() for _, threads in layout.runs} == {
+        None,
+        torch.get_num_threads(),
+    }
 
 
 def test_what_one_stretch_reads_has_memory_for_each_thread_alone():

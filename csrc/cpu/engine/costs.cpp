@@ -25,12 +25,12 @@ double sparse_cost(const Convolution& convolution, const Activations& out, doubl
 // An input is loaded for the filters whose sums are in registers together, code comes from beyond the caches for each
 // block of images, and a filter costs something besides. Where it is as fast as the dense loop, its memory is too much.
 double compiled_cost(const Convolution& convolution, const Activations& out, double share) {
-  constexpr double kLoad = 0.35, kCode = 7, kFilter = 6, kDenseFilter = 10, kAlways = 0.05;
+  constexpr double kLoad = 0.35, kCode = 7, kFilter = 6, kDenseFilter = 10, kMemory = 1.05;
   if (!compiles()) return std::numeric_limits<double>::infinity();
   const double weights = double(convolution.weights()), together = compiled_together(convolution);
   const double loads = weights * (1 - std::pow(1 - share, together)) / together;
   const double pixels = double(out.height * out.width);
-  return (weights * share * (1 + kCode / pixels) + kLoad * loads + kFilter) / (weights + kDenseFilter) + kAlways;
+  return kMemory * (weights * share * (1 + kCode / pixels) + kLoad * loads + kFilter) / (weights + kDenseFilter);
 }
 
 // In products of the dense loop: pixels of lanes that hold no image are not computed, and the weights come from memory.
