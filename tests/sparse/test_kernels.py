@@ -1,5 +1,7 @@
 """The engine's other operations against PyTorch's in float64, the same bits for every number of threads."""
 
+from itertools import pairwise
+
 import hypothesis
 import hypothesis.strategies as st
 import torch
@@ -102,6 +104,21 @@ def test_pools(size, kernel, stride, padding, dilation, ceil_mode, count_padding
             lambda out: kernels.average_pool(blocks, out, kernel, stride, padding, count_padding=count_padding),
         )
     check(x.double().mean((2, 3), keepdim=True), lambda out: kernels.global_average_pool(blocks, out))
+
+
+def test_seconds():
+    """Operations that are timed run as they do else, also where blocks are left over; each takes its time."""
+    x = in_blocks(random(16 * 5, 3, 9, 8))
+    outs = [empty_blocks(*x.shape) for _ in range(3)]
+    operations = [kernels.prepare_scale_shift(a, b, activation="tanh") for a, b in pairwise([x, *outs])]
+    for threads in (1, 2, 3):
+        with configured(threads=threads):
+            kernels.run(operations)
+            expected = outs[-1].data.clone()
+            outs[-1].data.zero_()
+            taken = kernels.seconds(operations, threads)
+        assert torch.equal(outs[-1].data, expected)
+        assert len(taken) == 3 and all(0 < some < 1 for some in taken)
 
 
 def test_errors_of_pools():
