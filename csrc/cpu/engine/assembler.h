@@ -35,6 +35,12 @@ class Assembler {
   void at_least(int low, int x) { on_registers({1, 0, 0x5f}, x, low, x); }
   void at_most(int high, int x) { on_registers({1, 0, 0x5d}, x, high, x); }
 
+  // On its way into the second-level cache.
+  void fetch(Address line) {
+    if (line.base >= Register::r8) put({0x41});
+    put({0x0f, 0x18});
+    memory(2, line, 1);
+  }
   void load(Register to, Address from) { wide(0x8b, to, from); }
   void copy(Register to, Register from) { wide(0x89, from, to); }
   void add(Register to, Register from) { wide(0x01, from, to); }

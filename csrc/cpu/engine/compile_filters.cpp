@@ -43,6 +43,9 @@ class GroupCompiler {
     const int64_t nonzeros = size_ * count_ - std::count(weights_, weights_ + size_ * count_, 0.0f);
     const int64_t most = convolution.window() == 1 ? kProducts : kProductsOfWindows;
     const int64_t parts = std::max<int64_t>(1, (nonzeros + most - 1) / most);
+    // What fits into no cache is fetched a row ahead.
+    constexpr int64_t kFar = 10 << 20;  // bytes
+    const bool far = convolution.window() > 1 && in.height * in.channels * in.channel_stride * int64_t(sizeof(float)) > kFar;
     begin(true);
     for (int64_t i = 0; i < size_; ++i) {
       if (int64_t(made_.parts.size()) < parts && int64_t(made_.parts.back().weights.size()) * parts >= nonzeros) {
@@ -50,6 +53,7 @@ class GroupCompiler {
         begin(false);
       }
       products(i, group_offset + weight_offset(convolution, in, i));
+      if (far && i % convolution.window() == 0) fetch_below(convolution, in, group_offset + weight_offset(convolution, in, i));
     }
     part().code.jump(LPK_ROW(finish));
     constexpr int64_t kFilter = 8;
@@ -67,6 +71,15 @@ class GroupCompiler {
     if (!first) part().code.load(kSumsOfPixel, LPK_ROW(sums));
     for (int64_t k = 0; k < count_; ++k)
       first ? part().code.zero(int(k)) : part().code.load(int(k), {kSumsOfPixel, k * kPixel});
+  }
+
+  // The pixels of a channel that the windows of the outputs below will read besides. offset: of the channel.
+  void fetch_below(const Convolution& convolution, const Activations& in, int64_t offset) {
+    const int64_t below = (convolution.kernel_height - 1) * convolution.dilation_y + 1;
+    const int64_t right = (convolution.kernel_width - 1) * convolution.dilation_x;
+    for (int64_t y = below; y < below + convolution.stride_y; ++y)
+      for (int64_t x = right; x > right - convolution.stride_x; --x)
+        part().code.fetch({kIn, (offset + y * in.row_stride + x * kImages) * int64_t(sizeof(float))});
   }
 
   // Those of input number i of each filter.
