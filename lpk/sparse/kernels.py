@@ -269,7 +269,7 @@ def prepare_relayout(x: Blocks, out: Blocks, stride: Pair = (1, 1)) -> Operation
     as_wide = width == wide or stride == (1, 1)
     if x.shape[:2] != (batch, channels) or high * wide != height * width or not as_wide:
         raise ValueError(
-            f"out must have the images, channels and pixels of {list(x.shape)} with stride {stride}, "
+            f"out must have the images, channels and number of pixels of {list(x.shape)} with stride {stride}, "
             f"not {list(out.shape)}"
         )
     check_apart("x", x, out)

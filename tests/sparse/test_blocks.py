@@ -4,6 +4,7 @@ import itertools
 
 import hypothesis
 import hypothesis.strategies as st
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -121,8 +122,24 @@ def test_errors_of_relayout():
     for shape in [(3, 3, 4, 6), (2, 4, 4, 6), (2, 3, 4, 5)]:
         with fails(ValueError, "number of pixels", "[2, 3, 4, 6]", str(list(shape))):
             kernels.relayout(x, empty_blocks(*shape))
+    with fails(ValueError, "stride (2, 3)", "[2, 3, 2, 3]"):
+        kernels.relayout(x, empty_blocks(2, 3, 2, 3), (2, 3))
     with fails(ValueError, "overlap"):
         kernels.relayout(x, Blocks(x.data, 2, 0, (2, 2), (4, 6)))
+
+
+@pytest.mark.parametrize("batch", [1, 5, 16, 33])
+def test_relayout_with_a_stride(batch):
+    for stride, cuts in itertools.product(
+        [(2, 2), (1, 3)], itertools.product([(1, 1), (2, 2), (4, 4), (2, 8)], repeat=2)
+    ):
+        x = random(batch, 3, 17, 19)
+        every = x[:, :, :: stride[0], :: stride[1]]
+        blocks = kernels.pack_input(x, empty_blocks(*x.shape, 1, patches=cuts[0]))
+        for instruction_set in INSTRUCTION_SETS:
+            with configured(instruction_set, 2):
+                out = kernels.relayout(blocks, empty_blocks(*every.shape, 1, patches=cuts[1]), stride)
+                assert torch.equal(kernels.unpack_output(out), every)
 
 
 def test_errors_of_patches():

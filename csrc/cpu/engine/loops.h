@@ -187,6 +187,22 @@ struct Exchange {
   int32_t lane[kImages];
 };
 
+// Some lanes of a pixel, from one pixel of another block: `lanes` is the number of the 16 that it takes, -1: not from
+// here.
+struct LaneSource {
+  int32_t block;
+  int32_t offset;  // floats from the block's first
+  int32_t lanes;
+};
+
+// Neighbouring pixels whose lanes come from several others. Pixel x has the sources from start[x] to start[x + 1].
+struct LanesTask {
+  const float* const* blocks;
+  const LaneSource* sources;
+  const int32_t* start;
+  const int32_t* lanes;  // 16 by 16
+};
+
 struct Loops {
   // Measured, for a product of the dense loop: how fast one of the sparse loop is, and the weight of what is no product.
   double sparse_speed;
@@ -217,6 +233,8 @@ struct Loops {
   void (*multiply)(float* out, const float* x, const float* y, int64_t n, int64_t y_step, float low, float high);
   // to[i] = from[lane[i]], or 0 where lane[i] is -1.
   void (*permute)(float* to, const float* from, const int32_t* lane);
+  // What no source has stays as it is.
+  void (*take_lanes)(const LanesTask& task, float* to, int64_t pixels, int64_t offset);
   // The sums of a region, of each lane only as many rows and columns as it has.
   void (*sum)(float* sums, const Region& region, const int32_t* height, const int32_t* width);
   void (*layer_norm)(const LayerNormTask& task, float* out, const float* in, int64_t pixels);
@@ -233,9 +251,10 @@ struct Loops {
 
   void (*exchange)(float* channel, int64_t row_stride, const Exchange* exchanges, int64_t count, float outside);
 
-  // One pixel: the largest of a region, or NaN; and the sum of a region, divided.
-  void (*largest)(float* out, const Region& region);
-  void (*average)(float* out, const Region& region, float divisor);
+  // The largest of a region, or NaN; and the sum of a region, divided. Of neighbouring pixels, whose regions are `step`
+  // floats apart.
+  void (*largest)(float* out, const Region& region, int64_t pixels, int64_t step);
+  void (*average)(float* out, const Region& region, float divisor, int64_t pixels, int64_t step);
 };
 
 extern const Loops loops_portable;
