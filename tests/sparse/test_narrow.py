@@ -42,17 +42,22 @@ class Expanding(nn.Module):
         return self.deep(nn.functional.silu(wide))
 
 
-def recut(model):
-    """The channels of what is cut anew in the plan for one image."""
+def recuts(model):
+    """What is cut anew in the plan for 16 images: channels, and pixels."""
     plan = cut(Network(model, (3, SIZE, SIZE)).plan, 16)
-    return [step.out.channels for step in plan.steps if isinstance(step, Relayout)]
+    return [(step.out.channels, step.out.pixels) for step in plan.steps if isinstance(step, Relayout)]
+
+
+def recut(model):
+    return [channels for channels, _ in recuts(model)]
 
 
 @pytest.mark.parametrize(
-    ("also", "channels"), [("nothing", [4]), ("residual", [4]), ("wide", [24]), ("sum", [24]), ("factor", [24])]
+    ("also", "channels"), [("nothing", [4]), ("residual", [4, 4]), ("wide", [24]), ("sum", [24]), ("factor", [24])]
 )
 def test_where(also, channels):
-    """Before the expansion, once for all that read it; behind it where the wide value is read as it is, too."""
+    """Before the expansion; behind it where the wide value is read as it is, too. What skips pixels has a copy of the
+    others."""
     torch.manual_seed(0)
     model = Expanding(also).eval()
     assert recut(model) == channels
@@ -78,12 +83,13 @@ class Bottleneck(nn.Module):
 
 
 @pytest.mark.parametrize("down_first", [False, True])
-def test_what_is_cut_anew_for_another_layer_is_used(down_first):
-    """Whichever of the two comes first."""
+def test_a_layer_that_skips_pixels_reads_a_copy_of_the_others(down_first):
+    """So the other layer that reads the value takes it as it is cut, and what it makes is cut anew, which is narrower."""
     torch.manual_seed(0)
     model = Bottleneck(down_first).eval()
-    assert recut(model) == [24]
-    same(model, torch.randn(2, 3, SIZE, SIZE))
+    assert sorted(recuts(model)) == [(12, SIZE**2), (24, SIZE**2 // 4)]
+    for batch in (1, 2, 16):
+        same(model, torch.randn(batch, 3, SIZE, SIZE))
 
 
 def test_a_narrowing_layer_stays_before_it():
