@@ -84,7 +84,7 @@ class Bottleneck(nn.Module):
 
 @pytest.mark.parametrize("down_first", [False, True])
 def test_a_layer_that_skips_pixels_reads_a_copy_of_the_others(down_first):
-    """So the other layer that reads the value takes it as it is cut, and what it makes is cut anew, which is narrower."""
+    """So the other layer takes the value as it is cut, and what it makes is cut anew, which is narrower."""
     torch.manual_seed(0)
     model = Bottleneck(down_first).eval()
     assert sorted(recuts(model)) == [(12, SIZE**2), (24, SIZE**2 // 4)]
