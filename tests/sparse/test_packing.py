@@ -1,5 +1,9 @@
 """The forms of a convolution's weights, and which is taken."""
 
+import subprocess
+import sys
+
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -82,6 +86,40 @@ def test_pack_knows_how_few_pixels_there_are():
 
     assert packed(1, 1) is packed(1, 40) is packed(0.25, 1) is packing.LaneFilters
     assert packed(0.03, 1) is packed(0.25, 40) is packing.SparseFilters
+
+
+WITHOUT_CODE = """
+import ctypes, torch
+from lpk import _core
+from lpk.sparse import kernels, packing
+from lpk.sparse.blocks import empty_blocks
+refused = ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) == 0  # PR_SET_MDWE: no memory becomes executable
+convolution = packing.Convolution(9, 20, (3, 3))
+x, weight = torch.randn(16, 20, 6, 6), torch.randn(9, 20, 3, 3) * (torch.rand(9, 20, 3, 3) < 0.1)
+blocks, out = kernels.pack_input(x, empty_blocks(*x.shape)), empty_blocks(16, 9, 4, 4)
+filters = packing.pack(weight, convolution, blocks, out)
+kernels.convolution(filters, blocks, out)
+expected = torch.nn.functional.conv2d(x.double(), weight.double())
+torch.testing.assert_close(kernels.unpack_output(out).double(), expected, rtol=1e-4, atol=1e-4)
+print(refused, type(filters).__name__, _core.compiles(convolution.handle, blocks.handle))
+"""
+
+
+def test_where_no_memory_becomes_executable_there_are_the_loops():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_CODE], capture_output=True, text=True, check=True)
+    if done.stdout.startswith("False"):
+        pytest.skip("the kernel can't refuse it")
+    assert done.stdout.split() == ["True", "SparseFilters", "False"]
+
+
+def test_filters_that_are_not_compiled():
+    """What lies too far apart, and where there is another instruction set."""
+    convolution, x = Convolution(3, 2, (3, 3), dilation=(2**21, 1)), empty_blocks(1, 2, 4, 4, 1)
+    weight = random(*convolution.weight_shape)
+    with fails(ValueError, "2 GiB"):
+        packing.compile_filters(weight, convolution, x)
+    with configured("portable"), fails(ValueError, "not portable"):
+        packing.compile_filters(weight, Convolution(3, 2, (3, 3)), x)
 
 
 def test_winograd_on_one_tile():

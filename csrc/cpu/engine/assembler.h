@@ -1,5 +1,5 @@
-// Writes the few x86-64 instructions that compiled filters are made of: AVX-512's on vectors of 16 floats, and those that
-// count and add addresses.
+// Writes the few x86-64 instructions that compiled filters are made of: AVX-512's on vectors of 16 floats, and those
+// that count and add addresses.
 #pragma once
 
 #include <cstdint>

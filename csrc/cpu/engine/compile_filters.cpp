@@ -10,7 +10,7 @@ namespace lpk::engine {
 namespace {
 
 constexpr int kSums = int(kCompiledSums), kLow = 30, kOther = 31;  // vector registers
-constexpr int64_t kPixel = kImages * sizeof(float);
+constexpr int64_t kFloat = sizeof(float), kPixel = kImages * kFloat;  // bytes
 constexpr int64_t kReach = 128;  // weights on either side of the pointer to them, which short offsets reach
 // How many there are in a part. The code of those of windows stays in the first-level cache, and so do their inputs,
 // which the windows of neighbouring pixels share.
@@ -38,22 +38,23 @@ class GroupCompiler {
   GroupCompiler(const float* weights, const Convolution& convolution, const Activations& in, int64_t first,
                 int64_t count)
       : weights_(weights + first * convolution.weights()), size_(convolution.weights()), count_(count) {
-    const int64_t group = first / convolution.group_filters();
+    const int64_t group = first / convolution.group_filters(), window = convolution.window();
     const int64_t group_offset = group * convolution.group_channels() * in.channel_stride;
     const int64_t nonzeros = size_ * count_ - std::count(weights_, weights_ + size_ * count_, 0.0f);
-    const int64_t most = convolution.window() == 1 ? kProducts : kProductsOfWindows;
+    const int64_t most = window == 1 ? kProducts : kProductsOfWindows;
     const int64_t parts = std::max<int64_t>(1, (nonzeros + most - 1) / most);
     // What fits into no cache is fetched a row ahead.
     constexpr int64_t kFar = 10 << 20;  // bytes
-    const bool far = convolution.window() > 1 && in.height * in.channels * in.channel_stride * int64_t(sizeof(float)) > kFar;
+    const bool far = window > 1 && in.height * in.channels * in.channel_stride * kFloat > kFar;
     begin(true);
     for (int64_t i = 0; i < size_; ++i) {
       if (int64_t(made_.parts.size()) < parts && int64_t(made_.parts.back().weights.size()) * parts >= nonzeros) {
         part().code.jump(LPK_ROW(finish));
         begin(false);
       }
-      products(i, group_offset + weight_offset(convolution, in, i));
-      if (far && i % convolution.window() == 0) fetch_below(convolution, in, group_offset + weight_offset(convolution, in, i));
+      const int64_t offset = group_offset + weight_offset(convolution, in, i);
+      products(i, offset);
+      if (far && i % window == 0) fetch_below(convolution, in, offset);
     }
     part().code.jump(LPK_ROW(finish));
     constexpr int64_t kFilter = 8;
@@ -79,7 +80,7 @@ class GroupCompiler {
     const int64_t right = (convolution.kernel_width - 1) * convolution.dilation_x;
     for (int64_t y = below; y < below + convolution.stride_y; ++y)
       for (int64_t x = right; x > right - convolution.stride_x; --x)
-        part().code.fetch({kIn, (offset + y * in.row_stride + x * kImages) * int64_t(sizeof(float))});
+        part().code.fetch({kIn, (offset + y * in.row_stride + x * kImages) * kFloat});
   }
 
   // Those of input number i of each filter.
@@ -88,14 +89,14 @@ class GroupCompiler {
     for (int64_t k = 0; k < count_; ++k) {
       const float weight = weights_[k * size_ + i];
       if (weight == 0.0f) continue;
-      if (!loaded) part().code.load(kOther, {kIn, offset * int64_t(sizeof(float))});
+      if (!loaded) part().code.load(kOther, {kIn, offset * kFloat});
       made_.work += !loaded;
       loaded = true;
       if (place_ == kReach) {
-        part().code.add(kWeights, int32_t(2 * kReach * sizeof(float)));
+        part().code.add(kWeights, int32_t(2 * kReach * kFloat));
         place_ = -kReach;
       }
-      part().code.add_product(int(k), kOther, {kWeights, place_++ * int64_t(sizeof(float))});
+      part().code.add_product(int(k), kOther, {kWeights, place_++ * kFloat});
       part().weights.push_back(weight);
     }
   }
@@ -167,7 +168,7 @@ CompiledFilters::CompiledFilters(const float* weights, const Convolution& convol
     groups_[i].work = work_;
     work_ += made[i].work;
   }
-  bytes_ = int64_t(code.size()) + nonzeros_ * int64_t(sizeof(float));
+  bytes_ = int64_t(code.size()) + nonzeros_ * kFloat;
 }
 
 bool compiles() {
@@ -187,8 +188,9 @@ bool compiles() {
 }
 
 bool compiles(const Convolution& convolution, const Activations& in) {
-  const int64_t last = (convolution.channels - 1) * in.channel_stride + weight_offset(convolution, in, convolution.window() - 1);
-  return compiles() && last * int64_t(sizeof(float)) < int64_t(1) << 31;
+  const int64_t corner = weight_offset(convolution, in, convolution.window() - 1);  // of channel 0
+  const int64_t last = (convolution.channels - 1) * in.channel_stride + corner;
+  return compiles() && last * kFloat < int64_t(1) << 31;
 }
 
 CompiledEndings::CompiledEndings() : places_(4 * (kSums + 1)) {
@@ -209,8 +211,8 @@ CompiledEndings::CompiledEndings() : places_(4 * (kSums + 1)) {
     code.copy(kOutOfFilter, kOut);
     if (residual) code.copy(kResidualOfFilter, kResidual);
     for (int k = 0; k < variant / 4; ++k) {
-      code.broadcast(kOther, {kWeights, k * int64_t(2 * sizeof(float))});
-      code.scale(k, kOther, {kWeights, k * int64_t(2 * sizeof(float)) + int64_t(sizeof(float))});
+      code.broadcast(kOther, {kWeights, 2 * k * kFloat});
+      code.scale(k, kOther, {kWeights, (2 * k + 1) * kFloat});
       if (residual) {
         code.add(k, {kResidualOfFilter, 0});
         code.add(kResidualOfFilter, kResidualChannel);

@@ -20,7 +20,7 @@ struct CompiledPart {
   const float* weights;
 };
 
-// Neighbouring filters whose sums are in registers together. Between the parts the sums of each pixel are kept in memory.
+// Neighbouring filters whose sums are in registers together. Between the parts the sums of each pixel are in memory.
 struct CompiledGroup {
   int64_t first, count;
   std::vector<CompiledPart> parts;

@@ -8,8 +8,8 @@ namespace {
 
 constexpr int64_t kFloat = sizeof(float);
 
-// Rows of outputs, or pieces of one, that are computed for some filters before the next: their code and their weights come
-// from further away than what is computed.
+// Rows of outputs, or pieces of one, that are computed for some filters before the next: their code and their weights
+// come from further away than what is computed.
 struct Pieces {
   int64_t rows, columns;
 };
@@ -40,7 +40,8 @@ std::vector<int64_t> balanced(const CompiledFilters& filters, int64_t ranges) {
 // A convolution with what is the same for all of its rows.
 class RowsOfConvolution {
  public:
-  RowsOfConvolution(const Activations& out, const Activations& in, const Convolution& convolution, const Epilogue& epilogue)
+  RowsOfConvolution(const Activations& out, const Activations& in, const Convolution& convolution,
+                    const Epilogue& epilogue)
       : out_(out),
         in_(in),
         convolution_(convolution),

@@ -1,13 +1,13 @@
-// The inference engine's operations. Activations are stored in blocks of 16 images, the batch innermost:
-// [blocks][height + 2 border][channels][width + 2 border][16], so that one pixel of 16 images is one cache line. What a
-// piece of a row is computed from lies close together, in few pages, and the rows of a channel are no power of two apart
-// from each other. (Strides are told, and any others work.) The last block is filled up with images of zeros. The border is zero and no operation writes into it: a convolution reads
-// its padding there, and its inner loop has no special cases.
+// The inference engine's operations. Activations are stored in blocks of 16 images with the batch innermost,
+// [blocks][height + 2 border][channels][width + 2 border][16]: one pixel of 16 images is one cache line, and what a
+// piece of a row is computed from lies close together, in few pages of memory. (Strides are told, and any others work.)
+// The last block is filled up with images of zeros. The border is zero and no operation writes into it: a convolution
+// reads its padding there, and its inner loop has no special cases.
 //
-// Where there are fewer than 16 images, an image is cut into patches of equal size, rows x columns of them, and a lane
-// (one of the 16) holds a patch instead of an image: the same loops then compute 16 parts of one image at once. Patches
-// may reach beyond the image; the pixels there are zero. The border of a patch holds its neighbours' pixels, and zeros
-// outside the image: exchange_borders puts them there after each operation.
+// An image may be cut into patches of equal size, rows x columns of them, and a lane (one of the 16) holds a patch
+// instead of an image: the same loops then compute up to 16 parts of one image at once. Patches may reach beyond the
+// image; the pixels there are zero. The border of a patch holds its neighbours' pixels, and zeros outside the image:
+// exchange_borders puts them there after each operation.
 //
 // Every output is computed by one thread in one fixed order: the bits do not depend on the number of threads.
 // Addresses are multiples of 64; sizes were checked by the caller (lpk/sparse).
@@ -41,7 +41,7 @@ struct Activations {
   int64_t height;  // of a patch
   int64_t width;
   int64_t border;
-  // Floats from one block, channel and row to the next: more than what lies between where this is a slice of the channels.
+  // Floats from one block, channel and row to the next: more than lies between where this is a slice of the channels.
   int64_t block_stride;
   int64_t channel_stride;
   int64_t row_stride;
@@ -166,9 +166,9 @@ struct Exchange;
 std::shared_ptr<const std::vector<Exchange>> exchanges_of(const Activations& x);
 void exchange_borders(const Activations& x, const std::vector<Exchange>& exchanges, float outside, int threads);
 
-// The pixels in their order, as those of images of another cut, height and width, or every so many of them; for `images` of them, from the first
-// one in out on, which is number `first` in in. Pixels of patches outside the image, and lanes without one, are left as
-// they are. What comes from where is the same for all images.
+// The pixels in their order, as those of images of another cut, height and width, or every so many of them; for `images`
+// of them, from the first one in out on, which is number `first` in in. Pixels of patches outside the image, and lanes
+// without one, are left as they are. What comes from where is the same for all images.
 struct Moves;
 std::shared_ptr<const Moves> moves_of(const Activations& out, const Activations& in, int64_t stride_y,
                                       int64_t stride_x);
@@ -188,8 +188,8 @@ int64_t best_channels_per_block(const Convolution& convolution, const Activation
 void sparse_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
                         const SparseFilters& filters, const Epilogue& epilogue, int threads);
 
-// The same with the filters as machine code (compiled.h): if there is any for the instruction set in use, and the system
-// lets memory become executable; and if the inputs of a window lie no further apart than an instruction reaches.
+// The same with the filters as machine code (compiled.h): if there is any for the instruction set in use, and the
+// system lets memory become executable; and if the inputs of a window lie no further apart than an instruction reaches.
 bool compiles();
 bool compiles(const Convolution& convolution, const Activations& in);
 class CompiledFilters;
