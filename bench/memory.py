@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import lpk
 from bench import networks
 from bench.results import significant
+from lpk import _core
 from lpk.tickets import files
 
 NAMES = ("lpk", "eager")
@@ -75,7 +76,8 @@ def held(fast: lpk.sparse.Sparse) -> int:
     for network in fast._networks.values():
         for filters in network.weights.packed.values() if network else []:
             parts += vars(filters).values()
-    return sum(part.untyped_storage().nbytes() for part in parts if isinstance(part, Tensor))
+    code = sum(part.bytes for part in parts if isinstance(part, _core.CompiledFilters))
+    return code + sum(part.untyped_storage().nbytes() for part in parts if isinstance(part, Tensor))
 
 
 def main() -> None:

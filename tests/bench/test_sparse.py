@@ -162,7 +162,8 @@ def test_memory_counts_the_weights_that_are_kept(tmp_path):
     pruned = [m.weight for m in subject.model.modules() if isinstance(m, torch.nn.Conv2d)]
     left = sum(int(weight.count_nonzero()) for weight in pruned)
     kept = (own["weights"] - state) * 2**20 + sum(weight.nbytes for weight in pruned)
-    assert 3 * WEIGHTS * left <= kept < 4 * WEIGHTS * left  # a value, packed a value and an offset, and some ends
+    # a value, packed a value and an offset, and some ends; as code an instruction for it, and some for several
+    assert 3 * WEIGHTS * left <= kept < 8 * WEIGHTS * left
     assert 0 < own["imports"] <= own["loaded"] <= own["peak"]
 
 
