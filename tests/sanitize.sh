@@ -21,6 +21,8 @@ runtimes() { for name in "$@"; do "$CXX" -print-file-name="$name"; done | paste 
 # chunk, the selection `auto` is `bracket`.
 KERNELS='not more_entries_than_float32 and not opcheck and not torch_compile and not one_openmp_runtime'
 KERNELS+=' and not (histogram and avx and (test_sizes[ or distributions)) and not (several_chunks and 2])'
+# With few optimizations GCC makes no FMAs of the loops' sums, whose bits compiled filters have else.
+KERNELS+=' and not bits_of_the_loops'
 THREADED='(several_chunks and float32 and 3]) or around_chunks or (misleads and -float16 and 3]) or cache'
 THREADED+=' or from_several or (errors_of_values and not -1]) or test_linear or residual_may_be or same_bits or attention'
 THREADED="($THREADED) and not (_chunks and histogram and avx) and not (around_chunks and bracket)"
