@@ -117,7 +117,7 @@ class LaneFilters:
 
 @dataclass(frozen=True)
 class WinogradFilters:
-    """All weights of a 3 x 3 convolution with stride 1, transformed."""
+    """All weights of a 3 x 3 convolution with stride 1, or of a 7 x 7 one with stride 2, transformed."""
 
     convolution: Convolution
     weights: Tensor
@@ -250,10 +250,13 @@ def pack_lane_filters(weight: Tensor, convolution: Convolution, x: Blocks) -> La
 
 
 def pack_winograd_filters(weight: Tensor, convolution: Convolution, out: Blocks) -> WinogradFilters:
-    """All weights, for the 3 x 3 windows that Winograd's algorithm takes; ValueError for others."""
+    """All weights, for the windows that Winograd's algorithm takes; ValueError for others."""
     weight = _checked(weight, convolution)
     if not _core.winograd_applies(convolution.handle):
-        raise ValueError(f"Winograd's algorithm is for 3 x 3 windows with stride 1 and one group, not {convolution}")
+        raise ValueError(
+            "Winograd's algorithm is for 3 x 3 windows with stride 1 and 7 x 7 windows with stride 2, and one group, not "
+            f"{convolution}"
+        )
     together = _core.winograd_together(convolution.handle, out.handle)
     packed = _floats(_core.winograd_filters_size(convolution.handle, together))
     where = address("packed", packed), address("weight", weight)

@@ -49,9 +49,11 @@ def convolutions(draw):
 @st.composite
 def winograd_convolutions(draw):
     """The same, of those that Winograd's algorithm is for; some with more filters than lie together."""
-    padding = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
-    convolution = Convolution(draw(st.integers(1, 14)), draw(st.sampled_from([1, 2, 5, 97])), (3, 3), padding=padding)
-    return convolution, *(max(1, 3 - 2 * p) + draw(st.integers(0, 12)) for p in padding)
+    size, stride = draw(st.sampled_from([(3, 1), (7, 2)]))
+    padding = draw(st.tuples(st.integers(0, size // 2 + 1), st.integers(0, size // 2 + 1)))
+    filters, channels = draw(st.integers(1, 14)), draw(st.sampled_from([1, 2, 5, 97] if size == 3 else [1, 3, 4]))
+    convolution = Convolution(filters, channels, (size, size), (stride, stride), padding)
+    return convolution, *(max(1, size - 2 * p) + draw(st.integers(0, 12 * stride)) for p in padding)
 
 
 @st.composite

@@ -43,21 +43,24 @@ def test_gathered_filters():
     assert gathered(96, 64) > 0 and gathered(4, 64) == gathered(96, 4) == 0
 
 
-def test_winograd_is_for_windows_of_3_with_stride_1():
+def test_winograd_is_for_windows_of_3_with_stride_1_and_of_7_with_stride_2():
     for convolution in (
+        Convolution(4, 4, (7, 7)),
+        Convolution(4, 4, (7, 7), stride=(2, 1)),
+        Convolution(4, 4, (3, 3), stride=(2, 2)),
         Convolution(4, 4, (3, 1)),
         Convolution(4, 4, (3, 3), stride=(1, 2)),
         Convolution(4, 4, (3, 3), dilation=(2, 1)),
         Convolution(4, 4, (3, 3), groups=2),
     ):
         weight = random(*convolution.weight_shape)
-        with fails(ValueError, "3 x 3 windows"):
+        with fails(ValueError, "3 x 3 windows", "7 x 7 windows"):
             packing.pack_winograd_filters(weight, convolution, empty_blocks(16, 4, 8, 8))
 
 
 def test_pack_takes_what_is_fastest():
-    """Few weights one by one; of windows of 3 x 3 with stride 1 all, by Winograd's algorithm; else all as they are.
-    Those of depthwise layers, few or many, one channel after the other."""
+    """Few weights one by one; of windows of 3 x 3 with stride 1, or 7 x 7 with stride 2, all, by Winograd's algorithm; else
+    all as they are. Those of depthwise layers, few or many, one channel after the other."""
 
     def packed(density, **options):
         convolution = Convolution(64, 64, **options)
@@ -65,12 +68,14 @@ def test_pack_takes_what_is_fastest():
             torch.rand(convolution.weight_shape, generator=generator) < density
         )
         out = empty_blocks(16, 64, *convolution.output_size(16, 16))
-        return type(packing.pack(weight, convolution, empty_blocks(16, 64, 16, 16, 1), out))
+        return type(packing.pack(weight, convolution, empty_blocks(16, 64, 16, 16, 3), out))
 
     window = dict(kernel=(3, 3), padding=(1, 1))
     sparse = packing.SparseFilters if _core.instruction_set() != "avx512" else packing.CompiledFilters
     assert packed(0.05, **window) is packed(0.05, stride=(2, 2), **window) is sparse
     assert packed(1, **window) is packed(0.6, **window) is packing.WinogradFilters
+    assert packed(1, kernel=(7, 7), stride=(2, 2), padding=(3, 3)) is packing.WinogradFilters
+    assert packed(0.05, kernel=(7, 7), stride=(2, 2), padding=(3, 3)) is sparse
     assert packed(1, stride=(2, 2), **window) is packed(1, kernel=(1, 1)) is packing.DenseFilters
     for density in (0.05, 1):
         assert packed(density, groups=64, **window) is packing.DepthwiseFilters

@@ -3,6 +3,7 @@
 
 #include "compiled.h"
 #include "tiling.h"
+#include "winograd.h"
 
 namespace lpk::engine {
 
@@ -41,6 +42,15 @@ double lane_cost(const Convolution& convolution, const Activations& out, int64_t
   return kWeight + kLane * double(std::min(lanes, kImages)) / kImages;
 }
 
+// As winograd_cost, with stride 2: 169 products for 784, and a tile at a time.
+double strided_winograd_cost(const Convolution& convolution, const Activations& out) {
+  constexpr double kProducts = 0.24, kInput = 3, kOutput = 0.2;
+  const int64_t tiles = ((out.height + kOutputs - 1) / kOutputs) * ((out.width + kOutputs - 1) / kOutputs);
+  const double computed = double(tiles * kOutputs * kOutputs), pixels = double(out.height * out.width);
+  const double memory = kInput / double(convolution.filters) + kOutput / double(convolution.channels);
+  return computed / pixels * (kProducts + loops().memory_cost * memory);
+}
+
 // A quarter of the products, and the transforms of inputs, which all filters share, and of outputs, which all channels
 // do. Tiles that reach beyond the image are computed in vain. Four times as many weights have to come from memory for
 // all pixels of a block; too many do not fit into any cache.
@@ -50,6 +60,7 @@ double winograd_cost(const Convolution& convolution, const Activations& out) {
   const int64_t together = winograd_together(convolution, out);
   if (!winograd_applies(convolution) || winograd_filters_size(convolution, together) > kMostWeights)
     return std::numeric_limits<double>::infinity();
+  if (winograd_strided(convolution)) return strided_winograd_cost(convolution, out);
   const int64_t tiles = ((out.height + kOutputs - 1) / kOutputs) * ((out.width + kOutputs - 1) / kOutputs);
   const int64_t at_once = loops().winograd_tiles(together);
   const double computed = double((tiles + at_once - 1) / at_once * at_once * kOutputs * kOutputs);

@@ -146,7 +146,8 @@ struct LaneFilters {
 };
 
 // The weights of a 3 x 3 convolution with stride 1, transformed for Winograd's F(4 x 4, 3 x 3): `together` filters side
-// by side, [filters / together][36][channels][together], filled up with zeros.
+// by side, [filters / together][36][channels][together], filled up with zeros. Of a 7 x 7 convolution with stride 2,
+// [filters / together][169 * channels][together] in the order of winograd.h.
 struct WinogradFilters {
   const float* weights;
   int64_t together;
@@ -213,7 +214,8 @@ void pack_lane_filters(float* packed, int32_t* offsets, const float* weights, co
 void lane_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
                       const LaneFilters& filters, int64_t lanes, const Epilogue& epilogue, int threads);
 
-// Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2016): 36 products take the place of 144.
+// Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2016): 36 products take the place of 144; and of
+// windows of 7 x 7 with stride 2, 169 the place of 784.
 bool winograd_applies(const Convolution& convolution);
 int64_t winograd_together(const Convolution& convolution, const Activations& out);
 int64_t winograd_filters_size(const Convolution& convolution, int64_t together);

@@ -87,8 +87,8 @@ struct LaneTask {
   Finish finish;
 };
 
-// One tile of a Winograd convolution: how much there is of its 6 x 6 inputs, the border included, and of its 4 x 4
-// outputs. Addresses are those of channel 0.
+// One tile of a Winograd convolution: how much there is of its 6 x 6 inputs (with stride 2: 13 x 13), the border included,
+// and of its 4 x 4 outputs. Addresses are those of channel 0.
 struct WinogradTile {
   const float* in;
   float* out;
@@ -130,7 +130,8 @@ using DenseLoop = void (*)(const DenseTask& task, const Tile& tile, int64_t firs
 using LaneLoop = void (*)(const LaneTask& task, int64_t first, int64_t last, float* sums);
 
 // Computes, for some tiles at once, the groups from `first` to `last` of filters that lie together. `memory` has room for
-// 36 * (tiles * (channels + filters that lie together) + 1) pixels.
+// 36 * (tiles * (channels + filters that lie together) + 1) pixels; with stride 2, for one tile's 169 pixels of each
+// channel and 28 of each filter that lies together.
 using WinogradLoop = void (*)(const WinogradTask& task, const WinogradTile* tiles, int64_t first, int64_t last,
                               float* memory);
 
@@ -223,6 +224,9 @@ struct Loops {
   // How many tiles are computed at once where so many filters lie together; and the loop, null: there is none.
   int (*winograd_tiles)(int64_t together);
   WinogradLoop (*winograd)(int64_t together);
+  // How many filters lie together for windows of stride 2; and the loop, null: for another number there is none.
+  int strided_winograd_filters;
+  WinogradLoop (*strided_winograd)(int64_t together);
 
   // out = in * scale + shift + residual (null: none), then clamped, for n floats; n is a multiple of 16.
   void (*scale_shift)(float* out, const float* in, const float* residual, int64_t n, float scale, float shift,

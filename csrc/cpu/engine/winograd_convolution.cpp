@@ -3,6 +3,7 @@
 #include <stdexcept>
 
 #include "tiling.h"
+#include "winograd.h"
 
 namespace lpk::engine {
 namespace {
@@ -40,12 +41,14 @@ WinogradTile placed_tile(int64_t index, const Activations& out, const Activation
   index = std::min(index, last);
   const int64_t block = index / (rows * columns);
   const int64_t y = index / columns % rows * kOutputs, x = index % columns * kOutputs;
-  const int64_t in_y = y - convolution.padding_y, in_x = x - convolution.padding_x;
+  const int64_t in_y = y * convolution.stride_y - convolution.padding_y;
+  const int64_t in_x = x * convolution.stride_x - convolution.padding_x;
+  const int64_t window = winograd_strided(convolution) ? kStridedWindow : kWindow;
   return {in.pixel(block, in_y, in_x),
           out.pixel(block, y, x),
           residual == nullptr ? nullptr : residual->pixel(block, y, x),
-          int(std::min(kWindow, in.height + in.border - in_y)),
-          int(std::min(kWindow, in.width + in.border - in_x)),
+          int(std::min(window, in.height + in.border - in_y)),
+          int(std::min(window, in.width + in.border - in_x)),
           exists ? int(std::min(kOutputs, out.height - y)) : 0,
           int(std::min(kOutputs, out.width - x))};
 }
@@ -53,14 +56,18 @@ WinogradTile placed_tile(int64_t index, const Activations& out, const Activation
 }  // namespace
 
 bool winograd_applies(const Convolution& convolution) {
-  return convolution.groups == 1 && convolution.kernel_height == 3 && convolution.kernel_width == 3 &&
-         convolution.stride_y == 1 && convolution.stride_x == 1 && convolution.dilation_y == 1 &&
-         convolution.dilation_x == 1;
+  const auto is = [&](int64_t kernel, int64_t stride) {
+    return convolution.kernel_height == kernel && convolution.kernel_width == kernel &&
+           convolution.stride_y == stride && convolution.stride_x == stride;
+  };
+  const bool plain = convolution.groups == 1 && convolution.dilation_y == 1 && convolution.dilation_x == 1;
+  return plain && (is(3, 1) || is(7, 2));
 }
 
 // With more channels fewer tiles are transformed at once, so that what they become fits into the second-level cache; one
 // where there is no other. Then more filters share it.
 int64_t winograd_together(const Convolution& convolution, const Activations& out) {
+  if (winograd_strided(convolution)) return loops().strided_winograd_filters;
   constexpr int64_t kMost = 24;
   const bool one = out.blocks == 1 && out.height <= kOutputs && out.width <= kOutputs;
   if (one && loops().winograd(kMost) != nullptr) return kMost;
@@ -68,11 +75,14 @@ int64_t winograd_together(const Convolution& convolution, const Activations& out
 }
 
 int64_t winograd_filters_size(const Convolution& convolution, int64_t together) {
-  return groups_of(convolution, together) * kPositions * convolution.channels * together;
+  const int64_t positions = winograd_strided(convolution) ? kStridedPositions : kPositions;
+  return groups_of(convolution, together) * positions * convolution.channels * together;
 }
 
 void pack_winograd_filters(float* packed, const float* weights, const Convolution& convolution, int64_t together,
                            int threads) {
+  if (winograd_strided(convolution))
+    return pack_strided_winograd_filters(packed, weights, convolution, together, threads);
   const int64_t channels = convolution.channels;
   parallel_for(groups_of(convolution, together), threads, [&](int64_t begin, int64_t end, int) {
     std::vector<double> transformed(together * kPositions);
@@ -93,10 +103,11 @@ void pack_winograd_filters(float* packed, const float* weights, const Convolutio
 
 void winograd_convolution(const Activations& out, const Activations& in, const Convolution& convolution,
                           const WinogradFilters& filters, const Epilogue& epilogue, int threads) {
-  const WinogradLoop loop = loops().winograd(filters.together);
+  const bool strided = winograd_strided(convolution);
+  const WinogradLoop loop = strided ? loops().strided_winograd(filters.together) : loops().winograd(filters.together);
   if (loop == nullptr) throw std::invalid_argument("the filters were packed for another instruction set");
   const int64_t rows = (out.height + kOutputs - 1) / kOutputs, columns = (out.width + kOutputs - 1) / kOutputs;
-  const int64_t together = filters.together, at_once = loops().winograd_tiles(together);
+  const int64_t together = filters.together, at_once = strided ? 1 : loops().winograd_tiles(together);
   const int64_t batches = (out.blocks * rows * columns + at_once - 1) / at_once;
   // No more ranges of filters than threads need: each transforms the input anew.
   const int64_t groups = groups_of(convolution, together);
@@ -111,8 +122,9 @@ void winograd_convolution(const Activations& out, const Activations& in, const C
                           residual == nullptr ? 0 : residual->row_stride,
                           finish_of(epilogue, out)};
   parallel_for(batches * ranges, threads, [&](int64_t begin, int64_t end, int) {
-    // One pixel more for each position, so that positions do not share cache sets.
-    const Sums memory(kPositions * (convolution.channels * at_once + 1 + together * at_once));
+    const Sums memory(strided ? kStridedPositions * convolution.channels + together * kOutputs * kEven
+                              // One pixel more for each position, so that positions do not share cache sets.
+                              : kPositions * (convolution.channels * at_once + 1 + together * at_once));
     std::vector<WinogradTile> tiles(at_once);
     for (int64_t i = begin; i < end; ++i) {
       for (int64_t t = 0; t < at_once; ++t)
