@@ -27,6 +27,7 @@ from lpk.sparse.patches import best_cut
 
 # name: channels, filters, input size, kernel, stride
 LAYERS = {
+    "3x224/2 7x7": (3, 64, 224, 7, 2),
     "3x32": (3, 64, 32, 3, 1),
     "64x32": (64, 64, 32, 3, 1),
     "64x32/2": (64, 128, 32, 3, 2),
@@ -111,7 +112,7 @@ def main() -> None:
 def layer(name: str, densities: list[float], options: argparse.Namespace, most: float) -> None:
     channels, filters, size, kernel, stride = LAYERS[name]
     convolution = packing.Convolution(filters, channels, (kernel, kernel), (stride, stride), (kernel // 2, kernel // 2))
-    border = int(size > 1)
+    border = kernel // 2 if size > 1 else 0
     x = torch.randn(options.batch, channels, size, size)
     height, width = convolution.output_size(size, size)
     patches, patch = best_cut(height, width, min(options.batch, IMAGES))
@@ -123,7 +124,7 @@ def layer(name: str, densities: list[float], options: argparse.Namespace, most: 
     def row(what: str, multiplications: int, call: Callable[[], object]) -> None:
         taken = seconds(call)
         rate = multiplications * options.batch * height * width / taken / 1e9
-        print(f"{name:14} {what:12} {1e3 * taken:8.3f} ms {rate:7.1f} GMAC/s {rate / most:6.1%}", flush=True)
+        print(f"{name:14} {what:14} {1e3 * taken:8.3f} ms {rate:7.1f} GMAC/s {rate / most:6.1%}", flush=True)
 
     if not options.no_torch:
         last = x.contiguous(memory_format=torch.channels_last)
@@ -145,6 +146,10 @@ def layer(name: str, densities: list[float], options: argparse.Namespace, most: 
             len(sparse.entries),
             lambda sparse=sparse: kernels.convolution(sparse, blocks, out, bias=bias, activation="relu"),
         )
+        if _core.compiles(convolution.handle, blocks.handle):
+            code = packing.compile_filters(pruned, convolution, blocks)
+            call = lambda code=code: kernels.convolution(code, blocks, out, bias=bias, activation="relu")  # noqa: E731
+            row(f"{density:g} compiled", len(sparse.entries), call)
 
 
 if __name__ == "__main__":

@@ -254,8 +254,8 @@ def pack_winograd_filters(weight: Tensor, convolution: Convolution, out: Blocks)
     weight = _checked(weight, convolution)
     if not _core.winograd_applies(convolution.handle):
         raise ValueError(
-            "Winograd's algorithm is for 3 x 3 windows with stride 1 and 7 x 7 windows with stride 2, and one group, not "
-            f"{convolution}"
+            "Winograd's algorithm is for 3 x 3 windows with stride 1 and 7 x 7 windows with stride 2, and one group, "
+            f"not {convolution}"
         )
     together = _core.winograd_together(convolution.handle, out.handle)
     packed = _floats(_core.winograd_filters_size(convolution.handle, together))

@@ -59,8 +59,8 @@ def test_winograd_is_for_windows_of_3_with_stride_1_and_of_7_with_stride_2():
 
 
 def test_pack_takes_what_is_fastest():
-    """Few weights one by one; of windows of 3 x 3 with stride 1, or 7 x 7 with stride 2, all, by Winograd's algorithm; else
-    all as they are. Those of depthwise layers, few or many, one channel after the other."""
+    """Few weights one by one; of windows of 3 x 3 with stride 1, or 7 x 7 with stride 2, all, by Winograd's algorithm;
+    else all as they are. Those of depthwise layers, few or many, one channel after the other."""
 
     def packed(density, **options):
         convolution = Convolution(64, 64, **options)

@@ -42,13 +42,15 @@ double lane_cost(const Convolution& convolution, const Activations& out, int64_t
   return kWeight + kLane * double(std::min(lanes, kImages)) / kImages;
 }
 
-// As winograd_cost, with stride 2: 169 products for 784, and a tile at a time.
+// As winograd_cost, with stride 2: 169 products for 784, of a tile at a time. The fewer filters lie together, the more of the
+// time its inputs are loaded.
 double strided_winograd_cost(const Convolution& convolution, const Activations& out) {
-  constexpr double kProducts = 0.24, kInput = 3, kOutput = 0.2;
+  constexpr double kProducts = 0.03, kLoads = 0.84, kInput = 3, kOutput = 0.2;
+  const double products = kProducts + kLoads / loops().strided_winograd_filters;
   const int64_t tiles = ((out.height + kOutputs - 1) / kOutputs) * ((out.width + kOutputs - 1) / kOutputs);
   const double computed = double(tiles * kOutputs * kOutputs), pixels = double(out.height * out.width);
   const double memory = kInput / double(convolution.filters) + kOutput / double(convolution.channels);
-  return computed / pixels * (kProducts + loops().memory_cost * memory);
+  return computed / pixels * (products + loops().memory_cost * memory);
 }
 
 // A quarter of the products, and the transforms of inputs, which all filters share, and of outputs, which all channels
