@@ -16,7 +16,8 @@ from typing import NamedTuple
 from lpk.data.sets import TRAINING
 from lpk.experiments import comparison, pools
 from lpk.experiments.findings import Findings, Spread, Table, spread
-from lpk.experiments.study import Condition, Measured, Part, Plan
+from lpk.experiments.study import Condition, Found, Measured, Part, Plan
+from lpk.experiments.subject import Subject
 from lpk.presets import Preset
 from lpk.pruning.recipe import Recipe
 from lpk.reporting import page, plots
@@ -25,7 +26,9 @@ LABEL_NOISE = (0.0, 0.1, 0.2, 0.4)
 EPOCHS = (0.25, 0.5, 1, 2)  # times the preset's
 SAMPLES = (27, 9, 3, 1)  # the preset's divided by
 
+CALIBRATED: pools.Options = {"method": "calibrated"}
 VARIANTS = {label: options for label, options in comparison.VARIANTS.items() if "newcomer" not in label}
+VARIANTS |= {"calibrated tickets": CALIBRATED}
 TICKETS, *METHODS = VARIANTS
 POOL = METHODS[0]
 
@@ -35,8 +38,9 @@ NOTE = (
     "and seeds. One thing at a time differs from the preset. Wrong labels are among the training samples alone: the "
     "validation samples, which pick, and the test samples, which only report, have their own. With other epochs the "
     "milestones move in proportion, rounded up, while weights are rewound to the preset's epoch. Fewer samples are "
-    "trained on for as many epochs, which are fewer steps. A ticket costs the training of its round and of all before "
-    "it; a pool, SWA and EMA take the tickets of every round."
+    "trained on for as many epochs, which are fewer steps. Calibrated tickets have BatchNorm's statistics estimated "
+    "again, as every pool has, and nothing else: what they gain is not the pool's. A ticket costs the training of its "
+    "round and of all before it; a pool, SWA and EMA take the tickets of every round."
 )
 
 
@@ -70,7 +74,15 @@ def plan(preset: Preset, seeds: Sequence[int]) -> Plan:
         for target in range(preset.imp.rounds + 1)
         for options in VARIANTS.values()
     ]
-    return Plan(parts, pools.measure, partial(_show, preset))
+    return Plan(parts, _measure, partial(_show, preset))
+
+
+def _measure(subject: Subject, target: int, pool: pools.Options) -> Found:
+    if pool != CALIBRATED:
+        return pools.measure(subject, target, pool)
+    ticket = subject.tickets[target]
+    prediction, taken = subject.calibrated(ticket.flat)
+    return {"density": ticket.density, "accuracy": prediction.accuracy, "forward_samples": taken}
 
 
 def conditions(preset: Preset) -> list[Condition | None]:
@@ -221,8 +233,8 @@ def _table(preset: Preset, axis: str, settings: Sequence[Setting], rows: Mapping
         most = max(round(each.mean, 4) for each in accuracies)  # as printed
         best += [(len(lines) + i, 2) for i, each in enumerate(accuracies) if round(each.mean, 4) == most]
         all_rounds = setting.epochs + preset.imp.rounds * (setting.epochs - preset.imp.rewind)
-        value = AXES[axis].write(getattr(setting, axis))
-        lines.append([value, TICKETS, str(accuracies[0]), *["–"] * 6, f"{setting.epochs} to {all_rounds}", "1"])
+        value, own_rounds = AXES[axis].write(getattr(setting, axis)), f"{setting.epochs} to {all_rounds}"
+        lines.append([value, TICKETS, str(accuracies[0]), *["–"] * 6, own_rounds, "1"])
         for label, accuracy in zip(METHODS, accuracies[1:], strict=True):
             gains = _gains(row, label)
             worst = min(range(count), key=lambda i, gains=gains: gains[i].mean)  # type: ignore[misc]
@@ -235,7 +247,7 @@ def _table(preset: Preset, axis: str, settings: Sequence[Setting], rows: Mapping
                     *(_mean(own).points for own in (gains, gains[:third], gains[-third:])),
                     f"{gains[worst].points} at {page.percent(row[label][worst].density)}%",
                     *(str(sum(sign * each > 0 for each in values)) for sign in (1, -1)),
-                    str(all_rounds),
+                    own_rounds if VARIANTS[label] == CALIBRATED else str(all_rounds),
                     "1",
                 ]
             )
