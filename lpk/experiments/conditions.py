@@ -28,9 +28,9 @@ SAMPLES = (27, 9, 3, 1)  # the preset's divided by
 
 CALIBRATED: pools.Options = {"method": "calibrated"}
 VARIANTS = {label: options for label, options in comparison.VARIANTS.items() if "newcomer" not in label}
-VARIANTS |= {"calibrated tickets": CALIBRATED}
+VARIANTS["calibrated tickets"] = CALIBRATED
 TICKETS, *METHODS = VARIANTS
-POOL = METHODS[0]
+POOL, RENEWED = METHODS[0], METHODS[-1]
 
 NOTE = (
     "Accuracies in percent, gains in points over the tickets of the same setting, means over all densities ± the "
@@ -147,7 +147,7 @@ def _show(preset: Preset, measured: Sequence[Measured]) -> Findings:
         condition = each.part.condition
         by_setting.setdefault(setting_of(preset if condition is None else condition.preset), []).append(each)
     rows: dict[Setting, pools.Cells] = {setting: pools.cells(own, VARIANTS) for setting, own in by_setting.items()}
-    axes = {axis: [s for s in settings if s in rows] for axis, settings in settings_of(preset).items()}
+    axes = {axis: own for axis, settings in settings_of(preset).items() if (own := [s for s in settings if s in rows])}
     return Findings(
         summary=_summary(rows, axes),
         records=_records(by_setting, rows),
@@ -157,11 +157,11 @@ def _show(preset: Preset, measured: Sequence[Measured]) -> Findings:
     )
 
 
-def _gains(row: pools.Cells, label: str) -> list[Spread]:
-    """At each density, over the seeds."""
+def _gains(row: pools.Cells, label: str, over: str = TICKETS) -> list[Spread]:
+    """Of one variant over another, at each density, over the seeds."""
     return [
         spread(a - b for a, b in zip(own.accuracy.values, ticket.accuracy.values, strict=True))
-        for own, ticket in zip(row[label], row[TICKETS], strict=True)
+        for own, ticket in zip(row[label], row[over], strict=True)
     ]
 
 
@@ -177,19 +177,23 @@ def _accuracy(row: pools.Cells, label: str) -> Spread:
 def _summary(rows: Mapping[Setting, pools.Cells], axes: Mapping[str, Sequence[Setting]]) -> str:
     """In sentences: the pool's gains along each axis, what is clear of the seeds, and what longer training does."""
     gains = {(s, label): _mean(_gains(row, label)) for s, row in rows.items() for label in METHODS}
-    along = [
-        f"{_listed([gains[s, POOL].points for s in settings])} "
-        f"with {_listed([AXES[axis].write(getattr(s, axis)) for s in settings])} {AXES[axis].words}"
-        for axis, settings in axes.items()
-    ]
+
+    def along(over: str) -> str:
+        return "; ".join(
+            f"{_listed([_mean(_gains(rows[s], POOL, over)).points for s in settings])} "
+            f"with {_listed([AXES[axis].write(getattr(s, axis)) for s in settings])} {AXES[axis].words}"
+            for axis, settings in axes.items()
+        )
+
     said = [
-        f"Points of test accuracy over {TICKETS}, on average over all densities, for {POOL}: {'; '.join(along)}.",
+        f"Points of test accuracy over {TICKETS}, on average over all densities, for {POOL}: {along(TICKETS)}.",
+        f"Over {RENEWED}: {along(RENEWED)}.",
         *_clear(rows, gains),
     ]
     setting, label = max(gains, key=lambda each: gains[each].mean)
     place = ", ".join(f"{axis.write(value)} {axis.words}" for axis, value in zip(AXES.values(), setting, strict=True))
     said.append(f"The largest gain is that of {label}, {gains[setting, label].points}, with {place}.")
-    said += _longer(rows, axes["epochs"])
+    said += _longer(rows, axes.get("epochs", []))
     return " ".join(said)
 
 
@@ -284,7 +288,7 @@ def _records(
 def _plot(rows: Mapping[Setting, pools.Cells], axes: Mapping[str, Sequence[Setting]]) -> bytes:
     """A panel for each axis, each with its own scale: gains differ in size from one to the other."""
     with plots.drawing(9, 3.6) as drawn:
-        panels = drawn.figure.subplots(1, len(axes))
+        panels = drawn.figure.subplots(1, len(axes), squeeze=False)[0]
         for panel, (axis, settings) in zip(panels, axes.items(), strict=True):
             places = range(len(settings))
             lines = [plots.Line(TICKETS, [0.0] * len(settings))]

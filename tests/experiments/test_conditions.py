@@ -162,6 +162,7 @@ def shown(preset: Preset, seeds: tuple[int, ...]) -> experiments.Findings:
 def test_the_summary_is_computed(preset):
     said = shown(preset, (0,)).summary
     assert "+0.30 and +0.15 with 0% and 20% wrong labels; +0.30 and +0.60 with 3 and 6 epochs a round;" in said
+    assert "Over calibrated tickets: +0.60 and +0.30 with 0% and 20% wrong labels; +0.60 and +1.20 with" in said
     assert "standard deviation" not in said
     assert "The largest gain is that of Lottery Pools (interpolation), +0.60, with 0% wrong labels, 6 epochs" in said
     assert said.endswith("The tickets themselves gain by more epochs a round: from 3 to 6 +3.00.")
@@ -181,6 +182,9 @@ def test_a_study_of_some_settings_shows_these(preset):
     found = plan.show([Measured(p, {"density": 1.0, "accuracy": 0.5, "forward_samples": 1}) for p in few])
     assert len(found.records) == 2 * 2 * len(conditions.VARIANTS)
     assert [len(table.lines) for table in found.tables] == [6, 12, 6, 5]
+    longer = [part for part in few if part.condition is not None]
+    found = plan.show([Measured(p, {"density": 1.0, "accuracy": 0.5, "forward_samples": 1}) for p in longer])
+    assert [len(table.lines) for table in found.tables] == [6, 5] and "gain by more epochs" not in found.summary
 
 
 def test_it_goes_on_where_it_stopped(studied, monkeypatch):
