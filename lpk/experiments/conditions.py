@@ -205,8 +205,9 @@ def _clear(rows: Mapping[Setting, pools.Cells], gains: Mapping[tuple[Setting, st
     for label in METHODS:
         own = [gains[setting, label] for setting in rows]
         better, worse = (sum(sign * gain.mean > (gain.std or 0) for gain in own) for sign in (1, -1))
-        counts.append(f"{label} gains in {better} and loses in {worse}")
-    return [f"By more than the standard deviation over the seeds, of {len(rows)} settings: {', '.join(counts)}."]
+        counts.append(f"{label} {better} / {worse}")
+    said = ", ".join(counts)
+    return [f"Gains / losses of more than the standard deviation over the seeds, in {len(rows)} settings: {said}."]
 
 
 def _longer(rows: Mapping[Setting, pools.Cells], settings: Sequence[Setting]) -> list[str]:
