@@ -308,7 +308,9 @@ def write_report(run: RunPath, seed: RunSeed = None) -> None:
 
 @app.command(name="run")
 def run_experiment(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="An experiment, or all; see --list.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="An experiment, or all of the paper; see --list.")
+    ] = None,
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(presets.names())}; or a TOML file.")] = "demo",
     seeds: Annotated[int, typer.Option(min=1, help="How many: seeds 0, 1, 2, …")] = 3,
     out: Annotated[

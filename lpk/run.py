@@ -287,7 +287,14 @@ def _device(name: str | None) -> torch.device:
 
 def _load_data(preset: Preset, seed: int, root: Path | None) -> Data:
     wanted = preset.data
-    return load_data(wanted.name, validation=wanted.validation, train=wanted.train, seed=seed, root=root)
+    return load_data(
+        wanted.name,
+        validation=wanted.validation,
+        train=wanted.train,
+        label_noise=wanted.label_noise,
+        seed=seed,
+        root=root,
+    )
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lpk import extras
 from lpk.data.preparation import generator
-from lpk.data.splits import FolderSplit, MemorySplit, Split, check_count
+from lpk.data.splits import FolderSplit, MemorySplit, Split, check_count, mislabelled
 
 extras.need("lpk.data", "torchvision", "PIL")
 
@@ -33,6 +33,8 @@ import torchvision
 from torchvision.transforms import v2
 
 NAMES = ("fashion-mnist", "cifar10", "cifar100", "imagenet", "digits")
+# How many training samples each has, those for validation included; a user's own ImageNet may have fewer.
+TRAINING = {"fashion-mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167, "digits": 1_437}
 
 # Mean and standard deviation of the training pixels in [0, 1], by channel.
 _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -77,16 +79,20 @@ def load(
     root: Path | None = None,
     seed: int = 0,
     train: int | None = None,
+    label_noise: float = 0.0,
     download: bool = True,
 ) -> Data:
     """Find the data set `name` (one of NAMES) and split `validation` samples off its training set at random.
 
     Searched in this order: `root`, the environment variable LPK_DATA, the cache folder, for Fashion-MNIST the
     Debian package dataset-fashion-mnist, and with `download` torchvision's download into the cache folder
-    (not ImageNet). seed: which samples are split off. train: keep only that many of the rest (None: all).
-    The test set is the original one (ImageNet: val/; digits: the same 360 samples always). Table 3 has the
-    paper's sizes.
-    ValueError: an unknown name, a split that does not fit, a damaged file. DataNotFound: it is nowhere.
+    (not ImageNet). seed: which samples are split off. train: keep only that many of the rest (None: all), drawn
+    without regard to their classes; a smaller number's are among a larger one's, the validation samples the same.
+    label_noise: the share of the training samples whose label is replaced by another class, see `mislabelled`.
+    The labels of the validation and test samples stay as they are. The test set is the original one (ImageNet:
+    val/; digits: the same 360 samples always). Table 3 has the paper's sizes.
+    ValueError: an unknown name, a label_noise outside 0 ≤ x < 1, a split that does not fit, a damaged file.
+    DataNotFound: it is nowhere.
     """
     if name not in NAMES:
         raise ValueError(f"name is {name!r}; it must be one of {', '.join(NAMES)}")
@@ -102,12 +108,15 @@ def load(
     else:
         channels, height, width = 3, 224, 224
         classes = len(whole.folder.classes)  # 1,000, or fewer in a user's own folder
+    training = whole.subset(kept, augmented=True)
+    if label_noise:
+        training = training.relabelled(mislabelled(training.labels, classes, label_noise, seed))
     return Data(
         name,
         source,
         classes,
         (channels, height, width),
-        train=whole.subset(kept, augmented=True),
+        train=training,
         validation=whole.subset(held_out, augmented=False),
         test=test,
     )

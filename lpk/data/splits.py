@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torchvision
 
 _CPU = torch.device("cpu")
+_LABELS = 1  # beside the seed, for random numbers that are not those of the split
 
 
 class Split(Protocol):
@@ -96,6 +98,10 @@ class MemorySplit:
         kind = self.augmentation if augmented else "none"
         return replace(self, images=images, labels=labels, augmentation=kind)
 
+    def relabelled(self, labels: Tensor) -> MemorySplit:
+        """The same samples under other labels, int64 [N]."""
+        return replace(self, labels=labels)
+
 
 @dataclass(frozen=True, eq=False)
 class _MemoryLoader:
@@ -173,6 +179,20 @@ class FolderSplit:
         training = self.training if augmented else self.evaluation
         return replace(self, indices=self.indices[indices], training=training)
 
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N]"""
+        return torch.tensor(self.folder.targets, dtype=torch.int64, device="cpu")[self.indices]
+
+    def relabelled(self, labels: Tensor) -> FolderSplit:
+        """The same samples under other labels, int64 [N]."""
+        folder = copy.copy(self.folder)
+        folder.samples = list(folder.samples)
+        for index, label in zip(self.indices.tolist(), labels.tolist(), strict=True):
+            folder.samples[index] = folder.samples[index][0], label
+        folder.imgs, folder.targets = folder.samples, [label for _, label in folder.samples]
+        return replace(self, folder=folder)
+
 
 @dataclass(frozen=True)
 class _Transformed(Dataset[tuple[Tensor, int]]):
@@ -202,6 +222,22 @@ class _Transformed(Dataset[tuple[Tensor, int]]):
 def _collate(samples: list[tuple[Tensor, int]]) -> Batch | Pixels:
     inputs, labels = default_collate(samples)  # a list, where a Batch is a tuple
     return inputs, labels
+
+
+def mislabelled(labels: Tensor, classes: int, share: float, seed: int) -> Tensor:
+    """The labels, int64 [N], of which the share is wrong: round(share · N) samples, each of another class.
+
+    The seed alone decides which samples, and which of the other classes each gets, all of them equally likely. A larger
+    share has the smaller one's wrong labels among its own. ValueError: a share below 0, or not below 1.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"label_noise is {share}; it must be at least 0 and less than 1")
+    drawn = generator(seed, _LABELS)
+    chosen = torch.randperm(len(labels), generator=drawn, device="cpu")[: round(share * len(labels))]
+    ahead = torch.randint(1, classes, (len(labels),), generator=drawn, device="cpu")
+    wrong = labels.clone()
+    wrong[chosen] = (labels[chosen] + ahead[chosen]) % classes
+    return wrong
 
 
 def check_loader(batch_size: int, seed: int | None, augment: bool) -> None:

@@ -1,9 +1,11 @@
-"""The paper's figures and tables, one experiment a module, each carried out on a study's tickets.
+"""The paper's figures and tables, and what goes beyond them, one experiment a module, each carried out on a study's
+tickets.
 
 An experiment is a function (preset, seeds) -> Plan: what has to be measured, and how that is shown.
 
 averages, interpolation, comparison, candidates, coefficients, prune, ensemble, disagreement, dense, robustness
-           one experiment each; EXPERIMENTS lists them
+           one experiment of the paper each; EXPERIMENTS lists them
+conditions when pooling pays, which is not in the paper
 pools      what those have in common that make pools
 study      tickets of several seeds, shared by all experiments of a preset, and their measurements, kept part by part
 subject    one seed's run: what a measurement asks for
@@ -25,6 +27,7 @@ from lpk.experiments import (
     candidates,
     coefficients,
     comparison,
+    conditions,
     dense,
     disagreement,
     ensemble,
@@ -43,6 +46,7 @@ class Experiment(NamedTuple):
     plan: Callable[[Preset, Sequence[int]], Plan]
     shows: str  # in the paper
     description: str
+    papers: bool = True  # one of the paper's own, which "all" stands for
 
 
 EXPERIMENTS = {
@@ -80,14 +84,20 @@ EXPERIMENTS = {
     "robustness": Experiment(
         robustness.plan, "Figure 3c", "Tickets and pools on corrupted test samples, by corruption and severity."
     ),
+    "conditions": Experiment(
+        conditions.plan,
+        "not in the paper",
+        "When pooling pays: gains against wrong labels, epochs a round and training samples, with tickets for each.",
+        papers=False,
+    ),
 }
 
 
 def chosen(name: str) -> list[str]:
-    """The experiments that a name stands for: itself, or every one for "all"."""
+    """The experiments that a name stands for: itself, or every one of the paper for "all"."""
     if name != "all" and name not in EXPERIMENTS:
         raise ValueError(f"experiment is {name!r}; it must be all or one of {', '.join(EXPERIMENTS)}")
-    return list(EXPERIMENTS) if name == "all" else [name]
+    return [each for each, experiment in EXPERIMENTS.items() if experiment.papers] if name == "all" else [name]
 
 
 def carry_out(name: str, study: Study) -> Findings:

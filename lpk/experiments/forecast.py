@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,6 +14,7 @@ from lpk.experiments.study import Plan, Study, groups
 from lpk.networks.flat import Layout
 from lpk.networks.prunable import convolutions
 from lpk.pooling.evaluate import Evaluator
+from lpk.presets import Preset
 from lpk.pruning.train import Trainer
 
 STEP = 128  # samples of a training step that is timed, at most
@@ -27,13 +28,13 @@ def forecast(study: Study, plans: Mapping[str, Plan]) -> list[str]:
     lines = []
     networks = 0
     known = 0.0  # seconds, of experiments some of whose parts are finished
-    epochs: dict[str, int] = {}
+    epochs: dict[str, tuple[int, int | None]] = {}  # by directory: how many are missing, and of how many samples each
     for name, plan in plans.items():
         missing = done = ready = 0
         seconds = 0.0
         for group in groups(plan):
-            path = study.tickets_path(group).name
-            epochs[path] = _epochs(study, group.rewind, study.rounds(group))
+            preset = study.tickets_preset(group)
+            epochs[group.directory] = _epochs(preset, study.rounds(group)), preset.data.train
             for part, finished in zip(group.parts, study.finished(name, group), strict=True):
                 if finished is None:
                     missing += part.networks
@@ -46,23 +47,21 @@ def forecast(study: Study, plans: Mapping[str, Plan]) -> list[str]:
             known += missing * seconds / done
         else:
             networks += missing
-    total = sum(epochs.values())
-    train = ", ".join(f"{path} {count:,}" for path, count in epochs.items() if count)
+    total = sum(count for count, _ in epochs.values())
+    train = ", ".join(f"{path} {count:,}" for path, (count, _) in epochs.items() if count)
     lines.append(f"epochs of training: {f'{total:,} ({train})' if total else 'none'}")
     if total or networks or known:
-        lines.append(_time(study, total, networks, known))
+        lines.append(_time(study, list(epochs.values()), networks, known))
     return lines
 
 
-def _epochs(study: Study, rewound: bool, rounds: int) -> int:
+def _epochs(preset: Preset, rounds: int) -> int:
     """How many epochs are missing, the round that was interrupted counted in full."""
-    preset = study.preset
-    rewind = preset.imp.rewind if rewound else 0
-    later = preset.train.epochs - rewind
+    later = preset.train.epochs - preset.imp.rewind
     return sum(later if round_ else preset.train.epochs for round_ in range(rounds, preset.imp.rounds + 1))
 
 
-def _time(study: Study, epochs: int, networks: int, known: float) -> str:
+def _time(study: Study, epochs: Sequence[tuple[int, int | None]], networks: int, known: float) -> str:
     wanted = study.preset.data
     try:
         data = datasets.load(
@@ -72,7 +71,8 @@ def _time(study: Study, epochs: int, networks: int, known: float) -> str:
         return f"the time can't be told: {error}"
     train, forward = _seconds_per_sample(study, data)
     samples = min(study.preset.pool.calibration, len(data.train)) + max(len(data.validation), len(data.test))
-    training, scoring = epochs * len(data.train) * train, networks * samples * forward + known
+    trained = sum(count * (len(data.train) if of is None else of) for count, of in epochs)
+    training, scoring = trained * train, networks * samples * forward + known
     return (
         f"about {_words(training + scoring)} on this machine: training {_words(training)}, evaluating at most "
         f"{_words(scoring)} (a search stops most networks early, so usually a fraction of it)"

@@ -1,6 +1,7 @@
 """A study: experiments on one preset and some seeds, in one directory. Whatever was computed is never computed again.
 
 seed-0/, seed-0-norewind/   run directories: the tickets, which all experiments share
+seed-0-CONDITION/           tickets of another recipe or of other samples than the preset's
 NAME/parts/                 one JSON file for each finished part of the experiment NAME
 NAME/                       its results
 report.html                 the results of all experiments
@@ -37,6 +38,19 @@ Found = dict[str, Any]  # what was measured, in types that JSON knows; accuracie
 
 
 @dataclass(frozen=True)
+class Condition:
+    """What tickets of their own are trained under.
+
+    Attributes:
+        name: stands in their directory's name, behind the seed.
+        preset: the study's but for the recipe and the data, with as many rounds.
+    """
+
+    name: str
+    preset: Preset
+
+
+@dataclass(frozen=True)
 class Part:
     """What is measured in one go, on the tickets of one seed.
 
@@ -44,12 +58,14 @@ class Part:
         settings: the keyword arguments of the plan's `measure`, in types that JSON knows.
         networks: how many networks are evaluated for it, at most.
         rewind: whether the tickets were rewound as the preset says, or to their initialization.
+        condition: that of the tickets; None for the study's preset.
     """
 
     seed: int
     settings: Mapping[str, Any]
     networks: int
     rewind: bool = True
+    condition: Condition | None = None
 
 
 class Measured(NamedTuple):
@@ -83,7 +99,14 @@ class Group(NamedTuple):
 
     seed: int
     rewind: bool
+    condition: Condition | None
     parts: list[Part]
+
+    @property
+    def directory(self) -> str:
+        """The name of the tickets' directory."""
+        condition = "" if self.condition is None else f"-{self.condition.name}"
+        return f"seed-{self.seed}{condition}{'' if self.rewind else '-norewind'}"
 
 
 @dataclass(frozen=True)
@@ -159,10 +182,11 @@ class Study:
             return 0
 
     def tickets_path(self, group: Group) -> Path:
-        return self.out / f"seed-{group.seed}{'' if group.rewind else '-norewind'}"
+        return self.out / group.directory
 
     def tickets_preset(self, group: Group) -> Preset:
-        return self.preset if group.rewind else replace(self.preset, imp=replace(self.preset.imp, rewind=0))
+        preset = self.preset if group.condition is None else group.condition.preset
+        return preset if group.rewind else replace(preset, imp=replace(preset.imp, rewind=0))
 
     @contextmanager
     def _subject(self, group: Group) -> Iterator[Subject]:
@@ -172,7 +196,7 @@ class Study:
             yield Subject(run, tickets, _identity(path), self.root)
 
     def _fill(self, name: str, plan: Plan, group: Group, subject: Subject) -> None:
-        with Progress(f"{name} {group.seed}", len(group.parts), show=self.progress) as bar:
+        with Progress(f"{name} {group.directory.removeprefix('seed-')}", len(group.parts), show=self.progress) as bar:
             for part, finished in zip(group.parts, self.finished(name, group), strict=True):
                 if finished is None:
                     bar.note(_words(part.settings))
@@ -205,7 +229,7 @@ class Study:
         key = {
             "format": FORMAT,
             "experiment": name,
-            "preset": self.preset.to_dict(),
+            "preset": (self.preset if part.condition is None else part.condition.preset).to_dict(),
             "seed": part.seed,
             "rewind": part.rewind,
             "tickets": identity,
@@ -219,10 +243,11 @@ class Study:
 
 
 def groups(plan: Plan) -> list[Group]:
-    """The plan's parts by seed, and by whether their tickets were rewound, in the order in which they come first."""
-    found: dict[tuple[int, bool], Group] = {}
+    """The plan's parts by the directory of their tickets, in the order in which they come first."""
+    found: dict[str, Group] = {}
     for part in plan.parts:
-        found.setdefault((part.seed, part.rewind), Group(part.seed, part.rewind, [])).parts.append(part)
+        group = Group(part.seed, part.rewind, part.condition, [])
+        found.setdefault(group.directory, group).parts.append(part)
     return list(found.values())
 
 

@@ -74,6 +74,15 @@ class Subject:
         self.evaluator.written()
         return Prediction(*self.evaluator.predict(samples))
 
+    def calibrated(self, network: Flat) -> tuple[Prediction, int]:
+        """A network with BatchNorm's statistics estimated again, and how many samples that took."""
+        evaluator, before = self.evaluator, self.evaluator.forward_samples
+        evaluator.flat.load(network.to(evaluator.device))
+        evaluator.written()
+        evaluator.calibrate()
+        taken = evaluator.forward_samples - before
+        return Prediction(*evaluator.predict()), taken
+
     def interpolate(self, best: Ticket, other: Ticket, alpha: float, keep: int | None = None) -> Prediction:
         """α·best + (1 − α)·other, pruned to `keep` weights where given and calibrated, as in a step of a pool."""
         evaluator, flat = self.evaluator, self.evaluator.flat

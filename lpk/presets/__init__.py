@@ -18,12 +18,21 @@ _Section = TypeVar("_Section")
 
 @dataclass(frozen=True)
 class DataPreset:
-    """The arguments of `lpk.data.load`; augment: whether training batches are augmented."""
+    """The arguments of `lpk.data.load`; augment: whether training batches are augmented.
+
+    train: how many training samples, None for all. label_noise: the share of wrong labels among them.
+    ValueError: a label_noise below 0, or not below 1.
+    """
 
     name: str
     validation: int
     augment: bool
     train: int | None = None
+    label_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_noise < 1:
+            raise ValueError(f"label_noise is {self.label_noise}; it must be at least 0 and less than 1")
 
 
 @dataclass(frozen=True)
@@ -66,12 +75,14 @@ class Preset:
     def to_dict(self) -> dict[str, Any]:
         """The name, and the sections as in the file, in types that JSON knows; a number left out is None.
 
-        `autocast` is left out as in the file: runs and parts of experiments that were begun before there was this key
-        are told by the same dict as those that leave it out today.
+        `autocast` and a `label_noise` of 0 are left out as in the file: runs and parts of experiments that were begun
+        before there were these keys are told by the same dict as those that leave them out today.
         """
         plain = {key: _plain(value) for key, value in asdict(self).items()}
         if self.train.autocast is None:
             del plain["train"]["autocast"]
+        if not self.data.label_noise:
+            del plain["data"]["label_noise"]
         plain["model"] = {"name": self.model.name, **plain["model"]["options"]}
         return plain
 

@@ -30,7 +30,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Line:
-    """One value for each density, in percent, NaN where there is none."""
+    """One value for each density, or whatever else x is, in percent or points, NaN where there is none."""
 
     label: str
     y: Sequence[float]
@@ -59,16 +59,13 @@ def drawing(width: float, height: float) -> Iterator[Drawing]:
 
 
 def density_plot(densities: Sequence[float], lines: Sequence[Line]) -> bytes:
-    """Test accuracy against density: the first line, the tickets', dashed, the second one thick.
-
-    These two and their bands decide the scale. A line far below is cut off at the lower edge, and the plot says so: it
-    would flatten the rest.
-    """
+    """Test accuracy against density: the first line is the tickets'."""
     with drawing(5, 3.6) as drawn:
         axes = drawn.figure.subplots()
         axes.set_title("test accuracy", loc="left", fontsize=9, color=LIGHT["soft"])
         x = [100 * density for density in densities]
-        _draw_lines(axes, x, lines)
+        axes.set_xlabel("density (weights remaining, logarithmic)", color=LIGHT["soft"])
+        draw_lines(axes, x, lines, "%")
         _density_scale(axes, x)
         value_scale(axes, "%")
         columns = 3 if max(len(line.label) for line in lines) < 24 else 2
@@ -76,7 +73,12 @@ def density_plot(densities: Sequence[float], lines: Sequence[Line]) -> bytes:
     return drawn.image
 
 
-def _draw_lines(axes: Axes, x: list[float], lines: Sequence[Line]) -> None:
+def draw_lines(axes: Axes, x: Sequence[float], lines: Sequence[Line], unit: str) -> None:
+    """The first line dashed, the second one thick.
+
+    These two and their bands decide the scale. A line far below is cut off at the lower edge, and the plot says so
+    under the label of x: it would flatten the rest.
+    """
     essential = [value for line in lines[:2] for value in _values(line) if math.isfinite(value)]
     edge = min(essential) - max(max(essential) - min(essential), 1)
     cut = []
@@ -91,8 +93,7 @@ def _draw_lines(axes: Axes, x: list[float], lines: Sequence[Line]) -> None:
             axes.vlines(x, low, high, color=color, alpha=0.3, lw=1.5)  # a point that has no neighbour has no area
         if below := {place: value for place, value in zip(x, line.y, strict=True) if value < edge}:
             axes.plot(list(below), [edge] * len(below), "v", color=color, ms=7, clip_on=False)
-            cut.append(f"{line.label} falls to {min(below.values()):.1f}%")
-    axes.set_xlabel("density (weights remaining, logarithmic)", color=LIGHT["soft"])
+            cut.append(f"{line.label} falls to {min(below.values()):.1f}{unit}")
     if cut:
         axes.set_ylim(bottom=edge)
         axes.set_xlabel(f"{axes.get_xlabel()}\n▾ off the scale: {', '.join(cut)}")

@@ -128,6 +128,18 @@ def test_streamed_splits_take_and_check_like_the_others(imagenet: Path) -> None:
         train.loader(2, augment=True)
 
 
+def test_streamed_splits_have_wrong_labels_in_the_training_set_alone(imagenet: Path) -> None:
+    clean = data.load("imagenet", validation=2, root=imagenet)
+    noisy = data.load("imagenet", validation=2, root=imagenet, label_noise=0.5)
+
+    def streamed(split: splits.Split) -> torch.Tensor:
+        return joined(in_this_process(split).loader(8))[1]
+
+    assert (streamed(noisy.train) != streamed(clean.train)).sum() == 2
+    assert torch.equal(streamed(noisy.validation), streamed(clean.validation))
+    assert torch.equal(in_this_process(noisy.train).labels, streamed(noisy.train))
+
+
 def test_a_damaged_image_is_named(imagenet: Path) -> None:
     path = imagenet / "val" / "n02" / "1.png"
     for content in (path.read_bytes()[:200], b"no image"):

@@ -43,6 +43,26 @@ def test_split_sizes_must_fit(tmp_path: Path, arguments: dict[str, int], words: 
         load_fashion(root=tmp_path, **arguments)  # type: ignore[arg-type]
 
 
+def test_wrong_labels_are_in_the_training_set_alone(tmp_path: Path) -> None:
+    write_idx(tmp_path, 1000, 50)
+    clean = load_fashion(validation=100, root=tmp_path)
+    noisy = load_fashion(validation=100, root=tmp_path, label_noise=0.2)
+    assert indices(noisy.train) == indices(clean.train)
+    assert (labels(noisy.train) != labels(clean.train)).sum() == 180
+    assert torch.equal(labels(noisy.validation), labels(clean.validation))
+    assert torch.equal(labels(noisy.test), labels(clean.test))
+    assert torch.equal(labels(load_fashion(validation=100, root=tmp_path, label_noise=0.2).train), labels(noisy.train))
+    few = load_fashion(validation=100, root=tmp_path, train=50, label_noise=0.2)
+    assert (labels(few.train) != labels(clean.train)[:50]).sum() == 10
+    with pytest.raises(ValueError, match=r"label_noise is 1.0; it must be at least 0 and less than 1"):
+        load_fashion(validation=100, root=tmp_path, label_noise=1.0)
+
+
+def labels(split: splits.Split) -> torch.Tensor:
+    assert isinstance(split, splits.MemorySplit)
+    return split.labels
+
+
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ValueError) as error:
         data.load("mnist", validation=1)
@@ -91,6 +111,7 @@ def test_digits() -> None:
     other = data.load("digits", validation=300, seed=1)
     loaded_splits = [loaded.train, loaded.validation, loaded.test, other.test]
     assert [len(split) for split in loaded_splits] == [1137, 300, 360, 360]
+    assert data.TRAINING["digits"] == 1137 + 300
     assert (loaded.classes, loaded.shape, loaded.source) == (10, (1, 8, 8), "scikit-learn")
     memory = [split for split in loaded_splits if isinstance(split, splits.MemorySplit)]
     assert torch.equal(memory[2].images, memory[3].images)

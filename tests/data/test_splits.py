@@ -122,3 +122,22 @@ def test_loader_names_wrong_arguments() -> None:
 def test_a_memory_split_names_a_wrong_shape_or_dtype(images: Tensor, labels: Tensor, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         splits.MemorySplit(images, labels, (0.5,) * 3, (0.5,) * 3)
+
+
+def test_wrong_labels_are_a_seeded_share_evenly_among_the_other_classes() -> None:
+    labels = torch.arange(20_000) % 5
+    wrong = splits.mislabelled(labels, 5, 0.4, seed=3)
+    changed = wrong != labels
+    assert changed.sum() == 8000 and wrong.min() == 0 and wrong.max() == 4
+    counts = torch.zeros(5, 5).index_put((labels[changed], wrong[changed]), torch.ones(8000), accumulate=True)
+    assert (counts.diagonal() == 0).all()
+    others = counts[~torch.eye(5, dtype=torch.bool)]  # 400 each, within five standard deviations
+    assert others.min() > 300 and others.max() < 500
+    torch.manual_seed(0)
+    assert torch.equal(splits.mislabelled(labels, 5, 0.4, seed=3), wrong)
+    assert not torch.equal(splits.mislabelled(labels, 5, 0.4, seed=4), wrong)
+    fewer = splits.mislabelled(labels, 5, 0.1, seed=3)
+    assert (fewer != labels).sum() == 2000 and torch.equal(fewer[fewer != labels], wrong[fewer != labels])
+    for share in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="label_noise is"):
+            splits.mislabelled(labels, 5, share, seed=3)

@@ -122,6 +122,16 @@ def test_a_preset_of_before_there_was_autocast() -> None:
     assert preset.to_dict()["train"] == {**SECTIONS["train"], "lr": 1.0}
 
 
+def test_wrong_labels_are_a_setting_of_the_data() -> None:
+    """Left out, it is said as before there was this key; given, it is said and read again."""
+    clean = presets.from_dict({"name": "mine", **SECTIONS}, "manifest.json")
+    assert clean.data.label_noise == 0 and "label_noise" not in clean.to_dict()["data"]
+    assert presets.from_dict({"name": "mine", **changed("data", label_noise=0)}, "manifest.json") == clean
+    noisy = presets.from_dict({"name": "mine", **changed("data", label_noise=0.2)}, "manifest.json")
+    assert noisy.to_dict()["data"]["label_noise"] == 0.2
+    assert presets.from_dict(json.loads(json.dumps(noisy.to_dict())), "manifest.json") == noisy != clean
+
+
 @pytest.mark.parametrize("name", presets.names())
 def test_to_dict_is_json_and_can_be_read_again(name: str, tmp_path: Path) -> None:
     preset = presets.load(name)
@@ -165,6 +175,9 @@ def test_from_dict_names_what_is_wrong() -> None:
         (changed("data", augment=1), r"\[data\] augment is 1; it must be true or false"),
         (changed("data", name=7), r"\[data\] name is 7; it must be a string"),
         (changed("data", train="all"), r"\[data\] train is 'all'; it must be a whole number"),
+        (changed("data", label_noise="some"), r"\[data\] label_noise is 'some'; it must be a number"),
+        (changed("data", label_noise=1), r"\[data\] label_noise is 1.0; it must be at least 0 and less than 1"),
+        (changed("data", label_noise=-0.1), r"\[data\] label_noise is -0.1; it must be at least 0"),
         (changed("model", widths=["4"]), r"\[model\] widths is \['4'\]"),
         (
             changed("imp", prunable="all"),
