@@ -26,8 +26,10 @@ LABEL_NOISE = (0.0, 0.1, 0.2, 0.4)
 EPOCHS = (0.25, 0.5, 1, 2)  # times the preset's
 SAMPLES = (27, 9, 3, 1)  # the preset's divided by
 
+BY_LOSS: pools.Options = {**pools.INTERPOLATION, "criterion": "loss"}
 CALIBRATED: pools.Options = {"method": "calibrated"}
 VARIANTS = {label: options for label, options in comparison.VARIANTS.items() if "newcomer" not in label}
+VARIANTS["Lottery Pools (interpolation, by the loss)"] = BY_LOSS
 VARIANTS["calibrated tickets"] = CALIBRATED
 TICKETS, *METHODS = VARIANTS
 POOL, RENEWED = METHODS[0], METHODS[-1]

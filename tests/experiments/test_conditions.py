@@ -59,7 +59,7 @@ def test_the_settings_of_fashion_mnist(monkeypatch):
     names += ["samples-2000", "samples-6000", "samples-18000"]
     assert list(of) == [f"seed-{seed}{name}" for seed in (0, 1) for name in ("", *(f"-{each}" for each in names))]
     assert of["seed-0"] is None  # that of the other experiments, and the point that the axes have in common
-    assert len(plan.parts) == 2 * 10 * 13 * 6
+    assert len(plan.parts) == 2 * 10 * 13 * 7
     changed = {name: of[f"seed-0-{name}"].preset for name in names}
     assert changed["label-noise-0.4"] == replace(preset, data=replace(preset.data, label_noise=0.4))
     assert changed["samples-6000"] == replace(preset, data=replace(preset.data, train=6000))
@@ -120,17 +120,17 @@ def test_results_are_those_of_the_networks(studied):
 def test_tables_have_a_line_for_each_setting_and_variant(studied):
     found = results(studied, "conditions")
     noise, epochs, samples, search = found["tables"]
-    assert [line[0] for line in noise["lines"]] == ["0%"] * 6 + ["20%"] * 6
-    assert [line[0] for line in epochs["lines"]] == ["3"] * 6 + ["6"] * 6
-    assert [line[0] for line in samples["lines"]] == ["100"] * 6 + ["200"] * 6
+    assert [line[0] for line in noise["lines"]] == ["0%"] * 7 + ["20%"] * 7
+    assert [line[0] for line in epochs["lines"]] == ["3"] * 7 + ["6"] * 7
+    assert [line[0] for line in samples["lines"]] == ["100"] * 7 + ["200"] * 7
     assert [line[0] for line in search["lines"]] == conditions.METHODS
-    assert noise["lines"][:6] == [["0%", *line[1:]] for line in samples["lines"][6:]]  # what they have in common
+    assert noise["lines"][:7] == [["0%", *line[1:]] for line in samples["lines"][7:]]  # what they have in common
     costs = [line[noise["heads"].index("epochs of training")] for line in epochs["lines"]]
-    assert costs == ["3 to 5", *["5"] * 4, "3 to 5", "6 to 11", *["11"] * 4, "6 to 11"]
+    assert costs == ["3 to 5", *["5"] * 5, "3 to 5", "6 to 11", *["11"] * 5, "6 to 11"]
     by_hand = [
         r["gain_values"] for r in found["records"] if r["variant"] == conditions.POOL and r["label_noise"] == 0.2
     ]
-    line = noise["lines"][7]
+    line = noise["lines"][8]
     means = [statistics.fmean(values) for values in zip(*by_hand, strict=True)]
     assert line[1] == conditions.POOL
     assert line[3] == f"{100 * statistics.fmean(means):+.2f}±{100 * statistics.stdev(means):.2f}"
@@ -178,10 +178,10 @@ def test_a_study_of_some_settings_shows_these(preset):
     few = [part for part in plan.parts if part.condition is None or part.condition.name == "epochs-6"]
     found = plan.show([Measured(p, {"density": 1.0, "accuracy": 0.5, "forward_samples": 1}) for p in few])
     assert len(found.records) == 2 * 2 * len(conditions.VARIANTS)
-    assert [len(table.lines) for table in found.tables] == [6, 12, 6, 5]
+    assert [len(table.lines) for table in found.tables] == [7, 14, 7, 6]
     longer = [part for part in few if part.condition is not None]
     found = plan.show([Measured(p, {"density": 1.0, "accuracy": 0.5, "forward_samples": 1}) for p in longer])
-    assert [len(table.lines) for table in found.tables] == [6, 5] and "gain by more epochs" not in found.summary
+    assert [len(table.lines) for table in found.tables] == [7, 6] and "gain by more epochs" not in found.summary
 
 
 def test_it_goes_on_where_it_stopped(studied, monkeypatch):
@@ -218,7 +218,7 @@ def test_tickets_of_another_setting_are_refused(studied):
 def test_a_forecast_counts_the_epochs_of_every_setting(studied, preset, tmp_path):
     lines = forecast(studied, {"conditions": conditions.plan(preset, [0])})
     assert lines == [
-        "conditions: 48 of 48 parts are finished; at most 0 networks to evaluate",
+        "conditions: 56 of 56 parts are finished; at most 0 networks to evaluate",
         "epochs of training: none",
     ]
     fresh = Study(tmp_path / "none", preset, [0], progress=False)
