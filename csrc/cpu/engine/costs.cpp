@@ -42,8 +42,8 @@ double lane_cost(const Convolution& convolution, const Activations& out, int64_t
   return kWeight + kLane * double(std::min(lanes, kImages)) / kImages;
 }
 
-// As winograd_cost, with stride 2: 169 products for 784, of a tile at a time. The fewer filters lie together, the more of the
-// time its inputs are loaded.
+// As winograd_cost, with stride 2: 169 products for 784, of a tile at a time. The fewer filters lie together, the more
+// of the time its inputs are loaded.
 double strided_winograd_cost(const Convolution& convolution, const Activations& out) {
   constexpr double kProducts = 0.03, kLoads = 0.84, kInput = 3, kOutput = 0.2;
   const double products = kProducts + kLoads / loops().strided_winograd_filters;

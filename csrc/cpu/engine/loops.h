@@ -131,7 +131,7 @@ using LaneLoop = void (*)(const LaneTask& task, int64_t first, int64_t last, flo
 
 // Computes, for some tiles at once, the groups from `first` to `last` of filters that lie together. `memory` has room for
 // 36 * (tiles * (channels + filters that lie together) + 1) pixels; with stride 2, for one tile's 169 pixels of each
-// channel and 28 of each filter that lies together.
+// channel and 112 of each filter that lies together.
 using WinogradLoop = void (*)(const WinogradTask& task, const WinogradTile* tiles, int64_t first, int64_t last,
                               float* memory);
 

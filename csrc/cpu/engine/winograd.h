@@ -11,6 +11,7 @@ namespace lpk::engine {
 static constexpr bool winograd_strided(const Convolution& convolution) { return convolution.stride_y == 2; }
 
 constexpr int64_t kStridedWindow = 13;            // pixels, squared, that the windows of 4 x 4 outputs cover
+constexpr int64_t kStridedGroups = 4;             // of filters, for which a column of positions is taken
 constexpr int64_t kEven = 7, kOdd = 6;            // positions in a row or column of a phase with 4 weights, and with 3
 constexpr int64_t kBoth = kEven + kOdd;
 constexpr int64_t kStridedPositions = kBoth * kBoth;  // of all phases

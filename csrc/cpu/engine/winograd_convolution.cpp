@@ -1,6 +1,5 @@
-#include <vector>
-
 #include <stdexcept>
+#include <vector>
 
 #include "tiling.h"
 #include "winograd.h"
@@ -122,7 +121,7 @@ void winograd_convolution(const Activations& out, const Activations& in, const C
                           residual == nullptr ? 0 : residual->row_stride,
                           finish_of(epilogue, out)};
   parallel_for(batches * ranges, threads, [&](int64_t begin, int64_t end, int) {
-    const Sums memory(strided ? kStridedPositions * convolution.channels + together * kOutputs * kEven
+    const Sums memory(strided ? kStridedPositions * convolution.channels + kStridedGroups * together * kOutputs * kEven
                               // One pixel more for each position, so that positions do not share cache sets.
                               : kPositions * (convolution.channels * at_once + 1 + together * at_once));
     std::vector<WinogradTile> tiles(at_once);
