@@ -57,7 +57,7 @@ double strided_winograd_cost(const Convolution& convolution, const Activations& 
 // do. Tiles that reach beyond the image are computed in vain. Four times as many weights have to come from memory for
 // all pixels of a block; too many do not fit into any cache.
 double winograd_cost(const Convolution& convolution, const Activations& out) {
-  constexpr double kProducts = 0.3, kInput = 2.4, kOutput = 2.4, kWeights = 16, kWeightsOfOne = 2;
+  constexpr double kProducts = 0.26, kInput = 2.4, kOutput = 2.4, kWeights = 0.7;
   constexpr int64_t kMostWeights = (16 << 20) / sizeof(float);
   const int64_t together = winograd_together(convolution, out);
   if (!winograd_applies(convolution) || winograd_filters_size(convolution, together) > kMostWeights)
@@ -67,9 +67,8 @@ double winograd_cost(const Convolution& convolution, const Activations& out) {
   const int64_t at_once = loops().winograd_tiles(together);
   const double computed = double((tiles + at_once - 1) / at_once * at_once * kOutputs * kOutputs);
   const double pixels = double(out.height * out.width);
-  const double weights = at_once == 1 && tiles == 1 ? kWeightsOfOne : kWeights;
   const double memory =
-      kInput / double(convolution.filters) + kOutput / double(convolution.channels) + weights / computed;
+      kInput / double(convolution.filters) + kOutput / double(convolution.channels) + kWeights / computed;
   return computed / pixels * (kProducts + loops().memory_cost * memory);
 }
 
