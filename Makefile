@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN ?= lpk-demo
 
-.PHONY: demo test lint docs bench sanitize clean
+.PHONY: demo test lint docs bench sanitize dist clean
 
 demo: $(VENV)/.extension
 	$(VENV)/bin/lpk demo $(RUN)
@@ -18,6 +18,7 @@ lint: $(VENV)/.packages
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy --strict tests/typed.py
 
 docs: $(VENV)/.packages
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
@@ -28,12 +29,16 @@ bench: $(VENV)/.extension
 sanitize: $(VENV)/.packages
 	PYTHON=$(VENV)/bin/python tests/sanitize.sh
 
+# The source distribution and the wheel, in dist/, each tried in an environment of its own.
+dist: $(VENV)/.packages
+	PYTHON=$(VENV)/bin/python tests/dist.sh
+
 # The packages, once for each change of what is asked for. pip builds the extension with them, by the same CMake as below.
 $(VENV)/.packages: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt 'setuptools>=77' pybind11 'cmake>=3.24' ninja
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pip install --no-build-isolation -c constraints.txt -e '.[cli,export,test,lint,docs]'
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pip install --no-build-isolation -c constraints.txt -e '.[cli,export,test,lint,docs,dist]'
 	touch $@
 
 # The extension, whenever its sources changed.
@@ -42,4 +47,4 @@ $(VENV)/.extension: $(VENV)/.packages setup.py CMakeLists.txt $(wildcard csrc/* 
 	touch $@
 
 clean:
-	rm -rf build lpk/_core*.so lpk/_plain*.so lpk.egg-info .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	rm -rf build dist lpk/_core*.so lpk/_plain*.so lpk.egg-info .mypy_cache .pytest_cache .ruff_cache .benchmarks

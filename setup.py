@@ -80,10 +80,12 @@ class CMakeBuild(build_ext):
         cache = build / "CMakeCache.txt"
         if cache.exists() and not self.same_tools(cache):
             shutil.rmtree(build)  # pip builds in a new environment each time: its paths are gone
+        make = ["cmake", "--build", str(build), "--target"]
         if name == "_core":
             subprocess.run(configure, check=True)
-        # lpk._plain may not compile with another version's classes.
-        complete = subprocess.run(["cmake", "--build", str(build), "--target", name], check=name == "_core")
+            # Both at once, so that no processor waits. lpk._plain may not compile with another version's classes.
+            subprocess.run([*make, "all", "--", "-k", "0"], check=False)
+        complete = subprocess.run([*make, name], check=name == "_core")
         built = next((build / "out").glob(f"{name}*"), None)
         if complete.returncode != 0 or built is None:
             print("lpk._plain was not built; lpk works without it, and a call takes some microseconds more")

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,54 @@ from lpk.tickets.ticket import Ticket
 from lpk.tickets.tickets import Tickets
 
 
+@overload
+def pool(
+    tickets: Tickets | str | Path | Sequence[Ticket | dict[str, Tensor]],
+    target: int,
+    *,
+    model: nn.Module,
+    validation: Samples | None = ...,
+    calibration: Inputs | None = ...,
+    evaluate: Callable[[nn.Module], float] | None = ...,
+    criterion: str = ...,
+    coefficients: Sequence[float] = ...,
+    method: str = ...,
+    prune: str = ...,
+    candidates: int | None = ...,
+    search: str = ...,
+    statistics: str = ...,
+    tolerance: float = ...,
+    backend: str = ...,
+    error: float = ...,
+    batch_size: int | None = ...,
+    autocast: torch.dtype | str | None = ...,
+    device: torch.device | str | None = ...,
+    progress: bool = ...,
+) -> Pooled: ...
+@overload
+def pool(
+    tickets: Tickets | str | Path | Sequence[Ticket | dict[str, Tensor]],
+    target: None = ...,
+    *,
+    model: nn.Module,
+    validation: Samples | None = ...,
+    calibration: Inputs | None = ...,
+    evaluate: Callable[[nn.Module], float] | None = ...,
+    criterion: str = ...,
+    coefficients: Sequence[float] = ...,
+    method: str = ...,
+    prune: str = ...,
+    candidates: int | None = ...,
+    search: str = ...,
+    statistics: str = ...,
+    tolerance: float = ...,
+    backend: str = ...,
+    error: float = ...,
+    batch_size: int | None = ...,
+    autocast: torch.dtype | str | None = ...,
+    device: torch.device | str | None = ...,
+    progress: bool = ...,
+) -> list[Pooled]: ...
 def pool(
     tickets: Tickets | str | Path | Sequence[Ticket | dict[str, Tensor]],
     target: int | None = None,

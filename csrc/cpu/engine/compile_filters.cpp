@@ -10,7 +10,7 @@ namespace lpk::engine {
 namespace {
 
 constexpr int kSums = int(kCompiledSums), kLow = 30, kOther = 31;  // vector registers
-constexpr int64_t kFloat = sizeof(float), kPixel = kImages * kFloat;  // bytes
+constexpr int64_t kPixel = kImages * kFloat;  // bytes
 constexpr int64_t kReach = 128;  // weights on either side of the pointer to them, which short offsets reach
 // How many there are in a part. The code of those of windows stays in the first-level cache, and so do their inputs,
 // which the windows of neighbouring pixels share.

@@ -14,6 +14,8 @@
 
 namespace lpk::engine {
 
+constexpr int64_t kFloat = sizeof(float);
+
 // Some inputs' products: as much code as the first-level cache holds for the next pixel.
 struct CompiledPart {
   const void* code;

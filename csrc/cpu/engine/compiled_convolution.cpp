@@ -6,8 +6,6 @@
 namespace lpk::engine {
 namespace {
 
-constexpr int64_t kFloat = sizeof(float);
-
 // Rows of outputs, or pieces of one, that are computed for some filters before the next: their code and their weights
 // come from further away than what is computed.
 struct Pieces {
