@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Any
 from lpk.version import OWN as __version__
 
 if TYPE_CHECKING:
+    from lpk import data as data
+    from lpk import experiments as experiments
     from lpk import export, ops
+    from lpk import models as models
+    from lpk import presets as presets
+    from lpk import sparse as sparse
     from lpk.pooling.methods import COEFFICIENTS
     from lpk.pooling.pool import pool
     from lpk.pruning.imp import imp

@@ -5,8 +5,11 @@ A command imports what it needs when it runs: PyTorch takes seconds, and --help 
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -15,58 +18,44 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from lpk import presets, terminal, version
+from lpk import choices, presets, terminal, version
+from lpk.options import (
+    DTYPES,
+    EXPERIMENTS,
+    FORMATS,
+    Command,
+    DataPath,
+    Device,
+    Group,
+    OwnSeed,
+    PresetName,
+    Quiet,
+    RunPath,
+    RunSeed,
+    Threads,
+    completion,
+    named,
+    user_path,
+)
 from lpk.pooling.methods import CRITERIA, METHODS, PRUNE, SEARCHES
 from lpk.pruning.recipe import AUTOCASTS
 
 if TYPE_CHECKING:
+    from lpk.experiments import Study
     from lpk.run import Run
     from lpk.tickets.tickets import Tickets
 
-FORMATS = ("sparse", "onnx", "torch", "state-dict")
-DTYPES = (*AUTOCASTS, "float32")  # what a preset can be told to train in
-
 app = typer.Typer(
+    cls=Group,
     help="Lottery Pools: the tickets of iterative magnitude pruning, interpolated into stronger ones.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+command = functools.partial(app.command, cls=Command)
 console = terminal.console()
 
 # typer brings a click of its own, or takes the one that is installed
 UsageError: type[typer.BadParameter] = typer.BadParameter.mro()[1]
-
-KEPT = {  # what an interrupted command leaves, and how to go on
-    "imp": "the finished rounds and epochs are kept: the same command goes on from there",
-    "demo": "the finished rounds and epochs are kept: the same command goes on from there",
-    "run": "the finished rounds, epochs and parts are kept: the same command goes on from there",
-    "pool": "what was there before is kept: the same command begins this search again",
-}
-
-
-def user_path(text: str | Path) -> Path:
-    """A path of the command line; the shell does not expand every `~`."""
-    if not str(text):
-        raise typer.BadParameter("a path is empty; `.` is the present directory")
-    return Path(text).expanduser()
-
-
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", parser=user_path, help="The run directory.")]
-DataPath = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        metavar="DIR",
-        parser=user_path,
-        help="Where the data set lies; else LPK_DATA, the cache, the system, a download.",
-    ),
-]
-OwnSeed = Annotated[int, typer.Option("--seed", help="Of initialization, data split and order of the samples.")]
-RunSeed = Annotated[int | None, typer.Option("--seed", help="Checked against the run's own seed, where given.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="How many threads to use; default: PyTorch's.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, …; default: a GPU where there is one.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
 def show_version(wanted: bool) -> None:
@@ -84,7 +73,7 @@ def common(
     pass
 
 
-@app.command()
+@command()
 def backends() -> None:
     """Says which kernels are compiled in, and which of them run here."""
     from lpk import ops
@@ -93,12 +82,12 @@ def backends() -> None:
         _say(f"{backend}: {state}")
 
 
-@app.command()
+@command()
 def demo(
     run: RunPath = Path("lpk-demo"),
     data: DataPath = None,
     seed: OwnSeed = 0,
-    preset: Annotated[str, typer.Option(help="A preset's name or a TOML file.")] = "demo",
+    preset: PresetName = "demo",
     threads: Threads = None,
     device: Device = None,
     quiet: Quiet = False,
@@ -128,17 +117,18 @@ def _demo(run: Run, quiet: bool) -> None:
         f" ({run.data.source}): {samples['train']} training, {samples['validation']} validation and {samples['test']} "
         f"test images; {run.preset.imp.rounds} rounds of pruning, seed {run.seed}",
     )
-    results = one_run.compare(run, progress=not quiet)
+    with _keeping(functools.partial(_kept_tickets, run.path, run.preset.imp.rounds + 1)):
+        results = one_run.compare(run, progress=not quiet)
     _show(run, results)
 
 
-@app.command()
+@command()
 def imp(
     run: RunPath,
-    preset: Annotated[str, typer.Option(help=f"One of {', '.join(presets.names())}; or a TOML file.")] = "demo",
+    preset: PresetName = "demo",
     autocast: Annotated[
         str | None,
-        typer.Option(help=f"What a new run is trained in, {' or '.join(DTYPES)}; default: what the preset says."),
+        named(f"What a new run is trained in, {' or '.join(DTYPES)}; default: what the preset says.", *DTYPES),
     ] = None,
     data: DataPath = None,
     seed: OwnSeed = 0,
@@ -152,15 +142,16 @@ def imp(
     _use(threads)
     settings = presets.load(preset)
     if autocast is not None:
-        _check_choice("autocast", autocast, DTYPES)
+        choices.check("autocast", autocast, DTYPES)
         recipe = replace(settings.train, autocast=autocast if autocast in AUTOCASTS else None)
         settings = replace(settings, train=recipe)
-    with Run.create(run, settings, seed=seed, root=data, device=device) as created:
+    kept = functools.partial(_kept_tickets, run, settings.imp.rounds + 1)
+    with _keeping(kept), Run.create(run, settings, seed=seed, root=data, device=device) as created:
         tickets = created.imp(progress=not quiet)
     _say_tickets(tickets, run)
 
 
-@app.command(name="import")
+@command(name="import")
 def import_(
     sources: Annotated[
         list[Path],
@@ -172,13 +163,15 @@ def import_(
     ],
     run: RunPath,
     preset: Annotated[
-        str | None, typer.Option(help="Names the data set and the network, for `lpk pool` and `lpk eval`.")
+        str | None, named("Names the data set and the network, for `lpk pool` and `lpk eval`.", *presets.names())
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="The network, where it is not the preset's: torchvision/NAME, timm/NAME, …")
+        str | None,
+        typer.Option(metavar="NAME", help="The network, where it is not the preset's: torchvision/NAME, timm/NAME, …"),
     ] = None,
     key: Annotated[
-        str | None, typer.Option(help="Where the state dict stands in each PyTorch file, if there are several.")
+        str | None,
+        typer.Option(metavar="NAME", help="Where the state dict stands in each PyTorch file, if there are several."),
     ] = None,
     data: DataPath = None,
     seed: OwnSeed = 0,
@@ -206,15 +199,19 @@ def import_(
     _say_tickets(tickets, run)
 
 
-@app.command()
+@command()
 def pool(
     run: RunPath,
-    target: Annotated[int | None, typer.Option(help="The round of the ticket to improve; default: every one.")] = None,
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "interpolation",
-    prune: Annotated[str, typer.Option(help=f"One of {', '.join(PRUNE)}.")] = "during",
-    candidates: Annotated[int | None, typer.Option(help="How many of the nearest tickets; default: all.")] = None,
-    criterion: Annotated[str, typer.Option(help=f"What picks: {' or '.join(CRITERIA)}.")] = "accuracy",
-    search: Annotated[str, typer.Option(help=f"One of {', '.join(SEARCHES)}.")] = "bounded",
+    target: Annotated[
+        int | None, typer.Option(metavar="N", help="The round of the ticket to improve; default: every one.")
+    ] = None,
+    method: Annotated[str, named(f"One of {', '.join(METHODS)}.", *METHODS)] = "interpolation",
+    prune: Annotated[str, named(f"One of {', '.join(PRUNE)}.", *PRUNE)] = "during",
+    candidates: Annotated[
+        int | None, typer.Option(metavar="N", help="How many of the nearest tickets; default: all.")
+    ] = None,
+    criterion: Annotated[str, named(f"What picks: {' or '.join(CRITERIA)}.", *CRITERIA)] = "accuracy",
+    search: Annotated[str, named(f"One of {', '.join(SEARCHES)}.", *SEARCHES)] = "bounded",
     data: DataPath = None,
     seed: RunSeed = None,
     threads: Threads = None,
@@ -226,7 +223,8 @@ def pool(
     from lpk.run import Run
 
     _use(threads)
-    with Run.open(run, seed=seed, root=data, device=device) as opened:
+    kept = f"what was there before is kept; `{terminal.command()}` begins this search again"
+    with _keeping(lambda: kept), Run.open(run, seed=seed, root=data, device=device) as opened:
         options: dict[str, Any] = {
             "prune": prune,
             "candidates": candidates,
@@ -239,23 +237,26 @@ def pool(
     _say("Validation accuracies pick and flatter; `lpk eval` reports the test set.")
 
 
-@app.command(name="export")
+@command(name="export")
 def export_network(
     run: RunPath,
     out: Annotated[Path, typer.Argument(metavar="OUT", parser=user_path, help="The file to write.")],
-    target: Annotated[int, typer.Option(help="The round of the network.")],
+    target: Annotated[int, typer.Option(metavar="N", help="The round of the network.")],
     method: Annotated[
-        str, typer.Option(help=f"Of the pool: one of {', '.join(METHODS)}; or ticket.")
+        str, named(f"Of the pool: one of {', '.join(METHODS)}; or ticket.", *METHODS, "ticket")
     ] = "interpolation",
-    format: Annotated[str, typer.Option(help=f"One of {', '.join(FORMATS)}.")] = "sparse",
+    format: Annotated[str, named(f"One of {', '.join(FORMATS)}.", *FORMATS)] = "sparse",
     data: DataPath = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT; make the directories that lead to it.")] = False,
 ) -> None:
     """Writes one network to a file for other programs: small, or as ONNX, a program of torch.export or a state dict."""
     from lpk import export, sparse
     from lpk.run import Run, network
 
-    _check_choice("method", method, (*METHODS, "ticket"))
-    _check_choice("format", format, FORMATS)
+    choices.check("method", method, (*METHODS, "ticket"))
+    choices.check("format", format, FORMATS)
+    if not force:
+        _check_new(out)
     state, masks = network(run, target, method)
     if format == "sparse":
         sparse.save_sparse(out, state, masks)
@@ -271,7 +272,7 @@ def export_network(
     _say(f"wrote {out}: {size:,} bytes, {size / dense:.1%} of the dense network's {dense:,}")
 
 
-@app.command(name="eval")
+@command(name="eval")
 def evaluate(
     run: RunPath,
     data: DataPath = None,
@@ -290,7 +291,7 @@ def evaluate(
         _say_results(results)
 
 
-@app.command(name="report")
+@command(name="report")
 def write_report(run: RunPath, seed: RunSeed = None) -> None:
     """Writes report.html from the run's results.json."""
     from lpk.experiments import demo as one_run
@@ -306,17 +307,22 @@ def write_report(run: RunPath, seed: RunSeed = None) -> None:
     _say(f"wrote {run / REPORT} and {PLOT}")
 
 
-@app.command(name="run")
+@command(name="run")
 def run_experiment(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="An experiment, or all of the paper; see --list.")
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="An experiment, or all of the paper; see --list.",
+            autocompletion=completion(EXPERIMENTS),
+        ),
     ] = None,
-    preset: Annotated[str, typer.Option(help=f"One of {', '.join(presets.names())}; or a TOML file.")] = "demo",
-    seeds: Annotated[int, typer.Option(min=1, help="How many: seeds 0, 1, 2, …")] = 3,
+    preset: PresetName = "demo",
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="How many: seeds 0, 1, 2, …")] = 3,
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", parser=user_path, help="Default: lpk-experiments/PRESET. Experiments share its tickets."
+            metavar="DIR", parser=user_path, help="Default: PRESET in lpk-experiments. Experiments share its tickets."
         ),
     ] = None,
     data: DataPath = None,
@@ -344,10 +350,45 @@ def run_experiment(
         for line in forecast(study, plans):
             _say(line)
         return
-    for each in names:
-        findings = experiments.carry_out(each, study)
-        _say(each, f": {findings.summary}")
-        _say(f"wrote {out / each / RESULTS}, {each}.csv and {out / REPORT}")
+    with _keeping(lambda: _kept_parts(study, names)):
+        for each in names:
+            findings = experiments.carry_out(each, study)
+            _say(each, f": {findings.summary}")
+            _say(f"wrote {out / each / RESULTS}, {each}.csv and {out / REPORT}")
+
+
+@contextmanager
+def _keeping(kept: Callable[[], str]) -> Iterator[None]:
+    """An interrupt inside says what `kept` returns: what is finished, and the command that goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with suppress(Exception):  # what is damaged is said by the next command
+            raise KeyboardInterrupt(kept()) from None
+        raise
+
+
+def _kept_tickets(run: Path, rounds: int) -> str:
+    from lpk.tickets.store import TicketStore
+
+    try:
+        count = len(TicketStore.open(run / "tickets").listed)
+    except (OSError, ValueError):
+        count = 0
+    return f"{count} of {rounds} tickets and the finished epochs are kept; `{terminal.command()}` goes on from there"
+
+
+def _kept_parts(study: Study, names: Sequence[str]) -> str:
+    from lpk.experiments import EXPERIMENTS
+    from lpk.experiments.study import groups
+
+    plans = {name: EXPERIMENTS[name].plan(study.preset, study.seeds) for name in names}
+    parts = [part for name, plan in plans.items() for group in groups(plan) for part in study.finished(name, group)]
+    count = sum(part is not None for part in parts)
+    return (
+        f"{count} of {len(parts)} parts and the finished tickets and epochs are kept; "
+        f"`{terminal.command()}` goes on from there"
+    )
 
 
 def _say_tickets(tickets: Tickets, run: Path) -> None:
@@ -365,7 +406,7 @@ def _show(run: Run, results: dict[str, Any]) -> None:
 def _say_results(results: dict[str, Any]) -> None:
     from lpk.reporting import report
 
-    console.print(report.table(results))
+    console.print(report.Accuracies(results))
     _say(report.summary(results))
 
 
@@ -391,9 +432,12 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+def _check_new(path: Path) -> None:
+    """Raises OSError where a file is there, or its directory is not."""
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists already; --force replaces it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is no directory; --force makes it")
 
 
 def _use(threads: int | None) -> None:
@@ -407,6 +451,8 @@ def main() -> None:
     """Errors that a user can mend are one line; anything else is a bug and shows where."""
     command = typer.main.get_command(app)
     name = None
+    if "_LPK_COMPLETE" in os.environ:  # the shell asks
+        command(prog_name="lpk")
     try:
         # not command(): it would frame an error of the arguments in a box
         with command.make_context("lpk", sys.argv[1:] or ["--help"]) as context:
@@ -417,16 +463,23 @@ def main() -> None:
     except typer.Exit as ended:
         sys.exit(ended.exit_code)
     except UsageError as error:
-        _complain(f"{error.format_message()} (`lpk {f'{name} ' if name else ''}--help` says what there is)")
+        _complain(f"{_message(error)} (`lpk {f'{name} ' if name else ''}--help` says what there is)")
         sys.exit(2)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         _complain(terminal.reason(error), keep="\n" if getattr(error, "many_lines", False) else "")
         sys.exit(1)
-    except KeyboardInterrupt:
-        kept = KEPT.get(name or "", "what was there before is kept: the same command begins again")
-        terminal.console(stderr=True).print(f"interrupted; {kept}", soft_wrap=True)
+    except KeyboardInterrupt as interrupt:
+        kept = str(interrupt) or f"what was there before is kept; `{terminal.command()}` begins again"
+        terminal.console(stderr=True).print(terminal.plain(f"interrupted; {kept}"), soft_wrap=True)
         sys.exit(130)
     sys.exit(0)
+
+
+def _message(error: typer.BadParameter) -> str:
+    """What is wrong with the arguments; an option that was meant is suggested as any other name is."""
+    if close := getattr(error, "possibilities", None):
+        return f"{error.message}. Did you mean {' or '.join(map(repr, close))}?"
+    return error.format_message()
 
 
 def _complain(text: str, keep: str = "") -> None:

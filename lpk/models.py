@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from lpk import extras, schema
+from lpk import choices, extras, schema
 
 extras.need("lpk.models", "torchvision")
 
@@ -32,7 +32,8 @@ def build(name: str, *, classes: int, shape: Shape, **options: Any) -> nn.Module
     known = option_types(name)
     unknown = sorted(options.keys() - known.keys())
     if unknown:
-        raise ValueError(f"{name} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+        close = choices.suggestion(unknown[0], known)
+        raise ValueError(f"{name} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}{close}")
     for key, value in {"classes": classes, "shape": shape, **options}.items():
         if any(size < 1 for size in (value if isinstance(value, list | tuple) else [value])):
             raise ValueError(f"{key} is {value}; every size in it must be at least 1")
@@ -50,15 +51,19 @@ def _network(name: str) -> Callable[..., nn.Module]:
     if theirs and library in _LIBRARIES:
         return functools.partial(_LIBRARIES[library], theirs)
     if name not in NAMES:
-        wrong = schema.shortened(name)
-        raise ValueError(f"model is {wrong}; it must be one of {', '.join(NAMES)}, torchvision/NAME or timm/NAME")
+        wrong, close = schema.shortened(name), choices.suggestion(name, NAMES)
+        raise ValueError(
+            f"model is {wrong}; it must be one of {', '.join(NAMES)}, torchvision/NAME or timm/NAME{close}"
+        )
     return _NETWORKS[name]
 
 
 def _torchvision(name: str, classes: int, shape: Shape) -> nn.Module:
-    if name not in torchvision.models.list_models(torchvision.models):
+    known = torchvision.models.list_models(torchvision.models)
+    if name not in known:
         raise ValueError(
             f"torchvision has no classifier {schema.shortened(name)}; torchvision.models.list_models() names them"
+            f"{choices.suggestion(name, known)}"
         )
     if shape[0] != 3:
         raise ValueError(f"shape is {shape}; the networks of torchvision take images of 3 channels")
@@ -71,7 +76,8 @@ def _timm(name: str, classes: int, shape: Shape) -> nn.Module:
     import timm
 
     if not timm.is_model(name):
-        raise ValueError(f"timm has no model {schema.shortened(name)}; timm.list_models() names them")
+        wrong, close = schema.shortened(name), choices.suggestion(name, timm.list_models())
+        raise ValueError(f"timm has no model {wrong}; timm.list_models() names them{close}")
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=shape[0])
     return model
 

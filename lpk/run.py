@@ -12,8 +12,6 @@ from __future__ import annotations
 import datetime
 import os
 import re
-import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lpk import models, presets, schema
+from lpk import models, presets, schema, terminal
 from lpk.data.sets import Data
 from lpk.data.sets import load as load_data
 from lpk.data.splits import Split
@@ -110,7 +108,7 @@ class Run:
                     "calibration": preset.pool.calibration,
                     "test": len(loaded.test),
                 },
-                "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                "command": terminal.command(),
                 "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "device": str(_device(device)),
                 "versions": versions(),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
+import sys
+from pathlib import Path
 from typing import IO
 
 from rich.console import Console
@@ -23,6 +26,12 @@ def bold(*parts: str) -> Text:
 def plain(text: object, keep: str = "") -> str:
     """The text with what is not printable, `keep` excepted, written as Python would: names of files hold anything."""
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def command() -> str:
+    """What this process was started with, as a shell reads it."""
+    name = Path(sys.argv[0]).name
+    return f"{'python -m lpk' if name == '__main__.py' else shlex.quote(name)} {shlex.join(sys.argv[1:])}".strip()
 
 
 def reason(error: BaseException) -> str:

@@ -7,18 +7,21 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import time
 from contextlib import redirect_stderr
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import safetensors.torch
 import torch
 
-from lpk import cli, models, presets, progress
+from lpk import cli, experiments, models, presets, progress, terminal
 from lpk.data import sets as data
+from lpk.options import EXPERIMENTS
 from lpk.run import Run
 from lpk.sparse import load_sparse
 from lpk.tickets.pooled import Pooled
@@ -215,7 +218,7 @@ def test_export(run, preset, tmp_path):
         ((), pooled.state_dict, pooled.masks),
         (("--method", "ticket", "--format", "sparse"), ticket.state_dict, ticket.masks),
     ):
-        text = lpk("export", run, tmp_path / "net", "--target", 2, *options)
+        text = lpk("export", run, tmp_path / "net", "--target", 2, "--force", *options)
         size = (tmp_path / "net").stat().st_size
         assert f"{size:,} bytes, {size / dense:.1%} of the dense network's {dense:,}" in text
         state, read = load_sparse(tmp_path / "net")
@@ -242,6 +245,26 @@ def test_errors_of_export(run, tmp_path):
     ):
         assert message in error("export", *arguments, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_export_replaces_nothing_and_makes_no_directory_unless_it_is_forced(run, tmp_path):
+    there, away = tmp_path / "there", tmp_path / "far" / "away" / "net"
+    there.write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    command = ("export", run, "--target", 1, "--method", "ticket")
+    for out, message in (
+        (there, "there exists already; --force replaces it"),
+        (tmp_path / "link", "link exists already; --force replaces it"),
+        (tmp_path, "exists already"),
+        (away, "away is no directory; --force makes it"),
+        (there / "net", "there is no directory"),
+    ):
+        assert message in error(*command, out)
+    assert there.read_text() == "mine" and {path.name for path in tmp_path.iterdir()} == {"there", "link"}
+    for out in (there, away):
+        lpk(*command, out, "--force")
+        assert load_sparse(out)
+    assert str(tmp_path) in error(*command, tmp_path, "--force")  # what is no file is not replaced by one
 
 
 def test_errors_are_one_line_and_lose_nothing(run, preset, tmp_path):
@@ -295,17 +318,38 @@ def test_an_interrupt_says_in_one_line_what_is_kept(run, preset, tmp_path, monke
         raise KeyboardInterrupt
 
     for place, arguments, message in (
-        ("lpk.run.imp", ("imp", tmp_path / "run", "--preset", preset), "finished rounds and epochs are kept: the same"),
         (
-            "lpk.experiments.demo.pool",
-            ("pool", run),
-            "what was there before is kept: the same command begins this search again",
+            "lpk.run.imp",
+            ("imp", tmp_path / "new", "--preset", preset),
+            "0 of 4 tickets and the finished epochs are kept; `{}` goes on from there",
         ),
-        ("lpk.experiments.demo.correct_predictions", ("eval", run), "what was there before is kept"),
+        ("lpk.run.imp", ("imp", run, "--preset", preset, "--seed", 4), "4 of 4 tickets and the finished epochs"),
+        ("lpk.run.imp", ("demo", run, "--preset", preset, "--seed", 4), "4 of 4 tickets and the finished epochs"),
+        ("lpk.experiments.demo.pool", ("pool", run), "what was there before is kept; `{}` begins this search again"),
+        ("lpk.experiments.demo.correct_predictions", ("eval", run), "what was there before is kept; `{}` begins again"),
+        (
+            "lpk.run.imp",
+            ("run", "prune", "--preset", preset, "--seeds", 1, "--out", tmp_path / "study"),
+            "0 of 12 parts and the finished tickets and epochs are kept; `{}` goes on from there",
+        ),
     ):
-        monkeypatch.setattr(place, interrupted)
-        status, _, err = here(*arguments, "--quiet")
-        assert status == 130 and len(err.strip().splitlines()) == 1 and message in err, err
+        with monkeypatch.context() as patched:
+            patched.setattr(place, interrupted)
+            status, _, err = here(*arguments, "--quiet")
+        message = message.replace("{}", shlex.join(["lpk", *map(str, arguments), "--quiet"]))
+        assert status == 130 and len(err.strip().splitlines()) == 1 and f"interrupted; {message}" in err, err
+
+
+@pytest.mark.parametrize("words", ["imp OUT", "run prune --seeds 1 --out OUT"])
+def test_an_interrupt_is_one_even_where_a_file_is_damaged(words, preset, tmp_path, monkeypatch):
+    def damaged(*_, store, **__):
+        store.mkdir()
+        (store / "tickets.json").write_text("{")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lpk.run.imp", damaged)
+    status, _, err = here(*words.replace("OUT", str(tmp_path)).split(), "--preset", preset, "--quiet")
+    assert status == 130 and len(err.strip().splitlines()) == 1 and err.startswith("interrupted; "), err
 
 
 def test_what_is_missing_is_named_with_the_command_that_makes_it(run, preset, tmp_path):
@@ -335,6 +379,76 @@ def test_paths_are_expanded(run, preset, tmp_path, monkeypatch):
     lpk("report", "~/run")
     lpk("export", "~/run", "~/net", "--target", 1)
     assert (tmp_path / "net").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (("imp", "run", "--preset", "cifar10-resnet"), "cifar10-resnet18"),
+        (("imp", "run", "--preset", "Fashion_MNIST"), "fashion-mnist"),
+        (("imp", "run", "--autocast", "bf16"), "bfloat16"),
+        (("run", "comparisn"), "comparison"),
+        (("export", "run", "out", "--target", 1, "--method", "emma"), "ema"),
+        (("export", "run", "out", "--target", 1, "--format", "ONNX"), "onnx"),
+        (("poool", "run"), "pool"),
+        (("pool", "run", "--quite"), "--quiet"),
+    ],
+)
+def test_a_name_that_is_nearly_right_is_suggested(arguments, meant, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = here(*arguments)
+    assert status in (1, 2) and len(err.strip().splitlines()) == 1 and f". Did you mean '{meant}'?" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_in_a_preset_that_are_nearly_right_are_suggested(tmp_path):
+    for ours, theirs, meant in (
+        ("[train]", "[trian]", "train"),
+        ("momentum", "momentun", "momentum"),
+        ('"small-resnet"', '"smallresnet"', "small-resnet"),
+        ('"digits"', '"digit"', "digits"),
+    ):
+        (tmp_path / "own.toml").write_text(TINY_PRESET.replace(ours, theirs))
+        assert f". Did you mean '{meant}'?" in error("imp", tmp_path / "run", "--preset", tmp_path / "own.toml")
+
+
+@pytest.mark.parametrize("width", [50, 80])
+def test_help_shows_flags_as_flags_and_names_whole(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    for command in ((), ("imp",), ("run",), ("export",), ("import",), ("pool",)):
+        _, text, _ = here(*command, "--help")
+        assert "--help" in text and "bool" not in text and "int range" not in text
+        if command:  # of these, --install-completion is too long at 50
+            assert not re.search(r"\S…", text), text
+    _, text, _ = here("imp", "--help")
+    assert all(name in text for name in presets.names())
+    assert re.search(r"--preset +NAME", text) and re.search(r"--quiet +No progress", text)
+    assert re.search(r"--seed +N +Of", text)
+
+
+def test_the_shell_completes_commands_options_and_values():
+    for words, found in (
+        (["p"], ["pool"]),
+        (["imp", "run", "--preset", "cifar100"], ["cifar100-resnet18", "cifar100-vgg16"]),
+        (["imp", "run", "--autocast", "b"], ["bfloat16"]),
+        (["pool", "run", "--method", "e"], ["ema", "ema-newcomer"]),
+        (["pool", "run", "--search", ""], ["bounded", "exhaustive", "racing"]),
+        (["export", "run", "out", "--fo"], ["--format", "--force"]),
+        (["run", "co"], ["comparison", "coefficients", "conditions"]),
+    ):
+        asked = {"_LPK_COMPLETE": "complete_bash", "COMP_WORDS": shlex.join(["lpk", *words]).replace("''", "")}
+        with mock.patch.dict(os.environ, asked | {"COMP_CWORD": str(len(words))}):
+            status, out, _ = here()
+        assert status == 0 and out.split() == found
+    assert {*EXPERIMENTS} == {"all", *experiments.EXPERIMENTS}
+    assert "--install-completion" in here("--help")[1]
+
+
+def test_the_command_is_named_as_it_was_given(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/lpk", "imp", "a run"])
+    assert terminal.command() == "lpk imp 'a run'"
+    monkeypatch.setattr("sys.argv", ["/somewhere/lpk/__main__.py", "backends"])
+    assert terminal.command() == "python -m lpk backends"
 
 
 def test_help_and_version():

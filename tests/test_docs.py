@@ -8,6 +8,8 @@ not installed, or where NAME is `gpu` and there is none.
 import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import NamedTuple
@@ -164,8 +166,9 @@ def test_commands_parse(page):
     for line in commands(page):
         _, name, *arguments = shlex.split(line, comments=True)
         try:
-            if name.startswith("-"):
-                lpk_command.make_context("lpk", [name, *arguments])
+            if name.startswith("-"):  # not parsed: it would be carried out
+                assert name in {"--help", *(option for each in lpk_command.params for option in each.opts)}, line
+                continue
             command = lpk_command.commands[name]
             options = command.make_context(name, arguments).params if arguments else {}  # else: it is only named
         except typer.Exit:  # --version, --help
@@ -185,6 +188,32 @@ def test_commands_are_found_and_wrong_ones_noticed(tmp_path):
     page.write_text("```sh\nlpk pool a --target one  # x\n```\n")
     with pytest.raises(pytest.fail.Exception, match="one"):
         test_commands_parse(page)
+
+
+def test_names_of_the_api_page_are_imported_as_it_says():
+    """In a process of its own: what the tests imported is an attribute of `lpk`, too."""
+    page = (ROOT / "docs" / "api.md").read_text()
+    said = set(re.findall(r"`(lpk\.[\w.]+)`", page.partition("Everything else")[0]))
+    assert said == {f"lpk.{name}" for name in (*lpk.__all__, *lpk._FOLDERS) if not name.startswith("__")}
+    headings = re.findall(r"\{heading: ([\w.]+)", page)
+    assert headings
+    lines = []
+    for name in (*sorted(said), *headings):
+        module, _, last = name.rpartition(".")
+        by_attribute = any(name == each or name.startswith(f"{each}.") for each in said)
+        lines.append(name if by_attribute else f"from {module} import {last}")
+    run = subprocess.run(
+        [sys.executable, "-c", "\n".join(["import lpk", *lines])], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_address_of_the_repository_stands_in_one_place():
+    placeholder = re.compile(r"<this repository>|git clone|repository-code|repo_url")
+    pages = [*TOP, *DOCS, ROOT / "CITATION.cff", ROOT / "mkdocs.yml"]
+    found = [(page.name, line) for page in pages for line in page.read_text().splitlines() if placeholder.search(line)]
+    found = [(name, line) for name, line in found if not line.startswith("- The repository's address")]
+    assert found == [("README.md", "    git clone <this repository> && cd lpk")]
 
 
 # --- links and versions -----------------------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "pool, again": ("pool RUN --threads 1 --quiet", "pooled"),
     "eval": ("eval RUN --threads 1 --quiet", "pooled"),
     "report": ("report RUN", "pooled"),
-    "export": ("export HERE/imp RUN/net --target 1 --method ticket", None),
+    "export": ("export HERE/imp RUN/net --target 1 --method ticket --force", None),
     "demo": ("demo RUN --preset HERE/tiny.toml --seed 4 --threads 1 --quiet", None),
     "run": ("run disagreement --preset HERE/tiny.toml --seeds 1 --out RUN --threads 1 --quiet", None),
     "run, pools": ("run dense --preset HERE/tiny.toml --seeds 1 --out RUN --threads 1 --quiet", None),

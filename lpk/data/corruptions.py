@@ -20,6 +20,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from lpk import choices
 from lpk.data.sets import Data, DataNotFound
 from lpk.data.splits import FolderSplit, MemorySplit, Split
 
@@ -63,6 +64,7 @@ def corrupted(data: Data, name: str, severity: int, *, root: Path | None = None)
     if name not in names(data.name) or severity not in SEVERITIES:
         raise ValueError(
             f"corruption is {name!r} of severity {severity}; there are {', '.join(names(data.name))}, 1 to 5"
+            f"{choices.suggestion(name, names(data.name)) if name not in names(data.name) else ''}"
         )
     split = data.test
     if data.name in FOLDERS:

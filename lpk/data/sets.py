@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpk import extras
+from lpk import choices, extras
 from lpk.data.preparation import generator
 from lpk.data.splits import FolderSplit, MemorySplit, Split, check_count, mislabelled
 
@@ -94,8 +94,7 @@ def load(
     ValueError: an unknown name, a label_noise outside 0 ≤ x < 1, a split that does not fit, a damaged file.
     DataNotFound: it is nowhere.
     """
-    if name not in NAMES:
-        raise ValueError(f"name is {name!r}; it must be one of {', '.join(NAMES)}")
+    choices.check("name", name, NAMES)
     source, whole, test = _find(name, root, download)
     check_count("validation", validation, 0, len(whole) - 1)
     rest = len(whole) - validation

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from lpk import choices
 from lpk.experiments import (
     averages,
     candidates,
@@ -96,7 +97,8 @@ EXPERIMENTS = {
 def chosen(name: str) -> list[str]:
     """The experiments that a name stands for: itself, or every one of the paper for "all"."""
     if name != "all" and name not in EXPERIMENTS:
-        raise ValueError(f"experiment is {name!r}; it must be all or one of {', '.join(EXPERIMENTS)}")
+        close = choices.suggestion(name, ["all", *EXPERIMENTS])
+        raise ValueError(f"experiment is {name!r}; it must be all or one of {', '.join(EXPERIMENTS)}{close}")
     return [each for each, experiment in EXPERIMENTS.items() if experiment.papers] if name == "all" else [name]
 
 

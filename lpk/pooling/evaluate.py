@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from lpk import choices
 from lpk.networks.flat import Layout
 from lpk.networks.flat_model import FlatModel
 from lpk.networks.replay import Recorder, is_gpu
@@ -69,10 +70,8 @@ class Evaluator:
         autocast: torch.dtype | str | None = None,
         device: torch.device | None = None,
     ) -> None:
-        if statistics not in STATISTICS:
-            raise ValueError(f"statistics is {statistics!r}; one of {', '.join(STATISTICS)} is possible")
-        if criterion not in CRITERIA:
-            raise ValueError(f"criterion is {criterion!r}; one of {', '.join(CRITERIA)} is possible")
+        choices.check("statistics", statistics, STATISTICS)
+        choices.check("criterion", criterion, CRITERIA)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; at least 1 is needed")
         if not 0.0 <= tolerance < math.inf:

@@ -7,14 +7,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import overload
+from typing import Required, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor, nn
 
+from lpk import choices
 from lpk.pooling.calibration import TOLERANCE
 from lpk.pooling.evaluate import Evaluator
-from lpk.pooling.methods import BACKENDS, COEFFICIENTS, METHODS, PRUNE, SEARCHES, Method
+from lpk.pooling.methods import BACKENDS, COEFFICIENTS, METHODS, PRUNE, SEARCHES
 from lpk.pooling.samples import Inputs, Samples
 from lpk.pooling.scores import alike, undone
 from lpk.pooling.search import Plan, Search
@@ -24,57 +25,40 @@ from lpk.tickets.pooled import Pooled
 from lpk.tickets.ticket import Ticket
 from lpk.tickets.tickets import Tickets
 
+Given = Tickets | str | Path | Sequence[Ticket | dict[str, Tensor]]  # the forms that tickets may have
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of `pool`, once for all of its overloads."""
+
+    model: Required[nn.Module]
+    validation: Samples | None
+    calibration: Inputs | None
+    evaluate: Callable[[nn.Module], float] | None
+    criterion: str
+    coefficients: Sequence[float]
+    method: str
+    prune: str
+    candidates: int | None
+    search: str
+    statistics: str
+    tolerance: float
+    backend: str
+    error: float
+    batch_size: int | None
+    autocast: torch.dtype | str | None
+    device: torch.device | str | None
+    progress: bool
+
 
 @overload
-def pool(
-    tickets: Tickets | str | Path | Sequence[Ticket | dict[str, Tensor]],
-    target: int,
-    *,
-    model: nn.Module,
-    validation: Samples | None = ...,
-    calibration: Inputs | None = ...,
-    evaluate: Callable[[nn.Module], float] | None = ...,
-    criterion: str = ...,
-    coefficients: Sequence[float] = ...,
-    method: str = ...,
-    prune: str = ...,
-    candidates: int | None = ...,
-    search: str = ...,
-    statistics: str = ...,
-    tolerance: float = ...,
-    backend: str = ...,
-    error: float = ...,
-    batch_size: int | None = ...,
-    autocast: torch.dtype | str | None = ...,
-    device: torch.device | str | None = ...,
-    progress: bool = ...,
-) -> Pooled: ...
+def pool(tickets: Given, target: int, **options: Unpack[Options]) -> Pooled: ...
 @overload
+def pool(tickets: Given, target: None = None, **options: Unpack[Options]) -> list[Pooled]: ...
+@overload
+def pool(tickets: Given, target: int | None, **options: Unpack[Options]) -> Pooled | list[Pooled]: ...
 def pool(
-    tickets: Tickets | str | Path | Sequence[Ticket | dict[str, Tensor]],
-    target: None = ...,
-    *,
-    model: nn.Module,
-    validation: Samples | None = ...,
-    calibration: Inputs | None = ...,
-    evaluate: Callable[[nn.Module], float] | None = ...,
-    criterion: str = ...,
-    coefficients: Sequence[float] = ...,
-    method: str = ...,
-    prune: str = ...,
-    candidates: int | None = ...,
-    search: str = ...,
-    statistics: str = ...,
-    tolerance: float = ...,
-    backend: str = ...,
-    error: float = ...,
-    batch_size: int | None = ...,
-    autocast: torch.dtype | str | None = ...,
-    device: torch.device | str | None = ...,
-    progress: bool = ...,
-) -> list[Pooled]: ...
-def pool(
-    tickets: Tickets | str | Path | Sequence[Ticket | dict[str, Tensor]],
+    tickets: Given,
     target: int | None = None,
     *,
     model: nn.Module,
@@ -144,9 +128,10 @@ def pool(
     """
     tickets = _read(tickets)
     coefficients = tuple(float(c) for c in coefficients)
-    _check_options(
-        method=(method, METHODS), prune=(prune, PRUNE), search=(search, SEARCHES), backend=(backend, BACKENDS)
-    )
+    choices.check("method", method, METHODS)
+    choices.check("prune", prune, PRUNE)
+    choices.check("search", search, SEARCHES)
+    choices.check("backend", backend, BACKENDS)
     _check_numbers(coefficients, candidates, error)
     if search == "racing" and (evaluate is not None or criterion != "accuracy"):
         given = "`evaluate`" if evaluate is not None else f"criterion={criterion!r}"
@@ -182,7 +167,7 @@ def pool(
     return pools if target is None else pools[0]
 
 
-def _read(tickets: Tickets | str | Path | Sequence[Ticket | dict[str, Tensor]]) -> Tickets:
+def _read(tickets: Given) -> Tickets:
     """The tickets in any of the forms that `pool` takes."""
     if isinstance(tickets, str | Path):
         return Tickets.load(tickets)
@@ -205,12 +190,6 @@ def _round(target: int | None, count: int) -> int | None:
     if target is not None and not 0 <= target < count:
         raise ValueError(f"target is round {target}; there are tickets of rounds 0 to {count - 1}")
     return target
-
-
-def _check_options(**options: tuple[str, Sequence[str] | dict[str, Method]]) -> None:
-    for name, (value, possible) in options.items():
-        if value not in possible:
-            raise ValueError(f"{name} is {value!r}; one of {', '.join(possible)} is possible")
 
 
 def _check_numbers(coefficients: tuple[float, ...], candidates: int | None, error: float) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from lpk import schema
+from lpk import choices, schema
 from lpk.pruning.recipe import Recipe
 from lpk.tickets import reading
 
@@ -103,7 +103,8 @@ def load(name_or_path: str | Path) -> Preset:
         return _parse(name, f"{name}.toml", resources.files(__name__).joinpath(f"{name}.toml").read_bytes())
     path = Path(name_or_path).expanduser()
     if not path.is_file():
-        raise ValueError(f"preset is {name!r}; it must be a .toml file's path or one of {', '.join(names())}")
+        listed, close = ", ".join(names()), choices.suggestion(name, names())
+        raise ValueError(f"preset is {name!r}; it must be a .toml file's path or one of {listed}{close}")
     return _parse(path.stem, name, reading.read_bytes(path))
 
 
@@ -131,7 +132,8 @@ def _preset(name: str, file: str, table: dict[str, Any]) -> Preset:
     sections = [field.name for field in fields(Preset) if field.name != "name"]
     for section in [*table, *sections]:
         if section not in sections:
-            raise ValueError(f"{file}: unknown section [{_plain_key(section)}]; there are {', '.join(sections)}")
+            close = choices.suggestion(section, sections)
+            raise ValueError(f"{file}: unknown section [{_plain_key(section)}]; there are {', '.join(sections)}{close}")
         if not isinstance(table.get(section), dict):
             raise ValueError(f"{file}: section [{section}] is missing")
     return Preset(
@@ -169,7 +171,8 @@ def _checked(where: str, table: dict[str, Any], types: dict[str, Any], required:
     """The table, each value in its key's type; ValueError: an unknown key, a missing one, a wrong type."""
     for key in [*table, *required]:
         if key not in types:
-            raise ValueError(f"{where} {_plain_key(key)} is unknown; the keys are {', '.join(types)}")
+            close = choices.suggestion(key, types)
+            raise ValueError(f"{where} {_plain_key(key)} is unknown; the keys are {', '.join(types)}{close}")
         if key not in table:
             raise ValueError(f"{where} {key} is missing")
     return {key: _value(f"{where} {key}", value, types[key]) for key, value in table.items()}

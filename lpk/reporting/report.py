@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -33,23 +35,59 @@ NAMES = {
 MISSING = {"accuracy": math.nan, "gain": dict.fromkeys(("gain", "low", "high"), math.nan)}
 
 
-def table(results: Results) -> Table:
-    """One line for each ticket: density, test accuracy, and each method's with its gain; then the means.
+CAPTION = "test accuracy in %, gain over the ticket in points (the first with its 95% interval)"
+WIDEST = 1000  # columns, so that a measure is not cut to the terminal's
 
-    The first method's gain comes with its 95% interval. The best of a line is bold.
+
+class Accuracies:
+    """What a terminal shows of a run: a line for each ticket or, where that is too narrow, one for each network.
+
+    Both say density, test accuracy, and each method's with its gain; then the means. The first method's gain comes with
+    its 95% interval. The best of a ticket is bold.
     """
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = table(self.results)
+        least = Measurement.get(console, options.update(width=WIDEST), wide).minimum
+        yield wide if least <= options.max_width else long_table(self.results)
+        yield Text(CAPTION)  # not the table's own, which is folded to the table's width
+
+
+def long_table(results: Results) -> Table:
+    """A line for each ticket and for each of its pools."""
+    shown = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=0)
+    shown.add_column("density", justify="right", no_wrap=True)
+    shown.add_column("network", min_width=14)
+    shown.add_column("accuracy", min_width=15)
+    densities = [*(page.percent(row["density"]) for row in results["rows"]), "mean"]
+    for density, line in zip(densities, _lines(results), strict=True):
+        for i, (head, cell) in enumerate(zip(_heads(results), line, strict=True)):
+            shown.add_row("" if i else density, Text(head), _terminal_cell(*cell), end_section=i == len(line) - 1)
+    return shown
+
+
+def table(results: Results) -> Table:
+    """A line for each ticket."""
     shown = Table(box=box.SIMPLE, show_edge=False, show_footer=True, pad_edge=False, padding=0)
-    shown.caption = "test accuracy in %, gain over the ticket in points (the first with its 95% interval)"
-    shown.caption_justify = "left"
     shown.footer_style = ""  # bold is for the best
     *lines, mean = ([_terminal_cell(*cell) for cell in line] for line in _lines(results))
     shown.add_column("density", Text("mean"), justify="right", no_wrap=True)
     for i, (head, foot) in enumerate(zip(_heads(results), mean, strict=True)):
         # of the numbers only the first method's may fold, between words, where the terminal is narrow
-        shown.add_column(Text(head), foot, justify="right", no_wrap=i != 1, min_width=11 if i == 1 else None)
+        parts = [
+            part for cell in (head, foot.plain, *(line[i].plain for line in lines)) for part in _parts(cell, i == 1)
+        ]
+        shown.add_column(Text(head), foot, justify="right", no_wrap=i != 1, min_width=max(map(len, parts)))
     for row, line in zip(results["rows"], lines, strict=True):
         shown.add_row(Text(page.percent(row["density"])), *line)
     return shown
+
+
+def _parts(text: str, folded: bool) -> list[str]:
+    return text.split() if folded else [text]
 
 
 def _terminal_cell(accuracy: str, gain: str, best: bool) -> Text:

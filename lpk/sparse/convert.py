@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lpk import choices
 from lpk.networks.copies import copied
 from lpk.networks.wrappers import is_pruned, plain_copy, unwrapped
 from lpk.sparse.compact import PRUNABLE, Remaining, load_sparse
@@ -50,8 +51,7 @@ def sparsify(
         FileNotFoundError: no such file.
         RuntimeError: a ticket of another network.
     """
-    if fallback not in FALLBACKS:
-        raise ValueError(f"fallback is {fallback!r}; one of {', '.join(FALLBACKS)} is possible")
+    choices.check("fallback", fallback, FALLBACKS)
     _check_model(model)
     model = unwrapped(model)
     if ticket is None:

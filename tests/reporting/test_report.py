@@ -76,7 +76,7 @@ def printed(results: dict[str, Any], width: int = 100, colour: bool = False) -> 
     console = Console(
         width=width, file=io.StringIO(), force_terminal=colour, color_system="standard" if colour else None
     )
-    console.print(report.table(results))
+    console.print(report.Accuracies(results))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
 
@@ -120,7 +120,7 @@ def test_table_has_a_line_for_each_ticket_and_one_for_the_means() -> None:
     assert " ".join(mean.split()) == "mean 86.50 87.69 +1.19 (+0.99..+1.39) 87.27 +0.77 86.44 -0.06 56.65 -29.85"
 
 
-@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize("width", [40, 50, 65, 80, 100])
 def test_table_keeps_every_number_whole_in_a_narrow_terminal(width: int) -> None:
     lines = printed(made_up(), width)
     assert all(len(line) <= width for line in lines)
@@ -128,6 +128,22 @@ def test_table_keeps_every_number_whole_in_a_narrow_terminal(width: int) -> None
     assert "…" not in text
     for number in ("51.20", "88.14", "+1.14", "(+0.74..+1.54)", "87.72", "+0.72", "57.10", "-29.90"):
         assert number in text.split()
+
+
+def test_a_narrow_terminal_has_one_line_for_each_network() -> None:
+    lines = [" ".join(line.split()) for line in printed(made_up(), 66)]
+    assert lines[0] == "density network accuracy"
+    at = lines.index("80.00 ticket 87.00")
+    assert lines[at + 1] == "pool (interpolation) 88.14 +1.14 (+0.74..+1.54)" and "mean ticket 86.50" in lines
+
+
+@pytest.mark.parametrize("width", [50, 100])
+def test_the_caption_is_as_wide_as_the_terminal(width: int) -> None:
+    results = made_up()
+    results["methods"] = []
+    lines = printed(results, width)  # a table of two columns
+    assert " ".join(lines).endswith(report.CAPTION) or report.CAPTION in " ".join(map(str.strip, lines))
+    assert sum("in points" in line or "test accuracy" in line or "95%" in line for line in lines) <= 2
 
 
 def test_table_at_100_columns_has_one_line_for_each_ticket() -> None:
