@@ -35,7 +35,7 @@ def test_bad_arguments_are_named(tickets, network, validation, calibration):
         ({"coefficients": (0.5, 1.5)}, "coefficients holds 1.5"),
         ({"coefficients": (math.nan,)}, "coefficients holds nan"),
         ({"coefficients": ()}, "coefficients is empty"),
-        ({"method": "soup"}, "method is 'soup'; one of interpolation, average, swa, ema"),
+        ({"method": "soup"}, "method is 'soup'; it must be one of interpolation, average, swa, ema"),
         ({"search": "quick"}, "search is 'quick'"),
         ({"prune": "never"}, "prune is 'never'"),
         ({"backend": "tpu"}, "backend is 'tpu'"),
@@ -44,7 +44,7 @@ def test_bad_arguments_are_named(tickets, network, validation, calibration):
         ({"tolerance": -1.0}, "tolerance is -1.0"),
         ({"search": "racing", "evaluate": lambda model: 0.0, "validation": None}, "search is 'racing', which counts"),
         ({"search": "racing", "criterion": "loss"}, "with criterion='loss' it is not possible"),
-        ({"criterion": "error"}, "criterion is 'error'; one of accuracy, loss"),
+        ({"criterion": "error"}, "criterion is 'error'; it must be one of accuracy, loss"),
         ({"model": nn.Linear(3, 3)}, "another network than the model: '0.weight' is missing"),
     ):
         with pytest.raises(ValueError, match=message.replace("(", r"\(")):
