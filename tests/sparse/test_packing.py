@@ -62,18 +62,19 @@ def test_pack_takes_what_is_fastest():
     """Few weights one by one; of windows of 3 x 3 with stride 1, or 7 x 7 with stride 2, all, by Winograd's algorithm;
     else all as they are. Those of depthwise layers, few or many, one channel after the other."""
 
-    def packed(density, **options):
+    def packed(density, size=16, **options):
         convolution = Convolution(64, 64, **options)
         weight = random(*convolution.weight_shape) * (
             torch.rand(convolution.weight_shape, generator=generator) < density
         )
-        out = empty_blocks(16, 64, *convolution.output_size(16, 16))
-        return type(packing.pack(weight, convolution, empty_blocks(16, 64, 16, 16, 3), out))
+        out = empty_blocks(16, 64, *convolution.output_size(size, size))
+        return type(packing.pack(weight, convolution, empty_blocks(16, 64, size, size, 3), out))
 
     window = dict(kernel=(3, 3), padding=(1, 1))
     sparse = packing.SparseFilters if _core.instruction_set() != "avx512" else packing.CompiledFilters
     assert packed(0.05, **window) is packed(0.05, stride=(2, 2), **window) is sparse
     assert packed(1, **window) is packed(0.6, **window) is packing.WinogradFilters
+    assert packed(0.5, size=8, **window) is packing.WinogradFilters
     assert packed(1, kernel=(7, 7), stride=(2, 2), padding=(3, 3)) is packing.WinogradFilters
     assert packed(0.05, kernel=(7, 7), stride=(2, 2), padding=(3, 3)) is sparse
     assert packed(1, stride=(2, 2), **window) is packed(1, kernel=(1, 1)) is packing.DenseFilters
