@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import runpy
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import setuptools
@@ -26,6 +28,20 @@ if int(setuptools.__version__.partition(".")[0]) < SETUPTOOLS:
         f"lpk needs setuptools {SETUPTOOLS} or newer, and this Python has {setuptools.__version__}.\n"
         "Run `python -m pip install --upgrade setuptools`, or `pip install .`, which brings its own."
     )
+
+
+def description() -> str:
+    """README.md as a package index shows it: its links lead into the repository, at the tag of this version."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    address, tag = project["urls"]["Repository"], f"v{project['version']}"
+
+    def absolute(link: re.Match[str]) -> str:
+        image, text, path = link.groups()
+        return f"{image}[{text}]({address}/{'raw' if image else 'blob'}/{tag}/{path})"
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("<this repository>", address)
+    relative = r"(!?)\[([^\]]*)\]\((?![a-z]+:|#)([^)\s]+)\)"
+    return re.sub(relative, absolute, text)
 
 
 def find_nvcc() -> str | None:
@@ -103,4 +119,9 @@ class CMakeBuild(build_ext):
 
 EXTENSIONS = [Extension("lpk._core", sources=[]), Extension("lpk._plain", sources=[], optional=True)]
 
-setup(ext_modules=EXTENSIONS, cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=EXTENSIONS,
+    cmdclass={"build_ext": CMakeBuild},
+    long_description=description(),
+    long_description_content_type="text/markdown",
+)

@@ -1,7 +1,9 @@
 """Whether an installed lpk works: tests/dist.sh runs a copy of this in an empty directory and a fresh environment."""
 
+import re
 import subprocess
 import sys
+from importlib.metadata import metadata
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ import lpk.kernels
 
 assert Path(lpk.__file__).is_relative_to(sys.prefix), lpk.__file__
 assert lpk.__version__ != "0.1.0+inplace" and (Path(lpk.__file__).parent / "py.typed").exists()
+assert "](http" in metadata("lpk")["Description"] and not re.search(r"\]\(\w+[./]", metadata("lpk")["Description"])
 
 torch.manual_seed(0)
 images, labels = torch.randn(256, 1, 8, 8), torch.randint(4, (256,))

@@ -209,11 +209,13 @@ def test_names_of_the_api_page_are_imported_as_it_says():
 
 
 def test_the_address_of_the_repository_stands_in_one_place():
-    placeholder = re.compile(r"<this repository>|git clone|repository-code|repo_url")
-    pages = [*TOP, *DOCS, ROOT / "CITATION.cff", ROOT / "mkdocs.yml"]
-    found = [(page.name, line) for page in pages for line in page.read_text().splitlines() if placeholder.search(line)]
-    found = [(name, line) for name, line in found if not line.startswith("- The repository's address")]
-    assert found == [("README.md", "    git clone <this repository> && cd lpk")]
+    address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    host = address.split("/")[2]
+    named = subprocess.run(
+        ["git", "grep", "--fixed-strings", host, "--", ":!.github"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.splitlines()
+    assert named == [f'pyproject.toml:Repository = "{address}"']
+    assert "git clone <this repository> && cd lpk" in README.read_text()  # setup.py puts the address there
 
 
 # --- links and versions -----------------------------------------------------------------------------------------------
