@@ -18,14 +18,24 @@ namespace lpk {
 
 // Denormals count: whatever the calling process has set (torch.set_flush_denormal), the kernels run with the default
 // floating-point environment, and give the caller's back.
-class DefaultFloatingPoint {
-#ifdef LPK_X86
+class [[maybe_unused]] DefaultFloatingPoint {
+#if defined(LPK_X86)
  public:
   DefaultFloatingPoint() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
   ~DefaultFloatingPoint() { _mm_setcsr(saved_); }
 
  private:
   unsigned saved_;
+#elif defined(__aarch64__)
+ public:
+  DefaultFloatingPoint() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    asm volatile("msr fpcr, %0" : : "r"(uint64_t(0)));
+  }
+  ~DefaultFloatingPoint() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
+
+ private:
+  uint64_t saved_;
 #endif
 };
 
