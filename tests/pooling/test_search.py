@@ -52,6 +52,43 @@ def test_exhaustive_search_is_the_papers_procedure(tickets, network, validation,
         torch.testing.assert_close(tensor, expected.state_dict[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("prune", ["during", "after"])
+@pytest.mark.parametrize("method", ["interpolation", "average", "swa"])
+def test_scope_layer_keeps_the_count_of_each_layer(tickets, network, validation, calibration, method, prune):
+    options = {"model": network, "validation": validation, "calibration": calibration, "prune": prune, **CHOICES}
+    (a, b), moved = tickets.layout.weights, 0
+    for target in (2, 3, 4):
+        counts = [int(mask.sum()) for mask in tickets[target].masks.values()]
+        pooled, usual = (
+            pool(tickets, target, scope=scope, method=method, search="exhaustive", **options)
+            for scope in ("layer", "global")
+        )
+        assert any(step.accepted for step in pooled.steps) and pooled.settings["scope"] == "layer"
+        for found in (pooled.masks, {e.name: pooled.flat.weights[e.span] for e in (a, b)}):
+            assert [int(x.count_nonzero()) for x in found.values()] == counts
+        moved += [int(mask.sum()) for mask in usual.masks.values()] != counts
+    assert moved, "a global pool keeps them, too"
+
+
+@pytest.mark.parametrize("target", [2, 4])
+def test_scope_layer_is_the_papers_procedure_layer_by_layer(tickets, network, validation, calibration, target):
+    loaders = [DataLoader(TensorDataset(*samples), batch_size=20) for samples in (validation, calibration)]
+    ticket = tickets[target]
+
+    def by_layer(x, keep):
+        spans = [entry.span for entry in tickets.layout.weights]
+        return torch.cat([reference_search.exact_prune(x[span], int(ticket.mask[span].sum())) for span in spans])
+
+    expected = reference_search.pool(tickets, target, network, *loaders, CHOICES["coefficients"], prune=by_layer)
+    options = {"validation": validation, "calibration": calibration, "tolerance": 0, **CHOICES}
+    pooled = pool(tickets, target, model=network, scope="layer", search="exhaustive", **options)
+    for ours, theirs in zip(pooled.steps, expected.steps, strict=True):
+        assert (ours.candidate, ours.accepted) == (theirs.candidate, theirs.accepted)
+        assert ours.coefficient == theirs.coefficient
+    for name, tensor in pooled.state_dict.items():
+        torch.testing.assert_close(tensor, expected.state_dict[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
 @pytest.mark.parametrize("criterion", ["accuracy", "loss"])
 @pytest.mark.parametrize("target", range(5))
 def test_bounded_search_returns_what_exhaustive_search_returns(
@@ -106,7 +143,9 @@ def test_bounded_is_exact_on_every_table_of_accuracies(seed, values, rounds, k):
         evaluator = TableEvaluator(tickets, seed, values, total=11)
         coefficients, bar = lpk.COEFFICIENTS[:k], Progress("", 1, show=False)
         uploads = Uploads(tickets, evaluator.device)
-        plan = Plan(tickets, evaluator, "interpolation", coefficients, "during", rounds - 1, kind, 0.05, bar, uploads)
+        plan = Plan(
+            tickets, evaluator, "interpolation", coefficients, "during", "global", rounds - 1, kind, 0.05, bar, uploads
+        )
         made.append(Search(tickets[seed % rounds], plan).run())
     exhaustive, bounded = made
     assert torch.equal(exhaustive.flat.weights, bounded.flat.weights)
