@@ -138,7 +138,7 @@ def test_masks_are_those_of_the_plain_reference(sizes, seed, share, floor, dtype
             assert abs(count - int(before.sum()) * keep / max(ticket.keep, 1)) < 1
 
 
-@pytest.mark.parametrize("asked", [{"scope": "layer"}, {"floor": 0.3}, {"scope": "layer", "density": 0.35}])
+@pytest.mark.parametrize("asked", [{"scope": "layer"}, {"floor": 0.5}, {"scope": "layer", "density": 0.35}])
 def test_each_round_leaves_as_many_as_without(asked):
     """In a network whose first layer is small, and the first that global pruning takes."""
 
@@ -158,12 +158,12 @@ def test_each_round_leaves_as_many_as_without(asked):
         assert not (ticket.mask & ~before.mask).any()
         shares = [float(mask.float().mean()) for mask in ticket.masks.values()]
         if "floor" in asked:
-            assert min(shares) >= 0.3
+            assert min(shares) >= 0.5
         else:
             assert abs(shares[0] - shares[1]) < 2 / 36
     assert float(plain[-1].masks["0.weight"].float().mean()) < 0.5, "nothing was to be done here"
     if "floor" in asked:
-        assert float(tickets[-1].masks["0.weight"].float().mean()) < 0.32
+        assert float(tickets[-1].masks["0.weight"].float().mean()) == 0.5
 
 
 # --- the store --------------------------------------------------------------------------------------------------------
