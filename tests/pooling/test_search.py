@@ -1,6 +1,7 @@
 import copy
 import math
 import zlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -76,6 +77,20 @@ def test_scope_layer_keeps_the_count_of_each_layer(layered, network, validation,
     for one in pooled:
         assert one.settings["scope"] == "layer" and not one.flat.weights[~one.mask].any()
     assert any(step.accepted for one in pooled[1:] for step in one.steps)
+
+
+def test_scope_layer_keeps_zeros_where_they_are(layered, network, validation, calibration):
+    """A layer that was trained to 0 keeps its count, too: the mask does not follow from the weights."""
+    last = layered.layout.weights[-1].span
+    zeros = []
+    for ticket in layered:
+        weights = ticket.flat.weights.clone()
+        weights[last] = 0.0
+        zeros.append(replace(ticket, flat=ticket.flat._replace(weights=weights)))
+    options = {"validation": validation, "calibration": calibration, "method": "swa", **CHOICES}
+    pooled = pool(zeros, 2, model=network, scope="layer", **options)
+    counts = [[int(mask.sum()) for mask in one.masks.values()] for one in (pooled, layered[2])]
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("target", [1, 3])

@@ -78,6 +78,13 @@ def test_a_density_is_reached_by_a_geometric_sequence(density, rounds):
         assert abs(keep - N * density ** (t / rounds)) <= 0.5
 
 
+def test_a_floor_is_the_decimal_as_it_was_written():
+    """0.07 · 100 is more than 7 in binary."""
+    ticket = ticket_of([100, 100], seed=0)
+    asked = Sparsity(1, fraction=0.93, floor=0.07)
+    assert asked.keeps(ticket.layout) == [200, 14] and by_layer(ticket, asked.next_mask(ticket, 14)) == [7, 7]
+
+
 @pytest.mark.parametrize(
     ("asked", "error", "message"),
     [
