@@ -97,7 +97,7 @@ class Classifier(nn.Module):
 
 
 def prunable(name: str, parameter: nn.Parameter) -> bool:
-    """The encoder's matrices. lpk's default would miss in_proj_weight of nn.MultiheadAttention, which is no layer's."""
+    """The encoder's matrices, which are what lpk's default prunes, too."""
     return name.startswith("encoder.") and parameter.dim() == 2
 
 

@@ -14,6 +14,9 @@ from lpk.networks.wrappers import pruned_tensors, unwrapped
 
 Prunable = Callable[[str, nn.Parameter], bool] | Collection[str] | None
 
+NOTABLE = 0.2  # of the parameters: where the default leaves out more, that is said
+
+ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # the fourth is in a linear layer
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -31,8 +34,8 @@ def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
     Args:
         prunable: a predicate (name, parameter) -> bool, which gets the names of the state dict; a collection of names,
             those of the state dict or of `named_parameters`, which differ where a wrapper renames what it wraps; or
-            None for the weights of convolutions and linear layers, except the linear layers whose outputs the model
-            returns, or where torch.fx can't tell them the last one.
+            None for the weights of convolutions, linear layers and nn.MultiheadAttention, except the linear layers
+            whose outputs the model returns, or where torch.fx can't tell them the last one.
 
     Raises ValueError for a name that the model does not have, for a parameter that its state dict does not hold and,
     where `prunable` is None, for a layer whose weight is computed from other parameters.
@@ -61,16 +64,39 @@ def prunable_names(model: nn.Module, prunable: Prunable = None) -> list[str]:
     return [name for name in model.state_dict() if name in found]
 
 
+def left_out(model: nn.Module, chosen: Collection[str]) -> str | None:
+    """What to say of the matrices that are trained and not chosen; None where they are few of the parameters."""
+    sizes = {name: parameter for parameter, name in state_names(model).items() if parameter.requires_grad}
+    matrices = {name: p.numel() for name, p in sizes.items() if p.dim() > 1 and name not in chosen}
+    total, left = sum(p.numel() for p in sizes.values()), sum(matrices.values())
+    if left <= NOTABLE * total:
+        return None
+    largest = sorted(matrices, key=lambda name: -matrices[name])
+    named = [f"{name} ({matrices[name] / total:.0%})" for name in largest[:3]]
+    more = [f"{len(largest) - 3} more"] if len(largest) > 3 else []
+    return (
+        f"not pruned are {left / total:.0%} of the parameters: {', '.join(named + more)}; to prune them, too, pass "
+        "`prunable`: names, or lambda name, parameter: parameter.dim() > 1"
+    )
+
+
 def _default(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The weights of convolutions and linear layers, except the linear layers whose outputs the model returns."""
+    """The weights of convolutions, linear layers and nn.MultiheadAttention, except the linear layers whose outputs the
+    model returns."""
     spared = _heads(model)
     for path, module in model.named_modules():
         if isinstance(module, CONVOLUTIONS) or (isinstance(module, nn.Linear) and module not in spared):
-            weight = module._parameters.get("weight")
+            own = ["weight"]
+        elif isinstance(module, nn.MultiheadAttention):
+            own = [name for name in ATTENTION if getattr(module, name, None) is not None]
+        else:
+            continue
+        for name in own:
+            weight = module._parameters.get(name)
             if weight is None:
-                name = f"{path}.weight".lstrip(".")
+                full = f"{path}.{name}".lstrip(".")
                 raise ValueError(
-                    f"{name!r} is computed from other parameters: {_undo(model, name)}, or name what is to be pruned "
+                    f"{full!r} is computed from other parameters: {_undo(model, full)}, or name what is to be pruned "
                     "by `prunable`"
                 )
             yield weight

@@ -32,6 +32,7 @@ METHODS = {
 }
 SEARCHES = ("bounded", "exhaustive", "racing")
 PRUNE = ("during", "after")
+SCOPES = ("global", "layer")
 BACKENDS = ("auto", "torch", "graph", "sparse")
 CRITERIA = ("accuracy", "loss")
 AUTOCASTS = ("bfloat16", "float16")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lpk import choices
 from lpk.pooling.calibration import TOLERANCE
 from lpk.pooling.evaluate import Evaluator
-from lpk.pooling.methods import BACKENDS, COEFFICIENTS, METHODS, PRUNE, SEARCHES
+from lpk.pooling.methods import BACKENDS, COEFFICIENTS, METHODS, PRUNE, SCOPES, SEARCHES
 from lpk.pooling.samples import Inputs, Samples
 from lpk.pooling.scores import alike, undone
 from lpk.pooling.search import Plan, Search
@@ -39,6 +39,7 @@ class Options(TypedDict, total=False):
     coefficients: Sequence[float]
     method: str
     prune: str
+    scope: str
     candidates: int | None
     search: str
     statistics: str
@@ -69,6 +70,7 @@ def pool(
     coefficients: Sequence[float] = COEFFICIENTS,
     method: str = "interpolation",
     prune: str = "during",
+    scope: str = "global",
     candidates: int | None = None,
     search: str = "bounded",
     statistics: str = "recalibrate",
@@ -97,6 +99,9 @@ def pool(
         method: "interpolation" (Algorithm 2), "average" (Algorithm 3), or the paper's baselines "swa" and "ema", which
             gives the network so far the weight 0.95; "ema-newcomer" gives it to the candidate.
         prune: "during": every interpolation is pruned to the target's density; "after": only the final one.
+        scope: "global": as many of all weights survive as the target has, wherever they are, as in the paper; "layer":
+            as many of each layer. Pass it for tickets that `lpk.imp` pruned with scope="layer" or a `floor`, which a
+            global pool does not keep.
         candidates: how many of the nearest tickets are offered; None: all.
         search: "exhaustive" scores each coefficient on all samples; "bounded" drops one as soon as it cannot win any
             more, and returns the same accepted steps, counts and network; "racing" drops one also when it is unlikely
@@ -130,6 +135,7 @@ def pool(
     coefficients = tuple(float(c) for c in coefficients)
     choices.check("method", method, METHODS)
     choices.check("prune", prune, PRUNE)
+    choices.check("scope", scope, SCOPES)
     choices.check("search", search, SEARCHES)
     choices.check("backend", backend, BACKENDS)
     _check_numbers(coefficients, candidates, error)
@@ -155,7 +161,7 @@ def pool(
     offered = len(tickets) - 1 if candidates is None else min(candidates, len(tickets) - 1)
     uploads = Uploads(tickets, evaluator.device)
     with closing(uploads), Progress(method, len(targets) * offered, show=progress) as bar:
-        plan = Plan(tickets, evaluator, method, coefficients, prune, offered, search, error, bar, uploads)
+        plan = Plan(tickets, evaluator, method, coefficients, prune, scope, offered, search, error, bar, uploads)
         pools, values = [], {}
         for t in targets:
             one = Search(tickets[t], plan)

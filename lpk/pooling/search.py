@@ -16,7 +16,7 @@ from lpk import ops
 from lpk.networks.flat import Flat
 from lpk.pooling.criteria import Score
 from lpk.pooling.evaluate import Evaluator
-from lpk.pooling.interpolations import Interpolations
+from lpk.pooling.interpolations import Interpolations, kept, kept_mask
 from lpk.pooling.methods import METHODS
 from lpk.pooling.uploads import Uploads
 from lpk.progress import Progress
@@ -40,6 +40,7 @@ class Plan:
     method: str
     coefficients: tuple[float, ...]
     prune: str
+    scope: str
     offered: int
     search: str
     error: float
@@ -55,6 +56,7 @@ class Search:
         self.plan = plan
         self.evaluator = evaluator = plan.evaluator
         self.method = METHODS[plan.method]
+        self.kept = kept(target, plan.scope)
         self.bounded = plan.search != "exhaustive" and evaluator.evaluate is None
         self.own = self.best = plan.uploads.take(target.round)
         self.score = Score(-math.inf, math.nan, None)  # of `best`
@@ -88,7 +90,7 @@ class Search:
         if self.best is not self.own:
             flat = self.best.to("cpu")
         if self.best.weights is not self.own.weights:
-            mask = ops.magnitude_mask(flat.weights, target.keep)
+            mask = kept_mask(flat.weights, self.kept)
         return Pooled(
             round=target.round,
             layout=target.layout,
@@ -103,6 +105,7 @@ class Search:
             settings={
                 "method": plan.method,
                 "prune": plan.prune,
+                "scope": plan.scope,
                 "search": plan.search if evaluator.evaluate is None else "exhaustive",
                 "criterion": evaluator.criterion if evaluator.evaluate is None else None,
                 "error": plan.error if plan.search == "racing" else None,
@@ -184,15 +187,15 @@ class Search:
         if any(step.accepted for step in self.steps):
             flat = self.evaluator.flat
             flat.load(self.best)
-            ops.magnitude_prune(self.best.weights, self.target.keep, out=flat.weights)
+            for span, keep in self.kept:
+                ops.magnitude_prune(self.best.weights[span], keep, out=flat.weights[span])
             self.evaluator.written()
             self.evaluator.calibrate()
             self.score = self._scored(self.evaluator.score())
             self.best = self._network()
 
     def _interpolations(self, other: Flat, coefficients: tuple[float, ...]) -> Interpolations:
-        keep = None if self.plan.prune == "after" else self.target.keep
-        return Interpolations(self.best, other, coefficients, keep)
+        return Interpolations(self.best, other, coefficients, None if self.plan.prune == "after" else self.kept)
 
     def _write(self, interpolations: Interpolations, k: int) -> None:
         """The k-th interpolation, into the vectors that the evaluator's model computes with."""

@@ -1,6 +1,7 @@
 """Algorithm 1: iterative magnitude pruning.
 
 imp          the algorithm: train, prune, rewind, for each round
+sparsity     how many weights each round keeps, in which layers, and which
 resuming     a run's directory, and how it goes on after an interruption
 precautions  what is refused before training, and what it warns of
 masking      keeps pruned weights at zero, whatever the user's training does

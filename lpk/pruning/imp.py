@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lpk import ops
+from lpk import choices
 from lpk.networks.flat import Layout, StateDict
-from lpk.networks.prunable import Prunable, prunable_names
+from lpk.networks.prunable import Prunable, left_out, prunable_names
 from lpk.networks.states import state_names
 from lpk.networks.wrappers import unwrapped
 from lpk.progress import Progress
@@ -21,11 +22,14 @@ from lpk.pruning.masking import kept_pruned
 from lpk.pruning.precautions import Precautions, copied_state, emptied, load, trained
 from lpk.pruning.recipe import stream
 from lpk.pruning.resuming import Resumable, RunStore
+from lpk.pruning.sparsity import Sparsity
 from lpk.tickets import files
 from lpk.tickets.ticket import Ticket
 from lpk.tickets.tickets import Tickets
 
 Train = Callable[[nn.Module, int, int], object]
+
+RESTARTS = ("rewind", "learning-rate")
 
 
 def imp(
@@ -34,8 +38,12 @@ def imp(
     *,
     epochs: int,
     rounds: int = 19,
-    fraction: float = 0.2,
+    fraction: float | Sequence[float] | None = None,
+    density: float | None = None,
+    scope: str = "global",
+    floor: float = 0.0,
     rewind: int | None = None,
+    restart: str = "rewind",
     prunable: Prunable = None,
     store: str | Path | None = None,
     seed: int | None = None,
@@ -52,12 +60,20 @@ def imp(
         epochs: of one round, counted from initialization.
         rounds: T; T + 1 tickets result, round 0 being dense. The same call with more rounds goes on in the same store
             and, given a seed, ends as if they had been asked for at once.
-        fraction: of the remaining weights, pruned globally by magnitude in each round.
-        rewind: the epoch whose weights (the whole state dict) every round restarts from; 0: initialization. None: 5% of
-            the epochs as in the paper, at least one where there are two.
-        prunable: a predicate (name, parameter) -> bool, names, or None: the weights of convolutions and linear layers,
-            frozen ones (requires_grad False) excepted and the linear layers whose outputs the network returns (where
-            torch.fx can't trace it, the last linear layer). Names are those of the state dict.
+        fraction: of the remaining weights, pruned by magnitude in each round; or one for each round, which more rounds
+            extend. None: 0.2, where there is no `density`.
+        density: what is left in the last round, in place of `fraction`: the densities of the rounds are a geometric
+            sequence, so that more rounds are another run.
+        scope: "global": those of lowest magnitude of all prunable tensors together; "layer": the same fraction of each.
+        floor: the density that each tensor keeps at least; where the scope would leave less, the others are pruned
+            more. Each round leaves as many weights as without.
+        rewind: the epoch that every round restarts from; 0: initialization. None: 5% of the epochs as in the paper, at
+            least one where there are two.
+        restart: with which weights (the whole state dict): "rewind", those of that epoch, as in the paper;
+            "learning-rate", those that the round before ended with, so that the schedule alone is rewound.
+        prunable: a predicate (name, parameter) -> bool, names, or None: the weights of convolutions, linear layers and
+            nn.MultiheadAttention, frozen ones (requires_grad False) excepted and the linear layers whose outputs the
+            network returns (where torch.fx can't trace it, the last linear layer). Names are those of the state dict.
         store: a directory; a relative one is of the working directory at the start. An interrupted run goes on there
             from the last finished round (from the last finished epoch if `train` is Resumable) when called again with
             the same arguments, `rounds` excepted: more are possible.
@@ -69,7 +85,8 @@ def imp(
         The tickets, on the CPU.
 
     Raises:
-        ValueError: numbers out of range, nothing prunable, a frozen weight that `prunable` chooses, by default a layer
+        ValueError: numbers out of range, `fraction` and `density`, a `floor` that leaves too few weights for the other
+            tensors, nothing prunable, a frozen weight that `prunable` chooses, by default a layer
             whose weight is computed from other parameters, parameters that are or became NaN or infinite, a network
             that its own state dict can't be loaded into, a tensor whose shape or dtype `train` changed, a store that
             belongs to another network or other settings.
@@ -78,14 +95,20 @@ def imp(
         RuntimeError: the store is in use by another process.
 
     Warns where `train` left the parameters as they were (it trained a copy), and where pruning takes the last weight of
-    a layer or none at all.
+    a layer or none at all. Logs to "lpk" which matrices the default for `prunable` leaves out, where they are more than
+    a fifth of the parameters.
     """
     if rewind is None:
         rewind = min(max(1, round(0.05 * epochs)), max(epochs - 1, 0))
-    _check(epochs=epochs, rounds=rounds, fraction=fraction, rewind=rewind)
+    sparsity = Sparsity(rounds, fraction, density, scope, floor)
+    _check(epochs=epochs, rewind=rewind, restart=restart)
     network = unwrapped(model)
     layout = Layout.of_model(network, _trainable(network, prunable))
-    settings = {"epochs": epochs, "rounds": rounds, "fraction": fraction, "rewind": rewind, "seed": seed}
+    keeps = sparsity.keeps(layout)
+    if prunable is None and (text := left_out(network, layout.prunable)) is not None:
+        logging.getLogger("lpk").warning(text)
+    settings = {"epochs": epochs, "rounds": rounds, **sparsity.settings()}
+    settings |= {"rewind": rewind, "restart": restart, "seed": seed}
     with contextlib.ExitStack() as stack:
         run = _Run(model, train, layout, settings)
         if store is not None:
@@ -100,28 +123,16 @@ def imp(
         mask = tickets[-1].mask if tickets else torch.ones(layout.n, dtype=torch.bool, device="cpu")
         for round_ in range(len(tickets), rounds + 1):
             if round_ > 0:
-                mask, before = next_mask(tickets[-1], fraction), mask
+                mask, before = sparsity.next_mask(tickets[-1], keeps[round_]), mask
                 run.warn_of(round_, mask, before)
-            tickets.append(run.round(round_, mask, tickets[0] if tickets else None, bar))
+            tickets.append(run.round(round_, mask, tickets, bar))
         load(network, tickets[-1].state_dict)
         run.close()
     return Tickets(tickets)
 
 
-def next_mask(ticket: Ticket, fraction: float) -> Tensor:
-    """The mask after pruning `fraction` of a ticket's remaining weights, those of lowest magnitude: bool [n].
-
-    Pruned weights never return, even where a remaining weight is exactly 0 too.
-    """
-    remaining = ticket.flat.weights[ticket.mask]
-    keep = ticket.keep - round(fraction * ticket.keep)
-    mask = ticket.mask.clone()
-    mask[ticket.mask] = ops.magnitude_mask(remaining, keep)
-    return mask
-
-
 class _Run:
-    """The state of one run: the network, the weights it rewinds to, and the store they are kept in."""
+    """The state of one run: the network, the weights it rewinds to where it does, and the store they are kept in."""
 
     def __init__(self, model: nn.Module, train: Train, layout: Layout, settings: dict[str, Any]) -> None:
         self.given = model  # what the user's function trains
@@ -140,7 +151,8 @@ class _Run:
     def open(self, directory: Path) -> None:
         """Takes up what an earlier call left in the directory, after checking that it was the same run."""
         self.store = RunStore(directory, self.model, self.layout, self.settings)
-        self.rewind_state = self.store.read_rewind()
+        if self._rewinds:
+            self.rewind_state = self.store.read_rewind()
 
     def finished(self) -> list[Ticket]:
         return self.store.finished() if self.store is not None else []
@@ -160,9 +172,14 @@ class _Run:
         if (text := emptied(self.layout, mask, before)) is not None:
             self._warn(f"round {round_}: {text}")
         if torch.equal(mask, before):
+            asked = self.settings["fraction"]
+            if isinstance(asked, list):
+                asked = asked[round_ - 1]
+            share = f"{self.settings['density']} in {self.settings['rounds']} rounds" if asked is None else asked
+            other = "lower `density`" if asked is None else "larger `fraction`"
             self._warn(
-                f"round {round_} prunes nothing: {self.settings['fraction']} of {int(mask.sum())} weights is less than "
-                "half a weight; a larger `fraction` or fewer `rounds` are possible",
+                f"round {round_} prunes nothing: {share} of {int(mask.sum())} weights is less than half a weight; a "
+                f"{other} or fewer `rounds` are possible",
                 once="nothing pruned",
             )
 
@@ -175,10 +192,12 @@ class _Run:
 
     # --- training -----------------------------------------------------------------------------------------------------
 
-    def round(self, round_: int, mask: Tensor, first: Ticket | None, bar: Progress) -> Ticket:
-        """Trains round `round_` to its end and stores the ticket; `first` is that of round 0."""
-        start = self._start(round_, bar)
-        rewound = f", rewound to epoch {self.settings['rewind']}" if round_ > 0 else ""
+    def round(self, round_: int, mask: Tensor, tickets: Sequence[Ticket], bar: Progress) -> Ticket:
+        """Trains round `round_` to its end and stores the ticket; `tickets` are those of the rounds before."""
+        first = tickets[0] if tickets else None
+        start = self._start(round_, tickets, bar)
+        what = "" if self._rewinds else "learning rate "
+        rewound = f", {what}rewound to epoch {self.settings['rewind']}" if round_ > 0 else ""
         bar.note(f"round {round_}: {int(mask.sum()) / self.layout.n:.1%} of the weights, {self._layers()}{rewound}")
         with kept_pruned(self.model, self.layout, mask, self.precautions.check_shapes) as mask_all:
             before = {parameter: parameter.detach().clone() for parameter in self.model.parameters()}
@@ -208,7 +227,7 @@ class _Run:
             self.store.append(ticket)
         return ticket
 
-    def _start(self, round_: int, bar: Progress) -> int:
+    def _start(self, round_: int, tickets: Sequence[Ticket], bar: Progress) -> int:
         """Makes the network and `train` ready for a round; returns the epoch that it starts from."""
         rewind = self.settings["rewind"]
         start = 0 if round_ == 0 else rewind
@@ -221,7 +240,9 @@ class _Run:
                 if (resumed := self.store.resume(round_, self.train)) is not None:
                     bar.advance(resumed - start)
                     return resumed
-        if round_ > 0:
+        if round_ > 0 and not self._rewinds:
+            load(self.model, tickets[-1].state_dict)  # as it was stored: a resumed run has nothing else
+        elif round_ > 0:
             assert self.rewind_state is not None
             load(self.model, self.rewind_state)
         elif rewind == 0:
@@ -255,19 +276,23 @@ class _Run:
             yield start, rewind
         yield max(start, rewind), epochs
 
+    @property
+    def _rewinds(self) -> bool:
+        """Whether rounds restart from the weights of the rewind epoch."""
+        return bool(self.settings["restart"] == "rewind")
+
     def _remember_rewind(self) -> None:
+        if not self._rewinds:
+            return
         self.rewind_state = copied_state(self.model)
         if self.store is not None:
             self.store.save_rewind()
 
 
-def _check(*, epochs: int, rounds: int, fraction: float, rewind: int) -> None:
+def _check(*, epochs: int, rewind: int, restart: str) -> None:
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}; at least 1 is needed")
-    if rounds < 0:
-        raise ValueError(f"rounds is {rounds}; 0 or more is possible")
-    if not 0.0 < fraction < 1.0:
-        raise ValueError(f"fraction is {fraction}; between 0 and 1 is possible")
+    choices.check("restart", restart, RESTARTS)
     if not 0 <= rewind < epochs:
         raise ValueError(f"rewind is {rewind}; an epoch from 0 to {epochs - 1} is possible")
 

@@ -124,7 +124,7 @@ def emptied(layout: Layout, mask: Tensor, before: Tensor) -> str | None:
         return None
     return (
         f"pruning leaves no weight of {', '.join(map(repr, names))}; densities by layer: "
-        f"{', '.join(f'{name} {left:.2%}' for name, (left, _) in density.items())}"
+        f"{', '.join(f'{name} {left:.2%}' for name, (left, _) in density.items())}. `floor=` keeps a share of each"
     )
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from lpk import schema
 from lpk.networks.flat import Layout, StateDict
 from lpk.pruning.precautions import load
+from lpk.pruning.sparsity import per_round
 from lpk.schema import whole
 from lpk.tickets import files, nested
 from lpk.tickets.store import TicketStore
@@ -21,6 +22,9 @@ from lpk.tickets.ticket import Ticket
 
 REWIND = "rewind.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
+
+# What runs did that were stored before there were these settings.
+EARLIER = {"density": None, "scope": "global", "floor": 0.0, "restart": "rewind"}
 
 
 @runtime_checkable
@@ -80,21 +84,27 @@ class RunStore:
         if changed and not stored.difference(self.model.state_dict()):
             pruned = "pruned" if changed[0] in stored.prunable else "not pruned"
             raise ValueError(
-                f"{self.directory} holds a run with another `prunable`: {changed[0]!r} is {pruned} there; "
-                "use another directory"
+                f"{self.directory} holds a run with another `prunable`: {changed[0]!r} is {pruned} there; use another "
+                "directory, or go on with prunable=lpk.Tickets.load(store).layout.prunable"
             )
         raise ValueError(f"{self.directory} holds tickets of another network")
 
     def _check_same_settings(self) -> None:
-        """More rounds are possible, and are stored."""
-        stored = self.tickets.metadata
-        for name, value in self.settings.items():
-            if stored.get(name) != value and not (name == "rounds" and stored.get(name, value) < value):
+        """More rounds are possible, and are stored; not with `density`, by which they make other ones of the first."""
+        stored, now = {**EARLIER, **self.tickets.metadata}, self.settings
+        for name, value in now.items():
+            before = stored.get(name)
+            fits = before == value
+            if name == "rounds" and now["density"] is None:
+                fits = isinstance(before, int) and before <= value
+            elif name == "fraction":
+                fits = per_round(before, stored["rounds"]) == per_round(value, now["rounds"])[: stored["rounds"]]
+            if not fits:
                 raise ValueError(
-                    f"{self.directory} holds a run with {name}={stored.get(name)}, not {value}; use another directory"
+                    f"{self.directory} holds a run with {name}={before}, not {value}; use another directory"
                 )
-        if stored != self.settings:
-            self.tickets.commit(self.settings)
+        if self.tickets.metadata != now:
+            self.tickets.commit(now)
 
     def finished(self) -> list[Ticket]:
         return [self.tickets.read(i) for i in range(len(self.tickets.listed))]

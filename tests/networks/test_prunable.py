@@ -139,6 +139,111 @@ def test_the_linear_layers_whose_outputs_are_returned_are_spared(forward, spared
     assert prunable_names(Heads(forward)) == [f"{name}.weight" for name in "abc" if name not in spared]
 
 
+class Attentive(nn.Module):
+    """Attention of one width, and of three."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.cross = nn.MultiheadAttention(8, 2, kdim=5, vdim=6, add_bias_kv=True, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.encoder(x)
+        return self.head((x + self.cross(x, x[:, :3, :5], x[:, :3, :6])[0]).mean(1))
+
+
+TOKENS = torch.randn(32, 6, 8, generator=torch.Generator().manual_seed(0))
+
+
+def train_tokens(model, start, stop):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    model.train()
+    for _ in range(start, stop):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(TOKENS), TOKENS.mean(1)[:, :3].argmax(1)).backward()
+        optimizer.step()
+    model.eval()
+
+
+def test_attention_is_pruned():
+    names = prunable_names(Attentive())
+    block = ["self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"]
+    cross = ["q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"]
+    blocks = [f"encoder.layers.{i}.{name}" for i in range(2) for name in block]
+    assert names == [*blocks, *(f"cross.{name}" for name in cross)]
+    model = Attentive()
+    nn.utils.prune.identity(model.cross, "k_proj_weight")
+    with pytest.raises(ValueError, match=r"'cross\.k_proj_weight' is computed .*torch\.nn\.utils\.prune\.remove"):
+        prunable_names(model)
+
+
+def test_attention_from_imp_to_sparsify(tmp_path):
+    """Tickets, their file, a pool, torch.nn.utils.prune's buffers, other people's state dicts, and the engine."""
+    model = Attentive()
+    tickets = lpk.imp(model, train_tokens, epochs=2, rounds=3, rewind=1, density=0.3, store=tmp_path, progress=False)
+    assert all(0.0 < mask.float().mean() < 1.0 for mask in tickets[3].masks.values())
+    assert same(lpk.Tickets.load(tmp_path), tickets)
+    pooled = lpk.pool(tmp_path, 3, model=model, evaluate=lambda m: -float(m(TOKENS).square().sum()), progress=False)
+    model.load_state_dict(pooled.state_dict)
+    with torch.no_grad():
+        expected = model.eval()(TOKENS)
+    torch.testing.assert_close(lpk.sparsify(model, pooled)(TOKENS), expected, rtol=1e-4, atol=1e-5)
+    pooled.to_prune(model)
+    assert torch.equal(model.cross.v_proj_weight_mask.bool(), pooled.masks["cross.v_proj_weight"])
+    torch.testing.assert_close(lpk.sparsify(model)(TOKENS), expected, rtol=1e-4, atol=1e-5)
+    (read,) = lpk.Tickets.from_state_dicts([model.state_dict()])
+    assert torch.equal(read.mask, pooled.mask) and read.layout.prunable == tickets.layout.prunable
+
+
+def test_a_run_of_before_attention_was_pruned_goes_on(tmp_path):
+    """Its layout says what it prunes."""
+    options = {"epochs": 2, "rewind": 1, "seed": 0, "progress": False}
+    before = [name for name in prunable_names(Attentive()) if "proj_weight" not in name]
+    first = lpk.imp(Attentive(), train_tokens, rounds=1, prunable=before, store=tmp_path, **options)
+    with pytest.raises(ValueError, match=r"another `prunable`: 'cross\.k_proj_weight' is not pruned there"):
+        lpk.imp(Attentive(), train_tokens, rounds=2, store=tmp_path, **options)
+    loaded = lpk.Tickets.load(tmp_path)
+    assert same(loaded, first)
+    lpk.sparsify(Attentive(), loaded[1])
+    own = loaded.layout.prunable
+    assert same(lpk.imp(Attentive(), train_tokens, rounds=2, prunable=own, store=tmp_path, **options)[:2], first)
+
+
+class Language(nn.Module):
+    def __init__(self, words):
+        super().__init__()
+        self.words, self.body, self.head = nn.Embedding(words, 8), nn.Linear(8, 8), nn.Linear(8, words)
+
+    def forward(self, x):
+        return self.head(self.body(self.words(x)).relu())
+
+
+def test_matrices_that_are_many_of_the_parameters_are_told(caplog):
+    def told(model, **options):
+        caplog.clear()
+        with pytest.warns(UserWarning, match="train changed no parameter"):
+            lpk.imp(model, lambda *_: None, epochs=1, rounds=0, progress=False, **options)
+        assert all(record.name == "lpk" for record in caplog.records)
+        return [record.getMessage() for record in caplog.records]
+
+    (text,) = told(Language(50))  # 400 of 922 each, beside the head's 50 and the body's 8 biases
+    assert text.startswith("not pruned are 87% of the parameters: words.weight (43%), head.weight (43%); ")
+    assert "pass `prunable`" in text
+    assert not told(Language(50), prunable=["body.weight"]), "who chooses knows"
+    assert not told(deeper())
+    frozen = Language(50)
+    frozen.words.requires_grad_(False)
+    frozen.head.weight.requires_grad_(False)
+    assert not told(frozen), "what isn't trained can't be pruned"
+    tied = Language(50)
+    tied.head.weight = tied.words.weight
+    (text,) = told(tied)
+    assert "77% of the parameters: words.weight (77%);" in text
+
+
 def test_finding_them_leaves_no_trace():
     calls = []
 

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from lpk.pooling.interpolations import Interpolations
 from lpk.pooling.methods import METHODS
 from lpk.tickets.ticket import Ticket
 from lpk.tickets.tickets import Tickets
+from tests import reference
 from tests.conftest import make_images
 
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is usable here")
@@ -41,6 +43,27 @@ def test_what_is_the_same_in_both_networks_stays(device, keep):
         assert torch.equal(bits(rest)[~same], bits(ops.interpolate(a[~same], b[~same], alpha)))
         pruned = ops.interpolate(best.weights, other.weights, alpha)
         assert torch.equal(weights, pruned if keep is None else ops.magnitude_prune(pruned, keep))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("density", [0.1, 0.9])
+def test_parts_are_pruned_on_their_own(device, density):
+    """Against the plain reference; with and without packing, at starts that are aligned to nothing."""
+    generator = torch.Generator().manual_seed(1)
+    a, b = (torch.randint(-9, 10, (3000,), generator=generator) / 7 for _ in range(2))
+    for x in (a, b):
+        x[torch.rand(3000, generator=generator) >= density] = 0.0
+    cuts = [0, 1, 18, 1001, 1002, 3000]
+    parts = [(slice(i, j), round(0.9 * density * (j - i))) for i, j in itertools.pairwise(cuts)]
+    best, other = (Flat(x, torch.zeros(1), {}).to(device) for x in (a, b))
+    interpolations = Interpolations(best, other, lpk.COEFFICIENTS, parts)
+    if device == "cpu":
+        assert any(part.packed is not None for part in interpolations.parts) == (density < 0.5)
+    for k, alpha in enumerate(lpk.COEFFICIENTS):
+        weights, rest = torch.empty_like(best.weights), torch.empty_like(best.rest)
+        interpolations.write(k, weights=weights, rest=rest)
+        expected = [reference.interpolate_prune(a[span], b[span], alpha, keep) for span, keep in parts]
+        assert torch.equal(bits(weights), bits(torch.cat(expected)))
 
 
 class Attends(nn.Module):

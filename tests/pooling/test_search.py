@@ -1,6 +1,7 @@
 import copy
 import math
 import zlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from lpk.pooling.pool import pool
 from lpk.pooling.search import Plan, Search, nearest_first
 from lpk.pooling.uploads import Uploads
 from lpk.progress import Progress
-from tests.conftest import make_images, make_network, random_tickets
+from tests.conftest import make_images, make_network, random_tickets, sgd
 from tests.pooling import reference_search
 from tests.pooling.pools import CHOICES, same_network
 
@@ -48,6 +49,64 @@ def test_exhaustive_search_is_the_papers_procedure(tickets, network, validation,
     for ours, theirs in zip(pooled.steps, expected.steps, strict=True):
         assert (ours.candidate, ours.accepted) == (theirs.candidate, theirs.accepted)
         assert (ours.coefficient, round(ours.accuracy * total)) == (theirs.coefficient, max(theirs.counts))
+    for name, tensor in pooled.state_dict.items():
+        torch.testing.assert_close(tensor, expected.state_dict[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.fixture(scope="module")
+def layered():
+    """Tickets of which global pruning, which spares the first layer, makes others."""
+    train = sgd(*make_images(320, seed=1))
+    options = {"epochs": 3, "rounds": 3, "rewind": 1, "seed": 0, "progress": False}
+    return lpk.imp(make_network(), train, density=0.3, scope="layer", **options)
+
+
+@pytest.mark.parametrize("prune", ["during", "after"])
+@pytest.mark.parametrize("method", ["interpolation", "average", "swa"])
+def test_scope_layer_keeps_the_count_of_each_layer(layered, network, validation, calibration, method, prune):
+    options = {"model": network, "validation": validation, "calibration": calibration, "prune": prune, **CHOICES}
+
+    def pools(scope):
+        return pool(layered, scope=scope, method=method, **options)
+
+    def counts(found):
+        return [[int(part.count_nonzero()) for part in one.masks.values()] for one in found]
+
+    pooled = pools("layer")
+    assert counts(pooled) == counts(layered) != counts(pools("global"))
+    for one in pooled:
+        assert one.settings["scope"] == "layer" and not one.flat.weights[~one.mask].any()
+    assert any(step.accepted for one in pooled[1:] for step in one.steps)
+
+
+def test_scope_layer_keeps_zeros_where_they_are(layered, network, validation, calibration):
+    """A layer that was trained to 0 keeps its count, too: the mask does not follow from the weights."""
+    last = layered.layout.weights[-1].span
+    zeros = []
+    for ticket in layered:
+        weights = ticket.flat.weights.clone()
+        weights[last] = 0.0
+        zeros.append(replace(ticket, flat=ticket.flat._replace(weights=weights)))
+    options = {"validation": validation, "calibration": calibration, "method": "swa", **CHOICES}
+    pooled = pool(zeros, 2, model=network, scope="layer", **options)
+    counts = [[int(mask.sum()) for mask in one.masks.values()] for one in (pooled, layered[2])]
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("target", [1, 3])
+def test_scope_layer_is_the_papers_procedure_layer_by_layer(layered, network, validation, calibration, target):
+    loaders = [DataLoader(TensorDataset(*samples), batch_size=20) for samples in (validation, calibration)]
+
+    def by_layer(x, keep):
+        parts = [(entry.span, int(layered[target].mask[entry.span].sum())) for entry in layered.layout.weights]
+        return torch.cat([reference_search.exact_prune(x[span], keep) for span, keep in parts])
+
+    expected = reference_search.pool(layered, target, network, *loaders, CHOICES["coefficients"], prune=by_layer)
+    options = {"validation": validation, "calibration": calibration, "tolerance": 0, **CHOICES}
+    pooled = pool(layered, target, model=network, scope="layer", search="exhaustive", **options)
+    for ours, theirs in zip(pooled.steps, expected.steps, strict=True):
+        assert (ours.candidate, ours.accepted) == (theirs.candidate, theirs.accepted)
+        assert ours.coefficient == theirs.coefficient
     for name, tensor in pooled.state_dict.items():
         torch.testing.assert_close(tensor, expected.state_dict[name], rtol=1e-5, atol=1e-6, msg=name)
 
@@ -106,7 +165,9 @@ def test_bounded_is_exact_on_every_table_of_accuracies(seed, values, rounds, k):
         evaluator = TableEvaluator(tickets, seed, values, total=11)
         coefficients, bar = lpk.COEFFICIENTS[:k], Progress("", 1, show=False)
         uploads = Uploads(tickets, evaluator.device)
-        plan = Plan(tickets, evaluator, "interpolation", coefficients, "during", rounds - 1, kind, 0.05, bar, uploads)
+        plan = Plan(
+            tickets, evaluator, "interpolation", coefficients, "during", "global", rounds - 1, kind, 0.05, bar, uploads
+        )
         made.append(Search(tickets[seed % rounds], plan).run())
     exhaustive, bounded = made
     assert torch.equal(exhaustive.flat.weights, bounded.flat.weights)

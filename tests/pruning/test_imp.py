@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import lpk
-from lpk.pruning.imp import next_mask
+from lpk.pruning.sparsity import Sparsity
 from tests.conftest import make_network, sgd
 from tests.pruning.training import OPTIONS, make_trainer
 from tests.same import same
@@ -23,7 +23,7 @@ def test_each_round_keeps_what_the_paper_says(images):
     for denser, sparser in itertools.pairwise(tickets):
         assert not (sparser.mask & ~denser.mask).any(), "a pruned weight came back"
         assert not sparser.flat.weights[~sparser.mask].any()
-        assert torch.equal(sparser.mask, next_mask(denser, 0.3))
+        assert torch.equal(sparser.mask, Sparsity(3, 0.3).next_mask(denser, sparser.keep))
 
 
 def test_pruning_is_global_by_magnitude(images):
@@ -35,8 +35,8 @@ def test_pruning_is_global_by_magnitude(images):
 def test_remaining_zeros_do_not_bring_back_pruned_weights(images):
     ticket = lpk.imp(make_network(), sgd(*images), **{**OPTIONS, "rounds": 1})[1]
     ticket.flat.weights.zero_()
-    mask = next_mask(ticket, 0.5)
-    assert not (mask & ~ticket.mask).any() and int(mask.sum()) == ticket.keep - round(0.5 * ticket.keep)
+    mask = Sparsity(1).next_mask(ticket, ticket.keep // 2)
+    assert not (mask & ~ticket.mask).any() and int(mask.sum()) == ticket.keep // 2
 
 
 def test_every_round_starts_from_the_rewound_state_dict(images):

@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+import warnings
 
 import pytest
 import torch
@@ -315,8 +316,10 @@ def test_a_train_that_changes_nothing_is_warned_of_once():
 
 
 def test_a_layer_that_is_emptied_is_warned_of_once():
-    model = mlp()
-    model[0].weight.data.mul_(1e-3)
+    def scaled():
+        model = mlp()
+        model[0].weight.data.mul_(1e-3)
+        return model
 
     def train(model, start, stop):
         with torch.no_grad():
@@ -325,10 +328,13 @@ def test_a_layer_that_is_emptied_is_warned_of_once():
 
     options = {"prunable": ["0.weight", "2.weight"], "fraction": 0.5, **OPTIONS}
     with pytest.warns(UserWarning) as recorded:
-        lpk.imp(model, train, **{**options, "rounds": 4})
+        lpk.imp(scaled(), train, **{**options, "rounds": 4})
     (text,) = told(recorded)
     densities = r"0\.weight 0\.00%, 2\.weight \d+\.\d\d%"
-    assert re.match(rf"round \d: pruning leaves no weight of '0\.weight'; densities by layer: {densities}$", text)
+    leaves = r"round \d: pruning leaves no weight of '0\.weight'; densities by layer: "
+    assert re.match(rf"{leaves}{densities}\. `floor=` keeps a share of each$", text)
+    with warnings.catch_warnings(action="error"):
+        lpk.imp(scaled(), train, floor=0.02, **{**options, "rounds": 4})
 
 
 def test_a_round_that_prunes_nothing_is_warned_of_once():
