@@ -40,3 +40,53 @@ def test_excerpts_of_the_splits_differ(transformer):
     assert not words[0] & words[1] and not words[0] & words[2] and not words[1] & words[2]
     with pytest.raises(ValueError, match="networkx has too few docstrings"):
         transformer.load(("networkx",), (1_000_000,), seed=0)
+
+
+class Written:
+    """Stands in for TensorBoard's SummaryWriter: the scalars by their tags, and the sizes of histograms."""
+
+    def __init__(self):
+        self.scalars, self.histograms = {}, {}
+
+    def add_scalar(self, tag, value, step):
+        self.scalars.setdefault(tag, []).append((step, value))
+
+    def add_histogram(self, tag, values, step):
+        self.histograms.setdefault(tag, []).append((step, len(values)))
+
+
+SMALL = {"train": 200, "epochs": 3, "rounds": 2}
+
+
+def test_tensorboard():
+    written = Written()
+    pools = load("tensorboard").run(written, **SMALL, progress=False)
+    steps = {tag: [step for step, _ in points] for tag, points in written.scalars.items()}
+    epochs = list(range(1, 8))  # three of the dense network, two of each other round
+    assert steps["epoch/loss"] == steps["epoch/learning rate"] == steps["epoch/validation accuracy"] == epochs
+    assert steps["round/density"] == steps["round/loss"] == steps["round/validation accuracy"] == [0, 1, 2]
+    assert [size for _, size in written.histograms["round/remaining weights"]] == [pooled.keep for pooled in pools]
+    for pooled in pools:
+        assert written.scalars[f"pool/round {pooled.round}"][-1] == (2, pooled.accuracy)
+
+
+def test_tensorboard_writes_its_files(tmp_path, capsys):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    load("tensorboard").main([str(tmp_path), *(f"--{name}={value}" for name, value in SMALL.items())])
+    read = EventAccumulator(str(tmp_path))
+    read.Reload()
+    assert len(read.Scalars("epoch/loss")) == 7 and len(read.Scalars("pool/round 2")) == 2
+    assert capsys.readouterr().out.count("Pooled(") == 3
+
+
+def test_lightning(tmp_path, capsys):
+    pytest.importorskip("lightning")
+    example = load("lightning_imp")
+    arguments = [str(tmp_path), *(f"--{name}={value}" for name, value in SMALL.items())]
+    pooled = example.main(arguments)
+    out = capsys.readouterr().out
+    assert out.count("validation accuracy") == 3 and f"density {pooled.density:.3f}" in out
+    assert [path.name for path in sorted(tmp_path.glob("logs/*"))] == [f"leg-{i:02d}" for i in range(4)]
+    assert torch.equal(example.main(arguments).flat.weights, pooled.flat.weights), "it did not go on"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lpk import ops
+from lpk.events import RoundEvent
 from lpk.networks.flat import Layout, StateDict
 from lpk.networks.prunable import Prunable, prunable_names
 from lpk.networks.states import state_names
@@ -26,6 +29,9 @@ from lpk.tickets.ticket import Ticket
 from lpk.tickets.tickets import Tickets
 
 Train = Callable[[nn.Module, int, int], object]
+OnRound = Callable[[RoundEvent], object]
+
+LOG = logging.getLogger(__name__)
 
 
 def imp(
@@ -39,6 +45,7 @@ def imp(
     prunable: Prunable = None,
     store: str | Path | None = None,
     seed: int | None = None,
+    on_round: OnRound | None = None,
     progress: bool = True,
 ) -> Tickets:
     """Trains, prunes and rewinds a network `rounds` times (Algorithm 1).
@@ -48,7 +55,8 @@ def imp(
             gets it as it is, in torch.nn.DataParallel or torch.compile, too; the tickets have the network's own names.
         train: train(model, start, stop) trains from epoch `start` to epoch `stop` with the learning rates of those
             epochs and a new optimizer. Pruned weights stay exactly 0 meanwhile, through momentum and weight decay, with
-            any torch.optim optimizer. A `Resumable` one is called epoch by epoch.
+            any torch.optim optimizer. A `Resumable` one is called epoch by epoch. Numbers in a dict that it returns are
+            shown beside the progress bar, and `on_round` gets them.
         epochs: of one round, counted from initialization.
         rounds: T; T + 1 tickets result, round 0 being dense. The same call with more rounds goes on in the same store
             and, given a seed, ends as if they had been asked for at once.
@@ -63,6 +71,8 @@ def imp(
             the same arguments, `rounds` excepted: more are possible.
         seed: where given, PyTorch's generators are seeded before each call of `train`, so that a resumed run equals an
             uninterrupted one.
+        on_round: called with a `lpk.RoundEvent` after each round whose ticket this call makes, once that is stored.
+            What it raises ends the run as an interrupt does.
         progress: whether to show it.
 
     Returns:
@@ -87,7 +97,7 @@ def imp(
     layout = Layout.of_model(network, _trainable(network, prunable))
     settings = {"epochs": epochs, "rounds": rounds, "fraction": fraction, "rewind": rewind, "seed": seed}
     with contextlib.ExitStack() as stack:
-        run = _Run(model, train, layout, settings)
+        run = _Run(model, train, layout, settings, on_round)
         if store is not None:
             directory = files.absolute(store)
             stack.enter_context(files.locked(directory))
@@ -123,14 +133,18 @@ def next_mask(ticket: Ticket, fraction: float) -> Tensor:
 class _Run:
     """The state of one run: the network, the weights it rewinds to, and the store they are kept in."""
 
-    def __init__(self, model: nn.Module, train: Train, layout: Layout, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, model: nn.Module, train: Train, layout: Layout, settings: dict[str, Any], on_round: OnRound | None
+    ) -> None:
         self.given = model  # what the user's function trains
         self.model = unwrapped(model)
         self.train = train
         self.layout = layout
         self.settings = settings
+        self.on_round = on_round
         self.precautions = Precautions(self.model, layout)
         self.warned: set[str] = set()
+        self.metrics: dict[str, float] = {}  # what the last call of `train` returned
         self.trained = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         self.rewind_state: StateDict | None = None
         self.store: RunStore | None = None
@@ -176,15 +190,18 @@ class _Run:
     # --- training -----------------------------------------------------------------------------------------------------
 
     def round(self, round_: int, mask: Tensor, first: Ticket | None, bar: Progress) -> Ticket:
-        """Trains round `round_` to its end and stores the ticket; `first` is that of round 0."""
+        """Trains round `round_` to its end, stores the ticket, and says so; `first` is that of round 0."""
+        began, self.metrics = time.perf_counter(), {}
         start = self._start(round_, bar)
         rewound = f", rewound to epoch {self.settings['rewind']}" if round_ > 0 else ""
-        bar.note(f"round {round_}: {int(mask.sum()) / self.layout.n:.1%} of the weights, {self._layers()}{rewound}")
+        note = f"round {round_}: {int(mask.sum()) / self.layout.n:.1%} of the weights, {self._layers()}{rewound}"
+        bar.note(note)
         with kept_pruned(self.model, self.layout, mask, self.precautions.check_shapes) as mask_all:
             before = {parameter: parameter.detach().clone() for parameter in self.model.parameters()}
             for begin, end in self._legs(start):
                 self._train(round_, begin, end)
                 bar.advance(end - begin)
+                bar.note(f"{note}; epoch {end}: {_words(self.metrics)}" if self.metrics else note)
             moved = mask_all()
         if moved:
             self._warn(
@@ -206,6 +223,19 @@ class _Run:
             raise ValueError(f"training of round {round_} diverged: {error}") from error
         if self.store is not None:
             self.store.append(ticket)
+        event = RoundEvent(
+            round=round_,
+            rounds=self.settings["rounds"],
+            density=ticket.density,
+            keep=ticket.keep,
+            seconds=time.perf_counter() - began,
+            metrics=self.metrics,
+            ticket=ticket,
+        )
+        said = f"; {_words(self.metrics)}" if self.metrics else ""
+        LOG.info("%s; %d weights remain, %.1f s%s", note, event.keep, event.seconds, said)
+        if self.on_round is not None:
+            self.on_round(event)
         return ticket
 
     def _start(self, round_: int, bar: Progress) -> int:
@@ -219,6 +249,7 @@ class _Run:
             if self.store is not None:
                 self.store.check_storable(self.train)
                 if (resumed := self.store.resume(round_, self.train)) is not None:
+                    LOG.info("round %d goes on from epoch %d", round_, resumed)
                     bar.advance(resumed - start)
                     return resumed
         if round_ > 0:
@@ -232,7 +263,7 @@ class _Run:
         """Trains from epoch `begin` to epoch `end`, and stores what is needed to go on from there."""
         if self.settings["seed"] is not None:
             torch.manual_seed(stream(self.settings["seed"], "train", round_, begin))
-        self.train(self.given, begin, end)
+        self.metrics = _numbers(self.train(self.given, begin, end))
         self.precautions.check_entries()
         if round_ == 0 and end == self.settings["rewind"]:
             self._remember_rewind()
@@ -259,6 +290,19 @@ class _Run:
         self.rewind_state = copied_state(self.model)
         if self.store is not None:
             self.store.save_rewind()
+
+
+def _numbers(returned: object) -> dict[str, float]:
+    """The plain numbers of a dict that `train` returned. A tensor is none: to read it, a device may have to be waited
+    for."""
+    if not isinstance(returned, Mapping):
+        return {}
+    numbers = {name: value for name, value in returned.items() if isinstance(value, int | float)}
+    return {name: float(value) for name, value in numbers.items() if isinstance(name, str)}
+
+
+def _words(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
 def _check(*, epochs: int, rounds: int, fraction: float, rewind: int) -> None:
