@@ -8,6 +8,7 @@ The face of the package: its names come from the folders below, each imported wh
     pruning    Algorithm 1: train, prune, rewind
     pooling    Algorithms 2 and 3: interpolate, evaluate, keep what is better
     sparse     the inference engine for what is pruned
+    events     what the hooks of lpk.imp, lpk.Trainer and lpk.pool are called with
     data, models, presets, reporting, run, experiments, cli   what the `lpk` command is made of
 """
 

@@ -97,7 +97,7 @@ class _Cell:
     """One output of a notebook's cell, which is replaced while it is shown: a run leaves a line or two there."""
 
     def __init__(self) -> None:
-        self.console = Console(file=io.StringIO(), width=CELL, force_jupyter=False)
+        self.console = Console(file=io.StringIO(), width=CELL, color_system=None, force_jupyter=False)
         self._handle: Any = None
         self._shown = -OFTEN
 

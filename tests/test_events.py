@@ -143,7 +143,7 @@ def test_loss_is_the_mean_of_the_steps():
     trainer = make_trainer(lr=0.0, batch_size=96)
     network = make_network()
     inputs, labels = trainer.train.tensors()
-    expected = float(nn.functional.cross_entropy(make_network().train()(inputs), labels))
+    expected = nn.functional.cross_entropy(make_network().train()(inputs), labels).item()
     assert trainer(network, 0, 2) == {"loss": pytest.approx(expected)} and not network.training
     assert trainer(network, 2, 2) == {}
 
