@@ -33,7 +33,8 @@ BAR = (
 NOTE = TextColumn("{task.fields[note]}", markup=False, table_column=_column())
 WIDEST = 1000  # columns, so that a measure is not cut to the terminal's
 CELL = 100  # columns of a notebook's output
-OFTEN = 0.2  # seconds between two states that a notebook shows
+OFTEN = 5.0  # states a second that a notebook shows
+BURST = 50  # more of them at first: after the last of a few changes there may be none for hours
 
 
 class _Bars(RichProgress):
@@ -99,11 +100,14 @@ class _Cell:
     def __init__(self) -> None:
         self.console = Console(file=io.StringIO(), width=CELL, color_system=None, force_jupyter=False)
         self._handle: Any = None
-        self._shown = -OFTEN
+        self._left, self._seen = float(BURST), time.monotonic()
 
     def show(self, bars: RenderableType, *, last: bool) -> None:
-        if time.monotonic() - self._shown < OFTEN and not last:
+        now = time.monotonic()
+        self._left, self._seen = min(BURST, self._left + OFTEN * (now - self._seen)), now
+        if self._left < 1 and not last:
             return
+        self._left -= 1
         from IPython.display import display
 
         with self.console.capture() as text:
@@ -113,4 +117,3 @@ class _Cell:
             self._handle = display(content, raw=True, display_id=True)
         else:
             self._handle.update(content, raw=True)
-        self._shown = time.monotonic()
