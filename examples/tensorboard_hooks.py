@@ -1,8 +1,10 @@
 """A run in TensorBoard: the hooks of lpk.Trainer, lpk.imp and lpk.pool, each a few lines.
 
     pip install tensorboard
-    python examples/tensorboard.py runs/tensorboard
+    python examples/tensorboard_hooks.py runs/tensorboard
     tensorboard --logdir runs/tensorboard
+
+The file is not called tensorboard.py, which Python would import in the package's place.
 
 Four tickets of scikit-learn's handwritten digits are trained and pooled, within a minute on two cores.
 """
