@@ -8,6 +8,7 @@ The face of the package: its names come from the folders below, each imported wh
     pruning    Algorithm 1: train, prune, rewind
     pooling    Algorithms 2 and 3: interpolate, evaluate, keep what is better
     sparse     the inference engine for what is pruned
+    events     what the hooks of lpk.imp, lpk.Trainer and lpk.pool are called with
     data, models, presets, reporting, run, experiments, cli   what the `lpk` command is made of
 """
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from lpk import models as models
     from lpk import presets as presets
     from lpk import sparse as sparse
+    from lpk.events import EpochEvent, RoundEvent, StepEvent
     from lpk.pooling.methods import COEFFICIENTS
     from lpk.pooling.pool import pool
     from lpk.pruning.imp import imp
@@ -35,10 +37,13 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "COEFFICIENTS": "lpk.pooling.methods",
+    "EpochEvent": "lpk.events",
     "FileDamaged": "lpk.tickets.files",
     "Pooled": "lpk.tickets.pooled",
     "Recipe": "lpk.pruning.recipe",
+    "RoundEvent": "lpk.events",
     "Step": "lpk.tickets.pooled",
+    "StepEvent": "lpk.events",
     "Ticket": "lpk.tickets.ticket",
     "Tickets": "lpk.tickets.tickets",
     "Trainer": "lpk.pruning.train",
@@ -50,10 +55,13 @@ _FOLDERS = ("data", "experiments", "export", "models", "ops", "presets", "sparse
 
 __all__ = [
     "COEFFICIENTS",
+    "EpochEvent",
     "FileDamaged",
     "Pooled",
     "Recipe",
+    "RoundEvent",
     "Step",
+    "StepEvent",
     "Ticket",
     "Tickets",
     "Trainer",

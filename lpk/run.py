@@ -54,6 +54,7 @@ RESULTS = "results.json"
 REPORT = "report.html"
 PLOT = "accuracy.svg"
 POOLS = "pools"  # of experiments
+WATCHED = 1000  # validation samples whose accuracy is shown after each epoch: more would cost more time
 POOLED = re.compile(r"round-(\d+)\.safetensors")
 
 
@@ -166,7 +167,8 @@ class Run:
         """Algorithm 1 by the preset's recipe; goes on where it was interrupted."""
         recipe, settings = self.preset.train, self.preset.imp
         model = self.model()
-        trainer = Trainer(self.data.train, recipe, seed=self.seed, augment=self.preset.data.augment)
+        few = self.data.validation.take(min(WATCHED, len(self.data.validation)))
+        trainer = Trainer(self.data.train, recipe, seed=self.seed, augment=self.preset.data.augment, validation=few)
         return imp(
             model,
             trainer,

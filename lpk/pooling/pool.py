@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lpk import choices
+from lpk.events import StepEvent
 from lpk.pooling.calibration import TOLERANCE
 from lpk.pooling.evaluate import Evaluator
 from lpk.pooling.methods import BACKENDS, COEFFICIENTS, METHODS, PRUNE, SCOPES, SEARCHES
@@ -49,6 +50,7 @@ class Options(TypedDict, total=False):
     batch_size: int | None
     autocast: torch.dtype | str | None
     device: torch.device | str | None
+    on_step: Callable[[StepEvent], object] | None
     progress: bool
 
 
@@ -80,6 +82,7 @@ def pool(
     batch_size: int | None = None,
     autocast: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    on_step: Callable[[StepEvent], object] | None = None,
     progress: bool = True,
 ) -> Pooled | list[Pooled]:
     """Makes a ticket stronger with the other tickets of its run, at the same sparsity (Algorithm 2).
@@ -122,6 +125,7 @@ def pool(
             None: float32, in which PyTorch's convolutions on a GPU multiply what they have rounded to TF32, unless
             torch.backends.cudnn.allow_tf32 is False (`settings` say so).
         device: where candidates are evaluated; None: where the model is.
+        on_step: called with a `lpk.StepEvent` after each candidate. What it raises ends the search.
         progress: whether to show it.
 
     Returns:
@@ -161,7 +165,9 @@ def pool(
     offered = len(tickets) - 1 if candidates is None else min(candidates, len(tickets) - 1)
     uploads = Uploads(tickets, evaluator.device)
     with closing(uploads), Progress(method, len(targets) * offered, show=progress) as bar:
-        plan = Plan(tickets, evaluator, method, coefficients, prune, scope, offered, search, error, bar, uploads)
+        plan = Plan(
+            tickets, evaluator, method, coefficients, prune, scope, offered, search, error, bar, uploads, on_step
+        )
         pools, values = [], {}
         for t in targets:
             one = Search(tickets[t], plan)

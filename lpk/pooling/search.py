@@ -6,13 +6,16 @@ most validation samples correctly is found; it is accepted if it is at least as 
 
 from __future__ import annotations
 
+import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from lpk import ops
+from lpk.events import StepEvent
 from lpk.networks.flat import Flat
 from lpk.pooling.criteria import Score
 from lpk.pooling.evaluate import Evaluator
@@ -24,6 +27,8 @@ from lpk.tickets.pooled import Pooled, Step
 from lpk.tickets.ticket import Ticket
 from lpk.tickets.tickets import Tickets
 from lpk.tickets.versions import versions
+
+LOG = logging.getLogger(__name__)
 
 
 def nearest_first(target: int, count: int) -> list[int]:
@@ -46,6 +51,7 @@ class Plan:
     error: float
     progress: Progress
     uploads: Uploads
+    on_step: Callable[[StepEvent], object] | None = None
 
 
 class Search:
@@ -84,6 +90,7 @@ class Search:
             other = plan.uploads.take(i, following)
             self.steps.append((self._greedy_step if self.method.greedy else self._step)(i, other, coefficients))
             plan.progress.advance()
+            self._tell(averaged, len(order), time.perf_counter() - began)
         if plan.prune == "after" or not self.method.greedy:
             self._finish()
         flat, mask = target.flat, target.mask
@@ -91,7 +98,7 @@ class Search:
             flat = self.best.to("cpu")
         if self.best.weights is not self.own.weights:
             mask = kept_mask(flat.weights, self.kept)
-        return Pooled(
+        pooled = Pooled(
             round=target.round,
             layout=target.layout,
             flat=flat,
@@ -122,6 +129,16 @@ class Search:
                 **versions(),
             },
         )
+        LOG.info("%s, %.1f s", pooled, pooled.seconds)
+        return pooled
+
+    def _tell(self, number: int, count: int, seconds: float) -> None:
+        """Tells of the last step, the `number`-th of `count`."""
+        step, best = self.steps[-1], self.score.accuracy
+        event = StepEvent(self.target.round, number, count, *step, best=best, seconds=seconds)
+        LOG.debug("%s", event)
+        if self.plan.on_step is not None:
+            self.plan.on_step(event)
 
     def _note(self, candidate: int) -> str:
         """What the progress bar says: where the search stands, and how much of the work was not needed so far."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lpk import choices
+from lpk.events import RoundEvent
 from lpk.networks.flat import Layout, StateDict
 from lpk.networks.prunable import Prunable, left_out, prunable_names
 from lpk.networks.states import state_names
@@ -28,6 +30,9 @@ from lpk.tickets.ticket import Ticket
 from lpk.tickets.tickets import Tickets
 
 Train = Callable[[nn.Module, int, int], object]
+OnRound = Callable[[RoundEvent], object]
+
+LOG = logging.getLogger(__name__)
 
 RESTARTS = ("rewind", "learning-rate")
 
@@ -47,6 +52,7 @@ def imp(
     prunable: Prunable = None,
     store: str | Path | None = None,
     seed: int | None = None,
+    on_round: OnRound | None = None,
     progress: bool = True,
 ) -> Tickets:
     """Trains, prunes and rewinds a network `rounds` times (Algorithm 1).
@@ -56,7 +62,8 @@ def imp(
             gets it as it is, in torch.nn.DataParallel or torch.compile, too; the tickets have the network's own names.
         train: train(model, start, stop) trains from epoch `start` to epoch `stop` with the learning rates of those
             epochs and a new optimizer. Pruned weights stay exactly 0 meanwhile, through momentum and weight decay, with
-            any torch.optim optimizer. A `Resumable` one is called epoch by epoch.
+            any torch.optim optimizer. A `Resumable` one is called epoch by epoch. Numbers in a dict that it returns are
+            shown beside the progress bar, and `on_round` gets them.
         epochs: of one round, counted from initialization.
         rounds: T; T + 1 tickets result, round 0 being dense. The same call with more rounds goes on in the same store
             and, given a seed, ends as if they had been asked for at once.
@@ -79,6 +86,8 @@ def imp(
             the same arguments, `rounds` excepted: more are possible.
         seed: where given, PyTorch's generators are seeded before each call of `train`, so that a resumed run equals an
             uninterrupted one.
+        on_round: called with a `lpk.RoundEvent` after each round whose ticket this call makes, once that is stored.
+            What it raises ends the run as an interrupt does.
         progress: whether to show it.
 
     Returns:
@@ -106,11 +115,11 @@ def imp(
     layout = Layout.of_model(network, _trainable(network, prunable))
     keeps = sparsity.keeps(layout)
     if prunable is None and (text := left_out(network, layout.prunable)) is not None:
-        logging.getLogger("lpk").warning(text)
+        LOG.warning(text)
     settings = {"epochs": epochs, "rounds": rounds, **sparsity.settings()}
     settings |= {"rewind": rewind, "restart": restart, "seed": seed}
     with contextlib.ExitStack() as stack:
-        run = _Run(model, train, layout, settings)
+        run = _Run(model, train, layout, settings, on_round)
         if store is not None:
             directory = files.absolute(store)
             stack.enter_context(files.locked(directory))
@@ -134,14 +143,18 @@ def imp(
 class _Run:
     """The state of one run: the network, the weights it rewinds to where it does, and the store they are kept in."""
 
-    def __init__(self, model: nn.Module, train: Train, layout: Layout, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, model: nn.Module, train: Train, layout: Layout, settings: dict[str, Any], on_round: OnRound | None
+    ) -> None:
         self.given = model  # what the user's function trains
         self.model = unwrapped(model)
         self.train = train
         self.layout = layout
         self.settings = settings
+        self.on_round = on_round
         self.precautions = Precautions(self.model, layout)
         self.warned: set[str] = set()
+        self.metrics: dict[str, float] = {}  # what the last call of `train` returned
         self.trained = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         self.rewind_state: StateDict | None = None
         self.store: RunStore | None = None
@@ -193,17 +206,20 @@ class _Run:
     # --- training -----------------------------------------------------------------------------------------------------
 
     def round(self, round_: int, mask: Tensor, tickets: Sequence[Ticket], bar: Progress) -> Ticket:
-        """Trains round `round_` to its end and stores the ticket; `tickets` are those of the rounds before."""
+        """Trains round `round_` to its end, stores the ticket, and says so; `tickets`: of the rounds before."""
+        began, self.metrics = time.perf_counter(), {}
         first = tickets[0] if tickets else None
         start = self._start(round_, tickets, bar)
         what = "" if self._rewinds else "learning rate "
         rewound = f", {what}rewound to epoch {self.settings['rewind']}" if round_ > 0 else ""
-        bar.note(f"round {round_}: {int(mask.sum()) / self.layout.n:.1%} of the weights, {self._layers()}{rewound}")
+        note = f"round {round_}: {int(mask.sum()) / self.layout.n:.1%} of the weights, {self._layers()}{rewound}"
+        bar.note(note)
         with kept_pruned(self.model, self.layout, mask, self.precautions.check_shapes) as mask_all:
             before = {parameter: parameter.detach().clone() for parameter in self.model.parameters()}
             for begin, end in self._legs(start):
                 self._train(round_, begin, end)
                 bar.advance(end - begin)
+                bar.note(f"{note}; epoch {end}: {_words(self.metrics)}" if self.metrics else note)
             moved = mask_all()
         if moved:
             self._warn(
@@ -225,6 +241,19 @@ class _Run:
             raise ValueError(f"training of round {round_} diverged: {error}") from error
         if self.store is not None:
             self.store.append(ticket)
+        event = RoundEvent(
+            round=round_,
+            rounds=self.settings["rounds"],
+            density=ticket.density,
+            keep=ticket.keep,
+            seconds=time.perf_counter() - began,
+            metrics=self.metrics,
+            ticket=ticket,
+        )
+        said = f"; {_words(self.metrics)}" if self.metrics else ""
+        LOG.info("%s; %d weights remain, %.1f s%s", note, event.keep, event.seconds, said)
+        if self.on_round is not None:
+            self.on_round(event)
         return ticket
 
     def _start(self, round_: int, tickets: Sequence[Ticket], bar: Progress) -> int:
@@ -238,6 +267,7 @@ class _Run:
             if self.store is not None:
                 self.store.check_storable(self.train)
                 if (resumed := self.store.resume(round_, self.train)) is not None:
+                    LOG.info("round %d goes on from epoch %d", round_, resumed)
                     bar.advance(resumed - start)
                     return resumed
         if round_ > 0 and not self._rewinds:
@@ -253,7 +283,7 @@ class _Run:
         """Trains from epoch `begin` to epoch `end`, and stores what is needed to go on from there."""
         if self.settings["seed"] is not None:
             torch.manual_seed(stream(self.settings["seed"], "train", round_, begin))
-        self.train(self.given, begin, end)
+        self.metrics = _numbers(self.train(self.given, begin, end))
         self.precautions.check_entries()
         if round_ == 0 and end == self.settings["rewind"]:
             self._remember_rewind()
@@ -287,6 +317,19 @@ class _Run:
         self.rewind_state = copied_state(self.model)
         if self.store is not None:
             self.store.save_rewind()
+
+
+def _numbers(returned: object) -> dict[str, float]:
+    """The plain numbers of a dict that `train` returned. A tensor is none: to read it, a device may have to be waited
+    for."""
+    if not isinstance(returned, Mapping):
+        return {}
+    numbers = {name: value for name, value in returned.items() if isinstance(value, int | float)}
+    return {name: float(value) for name, value in numbers.items() if isinstance(name, str)}
+
+
+def _words(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
 def _check(*, epochs: int, rewind: int, restart: str) -> None:

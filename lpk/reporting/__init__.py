@@ -4,7 +4,3 @@ report  a run: its table, its sentence and report.html
 page    a page of HTML that needs no other file
 plots   plots as SVG, and their colours
 """
-
-from lpk import extras
-
-extras.need("a report", "matplotlib")

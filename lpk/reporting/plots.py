@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lpk import extras
 from lpk.reporting.page import LIGHT
 
 if TYPE_CHECKING:  # matplotlib is imported where it draws: that takes longer than most commands of lpk
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+extras.need("a report", "matplotlib")
 
 COLOURS = ("ticket", "series0", "series1", "series2", "series3", "series4")
 MARKERS = "oosD^v"

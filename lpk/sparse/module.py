@@ -17,15 +17,17 @@ from lpk.networks import tracing
 from lpk.networks.plain import is_patched
 from lpk.ops import memory
 from lpk.ops.checks import has_gradient
+from lpk.reporting import page
 from lpk.sparse.compact import Remaining, save_sparse
 from lpk.sparse.dense import InPyTorch
 from lpk.sparse.errors import Fails, NotSupported
 from lpk.sparse.inputs import Inputs, problem_of
 from lpk.sparse.network import Network
-from lpk.sparse.profile import Profile, profile_call
+from lpk.sparse.profile import Profile, profile_call, short
 from lpk.sparse.steps import Plan
 
 SHAPES = 8  # of inputs, for which a Sparse stays packed: those it was called with last
+STEPS = ("step", "way", "density", "million multiply-adds a sample", "if dense")
 IN_PYTORCH = 'with fallback="torch", sparsify leaves it to PyTorch'
 
 
@@ -157,13 +159,35 @@ class Sparse(nn.Module):
         return profile_call(lambda: self(*args, **kwargs), repr(self), repetitions)
 
     def __repr__(self) -> str:
-        left = sum(len(part.values) for part in self._remaining.values())
-        of = sum(part.n for part in self._remaining.values())
-        weights = f"{left / of:.1%} of {of:,} pruned weights left" if of else "not pruned"
-        lines = [f"Sparse({type(self._model[0]).__name__}: {weights}"]
+        lines = [f"Sparse({self._summary()}"]
         for (kind, _), network in self._networks.items():
             lines.append(f"  {kind}: {'in PyTorch' if network is None else network.how()}")
         return "\n".join(lines) + ")"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what it was called with, and how each step runs."""
+        parts = []
+        for (kind, _), network in self._networks.items():
+            how, (size, steps) = ("in PyTorch", (0, [])) if network is None else (network.how(), network.work())
+            lines = [
+                (
+                    short(step.name),
+                    step.way,
+                    "" if step.density is None else f"{page.percent(step.density)}%",
+                    f"{step.products / size / 1e6:.3g}" if step.products else "",
+                    f"{step.dense / size / 1e6:.3g}" if step.dense else "",
+                )
+                for step in steps
+            ]
+            table = page.table(STEPS, lines) if lines else ""
+            parts.append(page.element("details", page.element("summary", f"{kind}: {how}"), table))
+        return page.element("div", page.element("p", f"Sparse({self._summary()})"), *parts)
+
+    def _summary(self) -> str:
+        left = sum(len(part.values) for part in self._remaining.values())
+        of = sum(part.n for part in self._remaining.values())
+        weights = f"{left / of:.1%} of {of:,} pruned weights left" if of else "not pruned"
+        return f"{type(self._model[0]).__name__}: {weights}"
 
     def save(self, path: str | Path) -> None:
         """Writes the network as `save_sparse` does: `sparsify(model, path)` reads it. Raises OSError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -20,7 +21,7 @@ from lpk.sparse.inputs import Inputs
 from lpk.sparse.measure import measure
 from lpk.sparse.patches import cut
 from lpk.sparse.plan import BATCHES, trace
-from lpk.sparse.profile import Profile, profile_run
+from lpk.sparse.profile import Profile, Work, profile_run, work
 from lpk.sparse.results import BATCH
 from lpk.sparse.runs import Layout, Run
 from lpk.sparse.steps import Foreign, Plan, Shape
@@ -109,7 +110,18 @@ class Network:
         slower = [samples for samples, found in self._estimates.items() if not found.engine_pays]
         if slower:
             text += f"; with {', '.join(map(str, sorted(slower)))} samples all of it in PyTorch, which takes less time"
+        size, steps = self.work()
+        if steps:
+            ways = Counter(step.way for step in steps if step.density is not None)
+            products, dense = sum(step.products for step in steps), sum(step.dense for step in steps)
+            text += f"; with {size} samples: " + ", ".join(f"{count} {way}" for way, count in ways.items())
+            text += f"; {products / size / 1e6:.3g} of {dense / size / 1e6:.3g} million multiply-adds a sample"
         return text
+
+    def work(self) -> tuple[int, list[Work]]:
+        """What the steps do, and for how many samples: those for which it was last made ready. Before it is, none."""
+        runs = [run for layout in list(self._layouts.values()) for run in list(layout.runs.values()) if run.calls]
+        return (runs[-1].batch, [work(runs[-1], step) for step in runs[-1].plan.steps]) if runs else (0, [])
 
     def size_of(self, inputs: Sequence[Tensor]) -> int:
         """The number of samples."""

@@ -25,7 +25,7 @@ from lpk.sparse.packing import (
     WinogradFilters,
 )
 from lpk.sparse.runs import Part, Run
-from lpk.sparse.steps import AnyStep, Attention, Convolve, Foreign, Pack, Unpack, values_of
+from lpk.sparse.steps import AnyStep, Attention, Convolve, Foreign, values_of
 
 WAYS = {
     SparseFilters: "sparse",
@@ -35,6 +35,20 @@ WAYS = {
     LaneFilters: "dense, filters in the lanes",
     WinogradFilters: "Winograd",
 }
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step does: name, way, density and products as in `Row`.
+
+    dense: the multiply-adds that it would take if no weight were zero.
+    """
+
+    name: str
+    way: str
+    density: float | None = None
+    products: int = 0
+    dense: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,7 +101,7 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 def _cells(row: Row) -> tuple[str, ...]:
     return (
-        re.sub(r"\(.*/", "(", row.name),
+        short(row.name),
         row.way,
         "" if row.density is None else f"{row.density:.1%}",
         f"{row.products / 1e6:.2f}" if row.products else "",
@@ -95,6 +109,11 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.milliseconds:.3f}",
         "" if row.share is None else f"{row.share:.0%}",
     )
+
+
+def short(name: str) -> str:
+    """A step's name without the folders of the file that it stands in."""
+    return re.sub(r"\(.*/", "(", name)
 
 
 def profile_run(run: Run, inputs: Sequence[Tensor], how: str, repetitions: int) -> Profile:
@@ -121,23 +140,26 @@ def _timed(parts: Sequence[tuple[int, Part]], threads: int | None) -> Iterator[t
         yield from zip(steps, kernels.seconds(group, threads) if is_operation else map(_seconds, group), strict=True)
 
 
-def _row(run: Run, step: AnyStep, seconds: float, limits: Limits) -> Row:
-    moved = sum(_bytes(run.buffers[value]) for value in values_of(step))
+def work(run: Run, step: AnyStep) -> Work:
+    """Of a run whose filters are packed; they are where it was called."""
     if isinstance(step, Foreign):
-        return Row(step.name, "PyTorch", None, 0, 0, 1e3 * seconds, None)
-    if isinstance(step, Pack | Unpack):
-        return Row(
-            step.name, type(step).__name__.lower(), None, 0, moved, 1e3 * seconds, limits.share(0, moved, seconds)
-        )
+        return Work(step.name, "PyTorch")
     if not isinstance(step, Convolve):
-        way = type(step).__name__.lower()
         products = step.products * run.batch if isinstance(step, Attention) else 0
-        return Row(step.name, way, None, products, moved, 1e3 * seconds, limits.share(products, moved, seconds))
-    nonzeros = run.filters.weights.nonzeros(step.layer.weight)
-    products = nonzeros * step.out.pixels * run.batch
+        return Work(step.name, type(step).__name__.lower(), None, products, products)
+    weight = step.layer.weight
+    nonzeros, positions = run.filters.weights.nonzeros(weight), step.out.pixels * run.batch
     way = WAYS[type(run.filters.of(step, run.buffers))]
-    density, share = nonzeros / step.layer.weight.numel(), limits.share(products, moved, seconds)
-    return Row(step.name, way, density, products, moved, 1e3 * seconds, share)
+    return Work(step.name, way, nonzeros / weight.numel(), nonzeros * positions, weight.numel() * positions)
+
+
+def _row(run: Run, step: AnyStep, seconds: float, limits: Limits) -> Row:
+    done = work(run, step)
+    if isinstance(step, Foreign):
+        return Row(done.name, done.way, None, 0, 0, 1e3 * seconds, None)
+    moved = sum(_bytes(run.buffers[value]) for value in values_of(step))
+    share = limits.share(done.products, moved, seconds)
+    return Row(done.name, done.way, done.density, done.products, moved, 1e3 * seconds, share)
 
 
 def _bytes(blocks: Blocks) -> int:

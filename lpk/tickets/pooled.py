@@ -142,3 +142,19 @@ class Pooled:
             f"Pooled(round={self.round}, density={self.density:.4f}, accuracy={self.accuracy:.4f} "
             f"from {self.baseline_accuracy:.4f}, {accepted} of {len(self.steps)} candidates accepted)"
         )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the steps."""
+        from lpk.reporting import page
+
+        lines = [
+            (
+                step.candidate,
+                "–" if step.coefficient is None else f"{step.coefficient:.3g}",
+                "–" if step.accuracy is None else f"{step.accuracy:.4f}",
+                "accepted" if step.accepted else "rejected",
+            )
+            for step in self.steps
+        ]
+        steps = page.table(["candidate (round)", "coefficient", "accuracy", "outcome"], lines)
+        return page.element("div", page.element("p", repr(self)), steps)

@@ -60,6 +60,18 @@ class Ticket:
     def __repr__(self) -> str:
         return f"Ticket(round={self.round}, density={self.density:.4f}, keep={self.keep})"
 
+    def _repr_html_(self) -> str:
+        """For notebooks: the layers, folded."""
+        from lpk.reporting import page
+
+        kept = [(entry, int(self.mask[entry.span].count_nonzero())) for entry in self.layout.weights]
+        lines = [
+            (entry.name, " × ".join(map(str, entry.shape)), f"{keep:,}", f"{page.percent(keep / entry.shape.numel())}%")
+            for entry, keep in kept
+        ]
+        layers = page.table(["tensor", "shape", "weights left", "density"], lines)
+        return page.element("details", page.element("summary", repr(self)), layers)
+
 
 def check_mixable(names: Sequence[str], tickets: Sequence[Ticket]) -> None:
     """Raises ValueError where a ticket differs from the first one in what can't be interpolated; called by `names`."""

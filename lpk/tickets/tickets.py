@@ -63,7 +63,16 @@ class Tickets(Sequence[Ticket]):
         return iter(self._tickets)
 
     def __repr__(self) -> str:
-        return f"Tickets({len(self)}, densities {self[0].density:.4f} to {self[-1].density:.4f})"
+        densities = f"densities {self[0].density:.4f} to {self[-1].density:.4f}"
+        return f"Tickets({len(self)}, {densities}, {self.layout.n:,} prunable weights)"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the rounds."""
+        from lpk.reporting import page
+
+        lines = [(ticket.round, f"{ticket.keep:,}", f"{page.percent(ticket.density)}%") for ticket in self]
+        rounds = page.table(["round", "weights left", "density"], lines)
+        return page.element("div", page.element("p", repr(self)), rounds)
 
     # --- files --------------------------------------------------------------------------------------------------------
 

@@ -114,3 +114,18 @@ def test_a_replayed_step_is_a_few_launches():
             step(0.1, *inputs)
     launches = sum(event.count for event in profiled.key_averages() if event.key.startswith("aten::"))
     assert launches <= 2 * (1 + len(few[0]))
+
+
+def test_validation_between_replayed_steps_changes_no_bit(deterministic):
+    networks = []
+    for validated in (False, True):
+        network = nn.Sequential(nn.Dropout(0.3), make_network()).cuda().to(memory_format=torch.channels_last)
+        trainer = prepared("graph")
+        trainer.validation = trainer.train if validated else None
+        trainer(network, 0, 2)
+        returned = trainer(network, 2, 3)
+        networks.append(network)
+    assert trainer.graph_problem is None and same(*networks)
+    images, labels = (x.cuda() for x in trainer.train.tensors())
+    correct = (network(images).argmax(1) == labels).sum().item()
+    assert returned["validation accuracy"] == pytest.approx(correct / len(labels), abs=1 / len(labels))

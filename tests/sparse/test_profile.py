@@ -10,6 +10,7 @@ from lpk.sparse import choice
 from lpk.sparse.choice import Estimate
 from lpk.sparse.network import Network
 from tests.sparse.networks import pruned
+from tests.tables import cells
 
 INPUTS = torch.randn(2, 3, 16, 16)
 
@@ -45,7 +46,35 @@ def test_a_network_says_where_it_runs():
     assert repr(made).startswith("Sparse(Sequential: 2") and "pruned weights left" in repr(made)
     made(INPUTS)
     assert "(3, 16, 16): 3 layers on the engine, 1 part in PyTorch" in repr(made)
+    layers = [layer for layer in network() if hasattr(layer, "weight") and layer.weight.dim() > 1]
+    pixels = (256, 14 * 14, 1)
+    counts = [
+        sum(count(layer.weight) * n for layer, n in zip(layers, pixels, strict=True)) / 1e6
+        for count in (lambda weight: int(weight.count_nonzero()), torch.Tensor.numel)
+    ]
+    assert f"; {counts[0]:.3g} of {counts[1]:.3g} million multiply-adds a sample)" in repr(made)
+    ways = [row.way for row in made.profile(INPUTS, repetitions=1).rows if row.density is not None]
+    said = ", ".join(f"{ways.count(way)} {way}" for way in dict.fromkeys(ways))
+    assert f"; with 2 samples: {said};" in repr(made)
     assert repr(lpk.sparsify(nn.Linear(2, 2))) == "Sparse(Linear: not pruned)"
+
+
+def test_a_notebook_shows_each_step():
+    made = lpk.sparsify(network(), fallback="torch")
+    assert cells(made._repr_html_()) == []
+    made(INPUTS)
+    rows = made.profile(INPUTS, repetitions=1).rows
+    shown = cells(made._repr_html_())
+    assert [line[:2] for line in shown] == [[row.name, row.way] for row in rows]
+    for (_, _, density, products, dense), row in zip(shown, rows, strict=True):
+        assert density == ("" if row.density is None else f"{100 * row.density:.2f}%")
+        assert products == (f"{row.products / 2e6:.3g}" if row.products else "")
+        assert dense == ("" if row.density is None else f"{row.products / row.density / 2e6:.3g}")
+    hooked = network()
+    hooked.register_forward_hook(lambda *_: None)
+    in_pytorch = lpk.sparsify(hooked, fallback="torch")
+    in_pytorch(INPUTS)
+    assert "(3, 16, 16): in PyTorch" in in_pytorch._repr_html_()
 
 
 def test_what_takes_less_time_in_pytorch_runs_there(monkeypatch):

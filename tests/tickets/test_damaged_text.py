@@ -12,8 +12,8 @@ from tests.tickets.kinds import READERS, loaded, tickets_of_format1
 DAMAGES = {
     "": "Expecting value",
     "[]": "its content is",
-    "[" * 5000: "nested too deeply",
-    '{"a":' * 5000: "nested too deeply",
+    "[" * 500_000: "nested too deeply",  # Python 3.14 reads what its stack has room for
+    '{"a":' * 500_000: "nested too deeply",
     '{"seed": ' + "1" * 5000 + "}": "4300 digits",
     '{"format": 9}': "its format is 9; this version of lpk reads 1 and 2",
     '{"format": true}': "its format is True",

@@ -6,6 +6,7 @@ import lpk
 from lpk.pooling.pool import pool
 from lpk.tickets import files
 from tests.pooling.pools import CHOICES, same_network
+from tests.tables import cells
 
 
 def test_pooled_survives_its_file(tickets, network, validation, calibration, tmp_path):
@@ -31,3 +32,13 @@ def test_damaged_pooled_file_is_named(tickets, network, validation, calibration,
         path.write_bytes(content[:-50])
     with pytest.raises(files.FileDamaged, match=r"a\.safetensors"):
         lpk.Pooled.load(path)
+
+
+def test_a_notebook_shows_the_steps(tickets, network, validation, calibration):
+    pooled = pool(tickets, 3, model=network, validation=validation, calibration=calibration, **CHOICES)
+    shown = pooled._repr_html_()
+    assert str(pooled) in shown
+    for step, line in zip(pooled.steps, cells(shown), strict=True):
+        coefficient = "–" if step.coefficient is None else f"{step.coefficient:g}"
+        accuracy = "–" if step.accuracy is None else f"{step.accuracy:.4f}"
+        assert line == [str(step.candidate), coefficient, accuracy, "accepted" if step.accepted else "rejected"]

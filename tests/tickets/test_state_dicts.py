@@ -83,7 +83,7 @@ def test_a_changed_bit_in_a_pt_file_is_found(tickets, tmp_path):
     path.write_bytes(
         content[:2000] + b"x" + content[2001:] + content
     )  # PyTorch would read the first, zipfile the second
-    with pytest.raises(files.FileDamaged, match=r"0\.pt is not packed as torch\.save does it"):
+    with pytest.raises(files.FileDamaged, match=r"0\.pt is (not packed as torch\.save does it|damaged)"):
         state_dicts.load(path)
 
 
@@ -126,7 +126,8 @@ def test_tensors_of_other_kinds_are_named(tmp_path, tensor, words):
     with pytest.raises(ValueError, match=rf"ticket 0 {words}" if "holds 'a'" in words else ""):
         Tickets.from_state_dicts([{"a": made}] if "holds 'a'" in words else [])
     torch.save({"a": made}, tmp_path / "x.pt")
-    with pytest.raises(files.FileDamaged, match=rf"x\.pt {words}") as error:
+    # PyTorch 2.15 itself refuses to read a nested tensor
+    with pytest.raises(files.FileDamaged, match=rf"x\.pt ({words}|holds a torch\._utils\._rebuild_nested)") as error:
         state_dicts.load(tmp_path / "x.pt")
     assert len(str(error.value).splitlines()) == 1
 

@@ -14,6 +14,7 @@ from lpk.tickets.store import MANIFEST, MASK
 from lpk.tickets.tickets import Tickets
 from tests.conftest import make_network
 from tests.same import same
+from tests.tables import cells
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
@@ -22,6 +23,19 @@ def test_saved_tickets_load_the_same(tickets, tmp_path):
     tickets.save(tmp_path / "run")
     assert same(Tickets.load(tmp_path / "run"), tickets)
     assert [t.keep for t in Tickets.load(tmp_path / "run")] == [t.keep for t in tickets]
+
+
+def test_a_notebook_shows_rounds_and_layers(tickets):
+    assert repr(tickets) == "Tickets(5, densities 1.0000 to 0.4095, 486 prunable weights)"
+    rounds = cells(tickets._repr_html_())
+    assert rounds == [[str(t.round), str(t.keep), f"{100 * t.density:.2f}%"] for t in tickets]
+    shown = tickets[3]._repr_html_()
+    assert repr(tickets[3]) in shown and "script" not in shown and "style" not in shown
+    kept = {name: int(mask.sum()) for name, mask in tickets[3].masks.items()}
+    assert cells(shown) == [
+        ["0.weight", "6 × 1 × 3 × 3", str(kept["0.weight"]), f"{100 * kept['0.weight'] / 54:.2f}%"],
+        ["3.weight", "8 × 6 × 3 × 3", str(kept["3.weight"]), f"{100 * kept['3.weight'] / 432:.2f}%"],
+    ]
 
 
 def test_a_slice_is_tickets_whose_rounds_count_anew(tickets, tmp_path):
