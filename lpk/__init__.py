@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from lpk import models as models
     from lpk import presets as presets
     from lpk import sparse as sparse
+    from lpk.pooling.accuracy import Evaluation, Gain, evaluate
     from lpk.pooling.methods import COEFFICIENTS
     from lpk.pooling.pool import pool
     from lpk.pruning.imp import imp
     from lpk.pruning.recipe import Recipe
     from lpk.pruning.train import Trainer
+    from lpk.reporting.results import Results, report
     from lpk.sparse import sparsify
     from lpk.tickets.files import FileDamaged
     from lpk.tickets.pooled import Pooled, Step
@@ -35,33 +37,43 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "COEFFICIENTS": "lpk.pooling.methods",
+    "Evaluation": "lpk.pooling.accuracy",
     "FileDamaged": "lpk.tickets.files",
+    "Gain": "lpk.pooling.accuracy",
     "Pooled": "lpk.tickets.pooled",
     "Recipe": "lpk.pruning.recipe",
+    "Results": "lpk.reporting.results",
     "Step": "lpk.tickets.pooled",
     "Ticket": "lpk.tickets.ticket",
     "Tickets": "lpk.tickets.tickets",
     "Trainer": "lpk.pruning.train",
+    "evaluate": "lpk.pooling.accuracy",
     "imp": "lpk.pruning.imp",
     "pool": "lpk.pooling.pool",
+    "report": "lpk.reporting.results",
     "sparsify": "lpk.sparse",
 }
 _FOLDERS = ("data", "experiments", "export", "models", "ops", "presets", "sparse")
 
 __all__ = [
     "COEFFICIENTS",
+    "Evaluation",
     "FileDamaged",
+    "Gain",
     "Pooled",
     "Recipe",
+    "Results",
     "Step",
     "Ticket",
     "Tickets",
     "Trainer",
     "__version__",
+    "evaluate",
     "export",
     "imp",
     "ops",
     "pool",
+    "report",
     "sparsify",
 ]
 

@@ -294,16 +294,16 @@ def evaluate(
 @command(name="report")
 def write_report(run: RunPath, seed: RunSeed = None) -> None:
     """Writes report.html from the run's results.json."""
-    from lpk.experiments import demo as one_run
-    from lpk.run import PLOT, REPORT, RESULTS, check_whole
+    from lpk.reporting.results import PLOT, REPORT, RESULTS, Results, write
+    from lpk.run import check_whole
     from lpk.tickets import files
 
     check_whole(run)
-    results = one_run.read_results(_existing(run / RESULTS))
-    if seed is not None and seed != results["manifest"]["seed"]:
-        raise ValueError(f"{run} is a run with seed {results['manifest']['seed']}, not {seed}")
+    results = Results.read(_existing(run / RESULTS))
+    if seed is not None and seed != results["manifest"].get("seed"):
+        raise ValueError(f"{run} is a run with seed {results['manifest'].get('seed')}, not {seed}")
     files.make_directory(run)
-    _write_report(results, run)
+    write(results, run)
     _say(f"wrote {run / REPORT} and {PLOT}")
 
 
@@ -335,7 +335,7 @@ def run_experiment(
     """Carries out an experiment of the paper; started again, goes on from the last finished part."""
     from lpk import experiments
     from lpk.experiments.forecast import forecast
-    from lpk.run import REPORT, RESULTS
+    from lpk.reporting.results import REPORT, RESULTS
 
     if show_list or name is None:
         for each, experiment in experiments.EXPERIMENTS.items():
@@ -396,9 +396,9 @@ def _say_tickets(tickets: Tickets, run: Path) -> None:
 
 
 def _show(run: Run, results: dict[str, Any]) -> None:
-    from lpk.run import REPORT
+    from lpk.reporting.results import REPORT, write
 
-    _write_report(results, run.path)
+    write(results, run.path)
     _say_results(results)
     _say(f"Open {run.path / REPORT}; the networks are in {run.path / 'pooled'}.")
 
@@ -413,15 +413,6 @@ def _say_results(results: dict[str, Any]) -> None:
 def _say(text: str, *more: str) -> None:
     """A line that is not folded; its first part is bold where there are more."""
     console.print(terminal.bold(text, *more) if more else terminal.plain(text, keep="\n"), soft_wrap=True)
-
-
-def _write_report(results: dict[str, Any], path: Path) -> None:
-    from lpk.reporting import report
-    from lpk.run import PLOT, REPORT
-    from lpk.tickets import files
-
-    report.write(results, path / REPORT)
-    files.write_bytes(path / PLOT, report.accuracy_plot(results))
 
 
 def _existing(path: Path) -> Path:

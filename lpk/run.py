@@ -31,6 +31,7 @@ from lpk.presets import Preset
 from lpk.pruning.imp import imp
 from lpk.pruning.recipe import stream
 from lpk.pruning.train import Trainer
+from lpk.reporting.results import PLOT, REPORT, RESULTS
 from lpk.schema import null, string, whole
 from lpk.tickets import files
 from lpk.tickets.directories import check_no_links, make_inside
@@ -50,9 +51,6 @@ CONTENT = {
     "samples": {string: whole},
     "imported?": [string],
 }
-RESULTS = "results.json"
-REPORT = "report.html"
-PLOT = "accuracy.svg"
 POOLS = "pools"  # of experiments
 POOLED = re.compile(r"round-(\d+)\.safetensors")
 
