@@ -19,7 +19,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from lpk import cli, experiments, models, presets, progress, terminal
+from lpk import experiments, models, presets, progress, terminal
+from lpk.cli import training
 from lpk.data import sets as data
 from lpk.options import EXPERIMENTS
 from lpk.run import Run
@@ -470,7 +471,7 @@ def test_demo_falls_back_to_digits(tmp_path, monkeypatch):
         return data.load(name, **options)
 
     monkeypatch.setattr("lpk.run.load_data", offline)
-    monkeypatch.setattr(cli, "_demo", lambda run, quiet: print("preset", run.preset.name))
+    monkeypatch.setattr(training, "_demo", lambda run, quiet: print("preset", run.preset.name))
     out = lpk("demo", tmp_path / "run")
     assert "handwritten digits" in out and "preset digits" in out
     assert presets.load("digits").data.name == "digits"
