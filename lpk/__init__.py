@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from lpk import presets as presets
     from lpk import sparse as sparse
     from lpk.events import EpochEvent, RoundEvent, StepEvent
+    from lpk.pooling.accuracy import Evaluation, Gain, evaluate
     from lpk.pooling.methods import COEFFICIENTS
     from lpk.pooling.pool import pool
     from lpk.pruning.imp import imp
     from lpk.pruning.recipe import Recipe
     from lpk.pruning.train import Trainer
+    from lpk.reporting.results import Results, report
     from lpk.sparse import sparsify
     from lpk.tickets.files import FileDamaged
     from lpk.tickets.pooled import Pooled, Step
@@ -38,17 +40,22 @@ if TYPE_CHECKING:
 _MODULES = {
     "COEFFICIENTS": "lpk.pooling.methods",
     "EpochEvent": "lpk.events",
+    "Evaluation": "lpk.pooling.accuracy",
     "FileDamaged": "lpk.tickets.files",
+    "Gain": "lpk.pooling.accuracy",
     "Pooled": "lpk.tickets.pooled",
     "Recipe": "lpk.pruning.recipe",
+    "Results": "lpk.reporting.results",
     "RoundEvent": "lpk.events",
     "Step": "lpk.tickets.pooled",
     "StepEvent": "lpk.events",
     "Ticket": "lpk.tickets.ticket",
     "Tickets": "lpk.tickets.tickets",
     "Trainer": "lpk.pruning.train",
+    "evaluate": "lpk.pooling.accuracy",
     "imp": "lpk.pruning.imp",
     "pool": "lpk.pooling.pool",
+    "report": "lpk.reporting.results",
     "sparsify": "lpk.sparse",
 }
 _FOLDERS = ("data", "experiments", "export", "models", "ops", "presets", "sparse")
@@ -56,9 +63,12 @@ _FOLDERS = ("data", "experiments", "export", "models", "ops", "presets", "sparse
 __all__ = [
     "COEFFICIENTS",
     "EpochEvent",
+    "Evaluation",
     "FileDamaged",
+    "Gain",
     "Pooled",
     "Recipe",
+    "Results",
     "RoundEvent",
     "Step",
     "StepEvent",
@@ -66,10 +76,12 @@ __all__ = [
     "Tickets",
     "Trainer",
     "__version__",
+    "evaluate",
     "export",
     "imp",
     "ops",
     "pool",
+    "report",
     "sparsify",
 ]
 

@@ -19,7 +19,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from lpk import cli, experiments, models, presets, progress, terminal
+from lpk import experiments, models, presets, progress, terminal
+from lpk.cli import training
 from lpk.data import sets as data
 from lpk.options import EXPERIMENTS
 from lpk.run import Run
@@ -326,7 +327,7 @@ def test_an_interrupt_says_in_one_line_what_is_kept(run, preset, tmp_path, monke
         ("lpk.run.imp", ("imp", run, "--preset", preset, "--seed", 4), "4 of 4 tickets and the finished epochs"),
         ("lpk.run.imp", ("demo", run, "--preset", preset, "--seed", 4), "4 of 4 tickets and the finished epochs"),
         ("lpk.experiments.demo.pool", ("pool", run), "what was there before is kept; `{}` begins this search again"),
-        ("lpk.experiments.demo.correct_predictions", ("eval", run), "what was there before is kept; `{}` begins again"),
+        ("lpk.reporting.results.evaluate", ("eval", run), "what was there before is kept; `{}` begins again"),
         (
             "lpk.run.imp",
             ("run", "prune", "--preset", preset, "--seeds", 1, "--out", tmp_path / "study"),
@@ -470,7 +471,7 @@ def test_demo_falls_back_to_digits(tmp_path, monkeypatch):
         return data.load(name, **options)
 
     monkeypatch.setattr("lpk.run.load_data", offline)
-    monkeypatch.setattr(cli, "_demo", lambda run, quiet: print("preset", run.preset.name))
+    monkeypatch.setattr(training, "_demo", lambda run, quiet: print("preset", run.preset.name))
     out = lpk("demo", tmp_path / "run")
     assert "handwritten digits" in out and "preset digits" in out
     assert presets.load("digits").data.name == "digits"

@@ -135,7 +135,7 @@ def pool(
         ValueError: a target that isn't there, a coefficient outside [0, 1], tickets of another network than `model`,
             no samples, an unknown option; each names what it was and what is possible.
     """
-    tickets = _read(tickets)
+    tickets = read_tickets(tickets)
     coefficients = tuple(float(c) for c in coefficients)
     choices.check("method", method, METHODS)
     choices.check("prune", prune, PRUNE)
@@ -179,8 +179,8 @@ def pool(
     return pools if target is None else pools[0]
 
 
-def _read(tickets: Given) -> Tickets:
-    """The tickets in any of the forms that `pool` takes."""
+def read_tickets(tickets: Given) -> Tickets:
+    """Tickets in any of the forms that `pool` takes."""
     if isinstance(tickets, str | Path):
         return Tickets.load(tickets)
     if isinstance(tickets, Tickets):

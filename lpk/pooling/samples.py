@@ -31,19 +31,28 @@ class Validation:
     Args:
         batch_size: None: the loader's own, that of its largest batch, and BATCH_SIZE at most; on a GPU FOLD times its
             own, and GPU_BATCH_SIZE at most.
+        name, instead: what errors call the samples, and what may be passed instead of them.
 
     Attributes:
         batch_size: of batches; no larger than there are samples.
         largest: the largest label.
     """
 
-    def __init__(self, samples: Samples, batch_size: int | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        batch_size: int | None,
+        device: torch.device,
+        name: str = "validation",
+        instead: str = "`evaluate`",
+    ) -> None:
         self.source: Samples | None = None
+        self._words = name, instead
         self.count = 0
         self.largest = own = 0
         held: list[Batch] = []
         size = 0
-        for inputs, labels in _labelled(samples):
+        for inputs, labels in _labelled(samples, *self._words):
             self.count += len(labels)
             own = max(own, len(labels))
             self.largest = max(self.largest, int(labels.max()))
@@ -53,7 +62,7 @@ class Validation:
             else:
                 held.append((inputs.to(device), labels.to(device)))
         if self.count == 0:
-            raise ValueError("validation has no samples")
+            raise ValueError(f"{name} has no samples")
         fitting = min(FOLD * own, GPU_BATCH_SIZE) if device.type == "cuda" else min(own, BATCH_SIZE)
         self.batch_size = min(batch_size or fitting, self.count)
         if self.source is None:
@@ -69,7 +78,7 @@ class Validation:
     def batches(self) -> Iterator[Batch]:
         """Batches of `batch_size`; the last one is shorter where the count is no multiple of it."""
         if self.source is not None:
-            return _rebatched(_labelled(self.source), self.batch_size)
+            return _rebatched(_labelled(self.source, *self._words), self.batch_size)
         return zip(self.inputs.split(self.batch_size), self.labels.split(self.batch_size), strict=True)
 
 
@@ -125,24 +134,22 @@ class Calibration:
                 yield inputs
 
 
-def _labelled(samples: Samples) -> Iterator[Batch]:
+def _labelled(samples: Samples, name: str, instead: str) -> Iterator[Batch]:
     """Validation samples, batch by batch, with labels of int64."""
     shape = None
     for batch in [samples] if _is_pair(samples) else cast(Iterable[Batch], samples):
         if not _is_pair(batch):
-            raise ValueError(
-                f"validation yields {type(batch).__name__}; (inputs, labels) are needed, or pass `evaluate`"
-            )
+            raise ValueError(f"{name} yields {type(batch).__name__}; (inputs, labels) are needed, or pass {instead}")
         inputs, labels = batch
         if labels.dim() != 1 or labels.is_floating_point() or len(inputs) != len(labels):
             raise ValueError(
-                f"validation: inputs {tuple(inputs.shape)} with labels {tuple(labels.shape)} {labels.dtype}; "
-                "one integer label for each input is needed, or pass `evaluate`"
+                f"{name}: inputs {tuple(inputs.shape)} with labels {tuple(labels.shape)} {labels.dtype}; "
+                f"one integer label for each input is needed, or pass {instead}"
             )
         if len(labels):
-            shape = _check("validation", inputs, shape)
+            shape = _check(name, inputs, shape, instead)
             if int(labels.min()) < 0:
-                raise ValueError(f"validation holds the label {int(labels.min())}; labels count from 0")
+                raise ValueError(f"{name} holds the label {int(labels.min())}; labels count from 0")
             yield inputs, labels.long()
 
 
@@ -161,12 +168,12 @@ def _inputs(samples: Inputs) -> Iterator[Tensor]:
             yield inputs
 
 
-def _check(name: str, inputs: Tensor, shape: torch.Size | None) -> torch.Size:
+def _check(name: str, inputs: Tensor, shape: torch.Size | None, instead: str = "`evaluate`") -> torch.Size:
     """The shape of one sample: that of those before. Also that all numbers are finite."""
     if shape is not None and inputs.shape[1:] != shape:
         raise ValueError(
             f"{name}: inputs {tuple(inputs.shape)} after samples of shape {tuple(shape)}; all need the same, or pass "
-            "`evaluate`"
+            f"{instead}"
         )
     if inputs.is_floating_point() and not bool(inputs.isfinite().all()):
         raise ValueError(f"{name}: inputs hold nan or inf")

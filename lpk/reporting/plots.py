@@ -61,29 +61,31 @@ def drawing(width: float, height: float) -> Iterator[Drawing]:
         drawn.image = image.getvalue()
 
 
-def density_plot(densities: Sequence[float], lines: Sequence[Line]) -> bytes:
-    """Test accuracy against density: the first line is the tickets'."""
+def density_plot(
+    densities: Sequence[float], lines: Sequence[Line], *, title: str = "test accuracy", unit: str = "%"
+) -> bytes:
+    """Test scores against density: the first line is the tickets'."""
     with drawing(5, 3.6) as drawn:
         axes = drawn.figure.subplots()
-        axes.set_title("test accuracy", loc="left", fontsize=9, color=LIGHT["soft"])
+        axes.set_title(title, loc="left", parse_math=False, fontsize=9, color=LIGHT["soft"])
         x = [100 * density for density in densities]
         axes.set_xlabel("density (weights remaining, logarithmic)", color=LIGHT["soft"])
-        draw_lines(axes, x, lines, "%")
+        draw_lines(axes, x, lines, unit, least=1 if unit == "%" else 0)
         _density_scale(axes, x)
-        value_scale(axes, "%")
+        value_scale(axes, unit)
         columns = 3 if max(len(line.label) for line in lines) < 24 else 2
         drawn.figure.legend(loc="outside upper left", ncols=columns, frameon=False, labelcolor=LIGHT["ink"])
     return drawn.image
 
 
-def draw_lines(axes: Axes, x: Sequence[float], lines: Sequence[Line], unit: str) -> None:
+def draw_lines(axes: Axes, x: Sequence[float], lines: Sequence[Line], unit: str, *, least: float = 1) -> None:
     """The first line dashed, the second one thick.
 
     These two and their bands decide the scale. A line far below is cut off at the lower edge, and the plot says so
-    under the label of x: it would flatten the rest.
+    under the label of x: it would flatten the rest. `least`: what these two are taken to spread over at least.
     """
     essential = [value for line in lines[:2] for value in _values(line) if math.isfinite(value)]
-    edge = min(essential) - max(max(essential) - min(essential), 1)
+    edge = min(essential) - max(max(essential) - min(essential), least)
     cut = []
     for i, line in enumerate(lines):
         color = LIGHT[COLOURS[i % len(COLOURS)]]
@@ -96,7 +98,7 @@ def draw_lines(axes: Axes, x: Sequence[float], lines: Sequence[Line], unit: str)
             axes.vlines(x, low, high, color=color, alpha=0.3, lw=1.5)  # a point that has no neighbour has no area
         if below := {place: value for place, value in zip(x, line.y, strict=True) if value < edge}:
             axes.plot(list(below), [edge] * len(below), "v", color=color, ms=7, clip_on=False)
-            cut.append(f"{line.label} falls to {min(below.values()):.1f}{unit}")
+            cut.append(f"{line.label} falls to {min(below.values()):{'.1f' if least else '.4g'}}{unit}")
     if cut:
         axes.set_ylim(bottom=edge)
         axes.set_xlabel(f"{axes.get_xlabel()}\n▾ off the scale: {', '.join(cut)}")

@@ -1,7 +1,7 @@
 """What a finished run shows its user: a table for the terminal, a sentence, a plot, and all of it as a page.
 
-Everything is a function of `results`, the content of a run's results.json. Accuracies in it are fractions;
-shown are percent, and gains in percentage points.
+Everything is a function of `results`, the content of a run's results.json. Fractions in it, as accuracies are, are
+shown in percent, and their gains in percentage points; scores of another metric as they are (lpk.reporting.numbers).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from lpk.reporting import page, plots
+from lpk.reporting import numbers, page, plots
+from lpk.reporting.numbers import Scale
 from lpk.tickets import files
 
 Results = Mapping[str, Any]
@@ -34,8 +35,6 @@ NAMES = {
 
 MISSING = {"accuracy": math.nan, "gain": dict.fromkeys(("gain", "low", "high"), math.nan)}
 
-
-CAPTION = "test accuracy in %, gain over the ticket in points (the first with its 95% interval)"
 WIDEST = 1000  # columns, so that a measure is not cut to the terminal's
 
 
@@ -53,7 +52,14 @@ class Accuracies:
         wide = table(self.results)
         least = Measurement.get(console, options.update(width=WIDEST), wide).minimum
         yield wide if least <= options.max_width else long_table(self.results)
-        yield Text(CAPTION)  # not the table's own, which is folded to the table's width
+        yield Text(caption(self.results))  # not the table's own, which is folded to the table's width
+
+
+def caption(results: Results) -> str:
+    scale = Scale.of(results)
+    unit = f" in {scale.unit.strip()}" if scale.unit.strip() else ""
+    interval = " (the first with its 95% interval)" if _has_intervals(results) else ""
+    return f"test {scale.metric}{unit}, gain over the ticket{' in points' if scale.is_percent else ''}{interval}"
 
 
 def long_table(results: Results) -> Table:
@@ -100,14 +106,16 @@ def _heads(results: Results) -> list[str]:
 
 def _lines(results: Results) -> Iterator[list[tuple[str, str, bool]]]:
     """For each row, then the means: (accuracy, gain, is it the line's best) of the ticket and each method."""
+    scale = Scale.of(results)
     for line in [*results["rows"], results["mean"]]:
         best = max([line["ticket"], *(pool["accuracy"] for pool in line["pools"].values())])
-        cells = [(page.percent(line["ticket"]), "", line["ticket"] == best)]
+        cells = [(scale.score(line["ticket"]), "", line["ticket"] == best)]
         for i, method in enumerate(results["methods"]):
             if pool := line["pools"].get(method):
-                interval = f" ({page.interval(pool['gain'], '..')})" if i == 0 else ""
-                gain = page.points(pool["gain"]["gain"]) + interval
-                cells.append((page.percent(pool["accuracy"]), gain, pool["accuracy"] == best))
+                known = i == 0 and pool["gain"]["low"] is not None
+                interval = f" ({scale.interval(pool['gain'], '..')})" if known else ""
+                gain = scale.gain(pool["gain"]["gain"]) + interval
+                cells.append((scale.score(pool["accuracy"]), gain, pool["accuracy"] == best))
             else:
                 cells.append(("-", "", False))
         yield cells
@@ -115,7 +123,7 @@ def _lines(results: Results) -> Iterator[list[tuple[str, str, bool]]]:
 
 def summary(results: Results) -> str:
     """One or two sentences on the first method: mean gain, on how many targets it is better, best gain."""
-    method = _first(results)
+    method, scale = _first(results), Scale.of(results)
     rows = [row for row in results["rows"] if method in row["pools"]]
     gains = [row["pools"][method]["gain"] for row in rows]
     if not gains:
@@ -124,40 +132,60 @@ def summary(results: Results) -> str:
     best = max(rows, key=lambda row: row["pools"][method]["gain"]["gain"])
     where = f"at density {page.percent(best['density'])}%"
     if len(gains) == 1:
-        return f"{subject} {_effect(gains[0], where)}."
-    better, clearly = (sum(gain[key] > 0 for gain in gains) for key in ("gain", "low"))
+        return f"{subject} {_effect(gains[0], scale, where)}."
+    better = sum(gain["gain"] > 0 for gain in gains)
     count = {0: "none", len(gains): "all"}.get(better, better)
     counted = f"is better on {count} of the {len(gains)} targets"
-    counted += f" (on {clearly} the interval lies above 0)" if better else ""
-    counted += f"; its best result is {page.points(best['pools'][method]['gain']['gain'])} points {where}."
+    if better and _has_intervals(results):
+        counted += f" (on {sum(gain['low'] > 0 for gain in gains)} the interval lies above 0)"
+    counted += f"; its best result is {scale.gain(best['pools'][method]['gain']['gain'])}{scale.points} {where}."
     if method not in results["mean"]["pools"]:
         return f"{subject} {counted}"
-    return f"{subject} {_effect(results['mean']['pools'][method]['gain'], 'on average')}. It {counted}"
+    return f"{subject} {_effect(results['mean']['pools'][method]['gain'], scale, 'on average')}. It {counted}"
 
 
-def _effect(gain: Mapping[str, float], where: str) -> str:
+def _effect(gain: Mapping[str, Any], scale: Scale, where: str) -> str:
     """What may be said about a gain with this interval."""
-    points, interval = page.points(gain["gain"]), f"(95% interval {page.interval(gain, ' to ')})"
+    value = scale.gain(gain["gain"])
+    if gain["low"] is None:
+        return (
+            f"changes test {scale.metric} by {value}{scale.points} {where} (one number for each network: no interval)"
+        )
+    interval = f"(95% interval {scale.interval(gain, ' to ')})"
     if gain["low"] <= 0 <= gain["high"]:
-        return f"makes no clear difference: {points} points of test accuracy {where} {interval}"
+        of = f"{scale.points} of" if scale.points else " of"
+        return f"makes no clear difference: {value}{of} test {scale.metric} {where} {interval}"
     verb = "raises" if gain["low"] > 0 else "lowers"
-    return f"{verb} test accuracy by {points.lstrip('+-')} points {where} {interval}"
+    return f"{verb} test {scale.metric} by {value.lstrip('+-')}{scale.points} {where} {interval}"
+
+
+def _has_intervals(results: Results) -> bool:
+    return all(pool["gain"]["low"] is not None for row in results["rows"] for pool in row["pools"].values())
 
 
 def accuracy_plot(results: Results) -> bytes:
-    """Test accuracy against density, as an SVG: tickets and methods, the first one's 95% interval as a band."""
-    rows = results["rows"]
-    tickets = [100 * row["ticket"] for row in rows]
+    """Test score against density, as an SVG: tickets and methods, the first one's 95% interval as a band."""
+    rows, scale = results["rows"], Scale.of(results)
+    tickets = [scale.plotted(row["ticket"]) for row in rows]
     lines = [plots.Line("ticket", tickets)]
     for i, method in enumerate(results["methods"]):
         pools = [row["pools"].get(method, MISSING) for row in rows]
-        low, high = (
-            [ticket + 100 * pool["gain"][end] for ticket, pool in zip(tickets, pools, strict=True)]
-            for end in ("low", "high")
-        )
-        band = plots.Band("95% interval", low, high) if i == 0 else None
-        lines.append(plots.Line(_name(method), [100 * pool["accuracy"] for pool in pools], band))
-    return plots.density_plot([row["density"] for row in rows], lines)
+        band = None
+        if i == 0 and _has_intervals(results):
+            low, high = (
+                [ticket + scale.plotted(pool["gain"][end]) for ticket, pool in zip(tickets, pools, strict=True)]
+                for end in ("low", "high")
+            )
+            band = plots.Band("95% interval", low, high)
+        lines.append(plots.Line(_name(method), [scale.plotted(pool["accuracy"]) for pool in pools], band))
+    title = f"test {scale.metric}"
+    return plots.density_plot([row["density"] for row in rows], lines, title=title, unit=scale.unit)
+
+
+def overview(results: Results) -> Iterator[page.Markup]:
+    """The sentence and the table, for a notebook."""
+    yield page.element("p", page.typeset(summary(results)))
+    yield from _accuracy_section(results)
 
 
 def write(results: Results, path: str | Path) -> None:
@@ -166,7 +194,7 @@ def write(results: Results, path: str | Path) -> None:
     content = page.document(
         results["title"],
         page.element("p", page.typeset(summary(results))),
-        page.drawing(accuracy_plot(results), "Test accuracy against density"),
+        page.drawing(accuracy_plot(results), f"Test {Scale.of(results).metric} against density"),
         *itertools.chain(*(section(results) for section in sections)),
     )
     files.write_bytes(Path(path).expanduser(), content)
@@ -177,10 +205,15 @@ def _accuracy_section(results: Results) -> Iterator[page.Markup]:
     lines = [
         [*start, *(_accuracy_cell(*cell) for cell in line)] for start, line in zip(starts, _lines(results), strict=True)
     ]
-    yield page.element("h2", "Test accuracy")
+    scale = Scale.of(results)
+    yield page.element("h2", f"Test {scale.metric}")
     yield page.table(["round", "density", *_heads(results)], lines)
-    note = "In percent; the best of a line is bold. Small: the gain over the ticket in points, for the first "
-    yield page.element("p", note + "method with its paired 95% interval over the test samples.", class_="note")
+    unit = "percent; the" if scale.is_percent else f"{scale.unit.strip()}; the" if scale.unit.strip() else ""
+    note = f"In {unit} best of a line is bold. " if unit else "The best of a line, the highest, is bold. "
+    note += f"Small: the gain over the ticket{' in points' if scale.is_percent else ''}"
+    if _has_intervals(results):
+        note += ", for the first method with its paired 95% interval over the test samples"
+    yield page.element("p", f"{note}.", class_="note")
     if layers := results.get("layers"):  # results of older versions have none
         spared = ", ".join(layers["spared"]) or "none"
         note = (
@@ -211,20 +244,22 @@ def _steps_section(results: Results) -> Iterator[page.Markup]:
                 page.element("span", *(page.element("i", class_=outcome) for outcome in outcomes), class_="boxes"),
                 page.element("small", f"{outcomes.count('accepted')} of {len(outcomes)} accepted"),
             )
-            before = page.percent(pool["baseline_validation_accuracy"])
-            after = page.percent(pool["validation_accuracy"])
-            text = f"{row['keep']:,} weights remain. Validation accuracy: {before}% before, {after}% after."
+            unit = pool.get("validation_unit", numbers.PERCENT)
+            score = "accuracy" if unit == numbers.PERCENT else "score"
+            before = numbers.validation(pool["baseline_validation_accuracy"], unit)
+            after = numbers.validation(pool["validation_accuracy"], unit)
+            text = f"{row['keep']:,} weights remain. Validation {score}: {before} before, {after} after."
             lines = [
                 [
                     step["candidate"],
                     density.get(step["candidate"], "–"),
                     "–" if step["coefficient"] is None else f"{step['coefficient']:.3g}",
-                    "–" if step["accuracy"] is None else f"{page.percent(step['accuracy'])}%",
+                    "–" if step["accuracy"] is None else numbers.validation(step["accuracy"], unit),
                     outcome,
                 ]
                 for step, outcome in zip(pool["steps"], outcomes, strict=True)
             ]
-            heads = ["candidate (round)", "density", "coefficient", "validation accuracy", "outcome"]
+            heads = ["candidate (round)", "density", "coefficient", f"validation {score}", "outcome"]
             yield page.element("details", head, page.element("p", text), page.table(heads, lines))
 
 

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from lpk import presets
-from lpk.experiments import demo, findings
+from lpk.directory import MANIFEST
+from lpk.experiments import findings
 from lpk.networks.flat import Layout
 from lpk.pruning.resuming import read_checkpoint
 from lpk.reporting import report
-from lpk.run import MANIFEST, read_manifest
+from lpk.reporting.results import Results
+from lpk.run import read_manifest
 from lpk.sparse import load_sparse, save_sparse
 from lpk.tickets import files, nested, state_dicts
 from lpk.tickets.pooled import Pooled, Step
@@ -133,7 +135,7 @@ def make_kinds(root: Path) -> dict[str, Kind]:
         "sparse": Kind(root / "sparse", load_sparse),
         "sparse 1": Kind(old / "sparse.safetensors", load_sparse, False),
         "manifest": Kind(root / MANIFEST, manifest_and_preset),
-        "results": Kind(root / "results.json", lambda path: (found := demo.read_results(path), report.summary(found))),
+        "results": Kind(root / "results.json", lambda path: (found := Results.read(path), report.summary(found))),
         "findings": Kind(root / "dense" / "results.json", lambda path: files.read_json(path, findings.CONTENT)),
         "preset": Kind(root / "preset.toml", presets.load, False),
         "pt": Kind(root / "new.pt", state_dicts.load),
@@ -190,5 +192,5 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "x.pt": state_dicts.load,
     "x.safetensors": state_dicts.load,
     "manifest.json": lambda path: read_manifest(path.parent),
-    "results.json": demo.read_results,
+    "results.json": Results.read,
 }

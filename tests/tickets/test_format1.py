@@ -3,8 +3,8 @@
 import json
 
 from lpk import presets
-from lpk.experiments import demo
 from lpk.pruning.resuming import CHECKPOINT, REWIND, read_checkpoint
+from lpk.reporting.results import Results
 from lpk.run import read_manifest
 from lpk.sparse import load_sparse
 from lpk.tickets.pooled import Pooled, Step
@@ -37,7 +37,7 @@ def test_files_of_format_1_load():
     assert same(state, state_of_round(9)) and metadata["epoch"] == 1
     manifest = read_manifest(OLD)
     assert presets.from_dict(manifest["preset"], "manifest.json").imp.rounds == 1
-    assert demo.read_results(OLD / "results.json")["manifest"] == manifest
+    assert Results.read(OLD / "results.json")["manifest"] == manifest
 
 
 def test_a_run_of_format_1_that_goes_on_is_of_format_2(tmp_path):
