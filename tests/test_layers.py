@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A module may import what stands on a lower floor, and the modules of its own folder.
 FLOORS = (
     ("_core", "_plain", "choices", "extras", "schema", "terminal", "version"),
-    ("functions", "kernels", "progress"),
+    ("distributed", "functions", "kernels", "progress"),
     ("ops",),
     ("networks",),
     ("tickets",),

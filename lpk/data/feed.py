@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from lpk.data.preparation import Batch, Gather, Normalise, Pixels, at_step, draw, generator
 from lpk.data.splits import FolderSplit, MemorySplit, Split, check_loader
 from lpk.data.uploads import Ahead, upload
+from lpk.distributed import WHOLE, Part
 
 _WORKERS = 4  # processes that crop and flip what lies in memory: little work
 
@@ -40,8 +41,8 @@ class Feed(Protocol):
         ...
 
 
-def feed(split: Split, device: torch.device, batch_size: int, *, augment: bool) -> Feed:
-    """The training batches of a split. Raises ValueError for a batch_size below 1.
+def feed(split: Split, device: torch.device, batch_size: int, *, augment: bool, part: Part = WHOLE) -> Feed:
+    """The training batches of a split, or one rank's part of each. Raises ValueError for a batch_size below 1.
 
     A split in memory stays on a GPU where it takes at most half of what is free there, as long as the feed lives.
     """
@@ -50,11 +51,11 @@ def feed(split: Split, device: torch.device, batch_size: int, *, augment: bool) 
     if type(split) is MemorySplit and device.type in ("cpu", "cuda"):
         if _fits(split, device):
             with suppress(torch.OutOfMemoryError):
-                return Resident(split, device, batch_size, augment=augment)
-        return stream_memory(split, device, batch_size, augment=augment)
+                return Resident(split, device, batch_size, augment=augment, part=part)
+        return stream_memory(split, device, batch_size, augment=augment, part=part)
     if type(split) is FolderSplit and device.type == "cuda":
-        return stream_folder(split, device, batch_size, augment=augment)
-    return Moved(split, device, batch_size, augment=augment)
+        return stream_folder(split, device, batch_size, augment=augment, part=part)
+    return Moved(split, device, batch_size, augment=augment, part=part)
 
 
 def _fits(split: MemorySplit, device: torch.device) -> bool:
@@ -70,16 +71,18 @@ class Resident:
     Inputs: chosen, int64 [B]; where they are augmented also corners, int64 [B, 2], and mirrored, bool [B].
     """
 
-    def __init__(self, split: MemorySplit, device: torch.device, batch_size: int, *, augment: bool) -> None:
+    def __init__(
+        self, split: MemorySplit, device: torch.device, batch_size: int, *, augment: bool, part: Part = WHOLE
+    ) -> None:
         self.steps = math.ceil(len(split) / batch_size)
-        self.device, self.batch_size = device, batch_size
+        self.device, self.batch_size, self.part = device, batch_size, part
         self.augment = split.is_augmented(augment)
         self._gather = Gather(split.images, split.labels, device)
         self._normalise = Normalise(split.mean, split.std, device)
 
     def epoch(self, seed: int) -> Iterator[tuple[Tensor, ...]]:
         drawn = upload(draw(len(self._gather.labels), seed, augment=self.augment), self.device)
-        return (at_step(drawn, self.batch_size, step) for step in range(self.steps))
+        return (self.part.of(at_step(drawn, self.batch_size, step)) for step in range(self.steps))
 
     def batch(self, *inputs: Tensor) -> Batch:
         images, labels = self._gather(*inputs)
@@ -114,12 +117,15 @@ class Streamed:
 class Moved:
     """A loader's own batches, moved. Inputs: float [B, ...] and labels, int64 [B]."""
 
-    def __init__(self, split: Split, device: torch.device, batch_size: int, *, augment: bool) -> None:
+    def __init__(
+        self, split: Split, device: torch.device, batch_size: int, *, augment: bool, part: Part = WHOLE
+    ) -> None:
         self.steps = math.ceil(len(split) / batch_size)
-        self.split, self.device, self.batch_size, self.augment = split, device, batch_size, augment
+        self.split, self.device, self.batch_size, self.augment, self.part = split, device, batch_size, augment, part
 
     def epoch(self, seed: int) -> Iterator[tuple[Tensor, ...]]:
-        for inputs, labels in self.split.loader(self.batch_size, seed=seed, augment=self.augment):
+        for batch in self.split.loader(self.batch_size, seed=seed, augment=self.augment):
+            inputs, labels = self.part.of(batch)
             yield inputs.to(self.device), labels.to(self.device)
 
     def batch(self, *inputs: Tensor) -> Batch:
@@ -128,7 +134,13 @@ class Moved:
 
 
 def stream_memory(
-    split: MemorySplit, device: torch.device, batch_size: int, *, augment: bool, workers: int | None = None
+    split: MemorySplit,
+    device: torch.device,
+    batch_size: int,
+    *,
+    augment: bool,
+    workers: int | None = None,
+    part: Part = WHOLE,
 ) -> Streamed:
     """A split in memory, cropped and mirrored by `workers` processes (0: this one)."""
     steps = math.ceil(len(split) / batch_size)
@@ -140,17 +152,19 @@ def stream_memory(
 
     def pixels(seed: int) -> Iterable[Pixels]:
         drawn = draw(len(split), seed, augment=split.is_augmented(augment))
-        batches = _Gathered(gather, drawn, batch_size, steps)
+        batches = _Gathered(gather, drawn, batch_size, steps, part)
         return DataLoader(batches, batch_size=None, generator=generator(0), **options)
 
     return Streamed(steps, pixels, Normalise(split.mean, split.std, device), device)
 
 
-def stream_folder(split: FolderSplit, device: torch.device, batch_size: int, *, augment: bool) -> Streamed:
+def stream_folder(
+    split: FolderSplit, device: torch.device, batch_size: int, *, augment: bool, part: Part = WHOLE
+) -> Streamed:
     """A split in a folder, read by its own number of processes."""
 
     def pixels(seed: int) -> Iterable[Pixels]:
-        return split.pixels(batch_size, seed=seed, augment=augment, pin_memory=device.type == "cuda")
+        return split.pixels(batch_size, seed=seed, augment=augment, pin_memory=device.type == "cuda", part=part)
 
     return Streamed(math.ceil(len(split) / batch_size), pixels, Normalise(split.mean, split.std, device), device)
 
@@ -163,12 +177,13 @@ class _Gathered(Dataset[Pixels]):
     drawn: tuple[Tensor, ...]
     batch_size: int
     steps: int
+    part: Part
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> Pixels:
-        return self.gather(*at_step(self.drawn, self.batch_size, step))
+        return self.gather(*self.part.of(at_step(self.drawn, self.batch_size, step)))
 
 
 def _channels_last(inputs: Tensor) -> Tensor:

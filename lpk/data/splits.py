@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lpk.data.preparation import Batch, Gather, Normalise, Pixels, at_step, draw, generator
+from lpk.distributed import WHOLE, Part
 
 if TYPE_CHECKING:
     import torchvision
@@ -153,12 +154,21 @@ class FolderSplit:
         finish = Normalise(self.mean, self.std, _CPU)
         return self._loader(batch_size, seed, augment, finish, drop_last=drop_last)
 
-    def pixels(self, batch_size: int, *, seed: int, augment: bool, pin_memory: bool) -> Iterable[Pixels]:
-        """The same batches before they are normalised, where asked for in pinned memory."""
-        return self._loader(batch_size, seed, augment, None, pin_memory=pin_memory)
+    def pixels(
+        self, batch_size: int, *, seed: int, augment: bool, pin_memory: bool, part: Part = WHOLE
+    ) -> Iterable[Pixels]:
+        """The same batches before they are normalised, where asked for in pinned memory, or one rank's part of each."""
+        return self._loader(batch_size, seed, augment, None, pin_memory=pin_memory, part=part)
 
     def _loader(
-        self, batch_size: int, seed: int | None, augment: bool, finish: Normalise | None, **options: Any
+        self,
+        batch_size: int,
+        seed: int | None,
+        augment: bool,
+        finish: Normalise | None,
+        *,
+        part: Part = WHOLE,
+        **options: Any,
     ) -> DataLoader[Any]:
         check_loader(batch_size, seed, augment)
         order = self.indices
@@ -167,6 +177,10 @@ class FolderSplit:
         samples = _Transformed(self.folder, order, self.training if augment else self.evaluation, finish, seed)
         # A DataLoader draws a seed for its workers, from the global random state unless it has a generator.
         options |= {"num_workers": self.workers, "generator": generator(0)}
+        if part.count > 1:  # the other ranks' samples are not read
+            batches = [range(i, min(i + batch_size, len(order))) for i in range(0, len(order), batch_size)]
+            own = [list(batch[part.span(len(batch))]) for batch in batches]
+            return DataLoader(samples, batch_sampler=own, collate_fn=_collate, **options)
         return DataLoader(samples, batch_size, collate_fn=_collate, **options)
 
     def take(self, count: int) -> FolderSplit:

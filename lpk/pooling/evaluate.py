@@ -223,6 +223,11 @@ class Evaluator:
                 self.validated += len(inputs)
         return torch.cat(logits), torch.cat(labels)
 
+    def restart(self) -> None:
+        """Before another target: its search is the same whichever were searched before, and by which process."""
+        if self._race is not None:
+            self._race.restart()
+
     def hardest_first(self, score: Score) -> None:
         """Asks the samples first that a network scored in full finds hardest, see Race.hardest_first."""
         if self._race is not None and score.margins is not None and not self._mixes:

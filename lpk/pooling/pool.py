@@ -6,6 +6,7 @@ import operator
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Required, TypedDict, Unpack, overload
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lpk import choices
+from lpk.distributed import digest, together
 from lpk.events import StepEvent
 from lpk.pooling.calibration import TOLERANCE
 from lpk.pooling.evaluate import Evaluator
@@ -90,7 +92,8 @@ def pool(
     Args:
         tickets: of one network, ordered by round; a directory of them; or a list, dense to sparse, of tickets or of
             plain state dicts, whose rounds are counted in the list.
-        target: the round of the ticket to improve; None: every ticket, one after the other.
+        target: the round of the ticket to improve; None: every ticket, one after the other. Under torchrun the
+            processes then take targets in turn, and each returns the whole list: see docs/distributed.md.
         model: the network the tickets belong to; its weights are not used and it is not changed.
         validation: held-out samples that pick: (inputs, integer labels) or a DataLoader of such batches.
         calibration: training samples that renew BatchNorm's statistics for every interpolated network, same forms;
@@ -134,6 +137,7 @@ def pool(
     Raises:
         ValueError: a target that isn't there, a coefficient outside [0, 1], tickets of another network than `model`,
             no samples, an unknown option; each names what it was and what is possible.
+        lpk.distributed.RankFailed: another process of torchrun did; it says which, and why.
     """
     tickets = read_tickets(tickets)
     coefficients = tuple(float(c) for c in coefficients)
@@ -164,17 +168,32 @@ def pool(
     targets = range(len(tickets)) if target is None else [target]
     offered = len(tickets) - 1 if candidates is None else min(candidates, len(tickets) - 1)
     uploads = Uploads(tickets, evaluator.device)
-    with closing(uploads), Progress(method, len(targets) * offered, show=progress) as bar:
+    with (
+        together(target is None) as ranks,
+        closing(uploads),
+        Progress(method, len(targets) * offered, show=progress and ranks.first) as bar,
+    ):
+        if ranks.count > 1:
+            digests = {f"the ticket of round {ticket.round}": digest(_bits(ticket)) for ticket in tickets}
+            ranks.check_alike(digests, "pass the same tickets in all processes, or call it in lpk.distributed.alone()")
         plan = Plan(
             tickets, evaluator, method, coefficients, prune, scope, offered, search, error, bar, uploads, on_step
         )
-        pools, values = [], {}
-        for t in targets:
-            one = Search(tickets[t], plan)
-            pools.append(one.run())
-            values[t] = one.values
-    for doubt in (undone(evaluator.changed), alike(values, by_evaluate=evaluate is not None)):
-        if doubt is not None:
+        made, values, reached = {}, {}, 0
+        for i in ranks.shares(len(targets)):
+            bar.advance((i - reached) * offered)  # what other ranks took
+            evaluator.restart()
+            one = Search(tickets[targets[i]], plan)
+            made[i] = one.run()
+            values[targets[i]] = one.values
+            reached = i + 1
+        bar.advance((len(targets) - reached) * offered)
+        pools = [replace(pooled, layout=tickets.layout) for pooled in ranks.collect(made, len(targets))]
+        told = ranks.gather((evaluator.changed, values))
+    changed = next((names for names, _ in told if names), [])
+    values = {t: found for _, own in told for t, found in own.items()}
+    for doubt in (undone(changed), alike(values, by_evaluate=evaluate is not None)):
+        if doubt is not None and ranks.first:
             warnings.warn(doubt, stacklevel=2)
     return pools if target is None else pools[0]
 
@@ -190,6 +209,10 @@ def read_tickets(tickets: Given) -> Tickets:
     if own and states:
         raise ValueError("tickets and state dicts are mixed; a list of either is possible")
     return Tickets.counted(own) if own else Tickets.from_state_dicts(states)
+
+
+def _bits(ticket: Ticket) -> list[Tensor]:
+    return [ticket.flat.weights, ticket.flat.rest, *ticket.flat.integers.values(), ticket.mask]
 
 
 def _round(target: int | None, count: int) -> int | None:

@@ -34,9 +34,18 @@ class Race:
 
     def __init__(self, validation: Validation) -> None:
         self.validation = validation
-        self.margins = torch.zeros(validation.count, dtype=torch.float32, device="cpu")
+        self._places: Tensor | None = None  # where the samples stood at first; None: they still do
+        self._generator = torch.Generator()  # of the heats' draws
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets all that was asked so far: what comes is the same whatever came before."""
+        if self._places is not None:
+            self.validation.reorder(torch.argsort(self._places))
+            self._places = None
+        self.margins = torch.zeros(self.validation.count, dtype=torch.float32, device="cpu")
         self._heat = Heat()
-        self._generator = torch.Generator().manual_seed(0)  # of the heats' draws
+        self._generator.manual_seed(0)
 
     def hardest_first(self, margins: Tensor) -> None:
         """Orders the validation samples by the margins of a network scored in full: its errors, and what it is least
@@ -77,6 +86,7 @@ class Race:
 
     def _reorder(self, order: Tensor) -> None:
         self.validation.reorder(order)
+        self._places = order if self._places is None else self._places[order]
         self.margins = self.margins[order]
         self._heat = Heat()
 

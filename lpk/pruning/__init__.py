@@ -3,6 +3,7 @@
 imp          the algorithm: train, prune, rewind, for each round
 sparsity     how many weights each round keeps, in which layers, and which
 resuming     a run's directory, and how it goes on after an interruption
+sharing      a run in several processes: rank 0 stores, all hold the same bits
 precautions  what is refused before training, and what it warns of
 masking      keeps pruned weights at zero, whatever the user's training does
 train        a trainer with the paper's recipe

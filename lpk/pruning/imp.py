@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lpk import choices
+from lpk.distributed import Ranks, together
 from lpk.events import RoundEvent
 from lpk.networks.flat import Layout, StateDict
 from lpk.networks.prunable import Prunable, left_out, prunable_names
@@ -24,6 +25,7 @@ from lpk.pruning.masking import kept_pruned
 from lpk.pruning.precautions import Precautions, copied_state, emptied, load, trained
 from lpk.pruning.recipe import stream
 from lpk.pruning.resuming import Resumable, RunStore
+from lpk.pruning.sharing import SharedStore, agree, begin_alike
 from lpk.pruning.sparsity import Sparsity
 from lpk.tickets import files
 from lpk.tickets.ticket import Ticket
@@ -60,6 +62,7 @@ def imp(
     Args:
         model: trained in place; it ends as the last ticket, also where a store held all of them already. `train`
             gets it as it is, in torch.nn.DataParallel or torch.compile, too; the tickets have the network's own names.
+            In DistributedDataParallel the processes of torchrun call `imp` together: see docs/distributed.md.
         train: train(model, start, stop) trains from epoch `start` to epoch `stop` with the learning rates of those
             epochs and a new optimizer. Pruned weights stay exactly 0 meanwhile, through momentum and weight decay, with
             any torch.optim optimizer. A `Resumable` one is called epoch by epoch. Numbers in a dict that it returns are
@@ -102,6 +105,7 @@ def imp(
         TypeError: a tensor that can't be interpolated, or one or a state of `train` that can't be stored, where there
             is a store.
         RuntimeError: the store is in use by another process.
+        lpk.distributed.RankFailed: another process of torchrun raised; it says which, and why.
 
     Warns where `train` left the parameters as they were (it trained a copy), and where pruning takes the last weight of
     a layer or none at all. Logs to "lpk" which matrices the default for `prunable` leaves out, where they are more than
@@ -119,13 +123,16 @@ def imp(
     settings = {"epochs": epochs, "rounds": rounds, **sparsity.settings()}
     settings |= {"rewind": rewind, "restart": restart, "seed": seed}
     with contextlib.ExitStack() as stack:
-        run = _Run(model, train, layout, settings, on_round)
+        ranks = stack.enter_context(together())
+        run = _Run(model, train, layout, settings, on_round, ranks)
         if store is not None:
             directory = files.absolute(store)
-            stack.enter_context(files.locked(directory))
+            if ranks.first:
+                stack.enter_context(files.locked(directory))
             run.open(directory)
             stack.callback(run.settle)
-        bar = stack.enter_context(Progress("imp", epochs + rounds * (epochs - rewind), show=progress))
+        show = progress and ranks.first
+        bar = stack.enter_context(Progress("imp", epochs + rounds * (epochs - rewind), show=show))
         tickets = run.finished()
         for round_ in range(len(tickets)):
             bar.advance(epochs - (rewind if round_ else 0))
@@ -144,7 +151,13 @@ class _Run:
     """The state of one run: the network, the weights it rewinds to where it does, and the store they are kept in."""
 
     def __init__(
-        self, model: nn.Module, train: Train, layout: Layout, settings: dict[str, Any], on_round: OnRound | None
+        self,
+        model: nn.Module,
+        train: Train,
+        layout: Layout,
+        settings: dict[str, Any],
+        on_round: OnRound | None,
+        ranks: Ranks,
     ) -> None:
         self.given = model  # what the user's function trains
         self.model = unwrapped(model)
@@ -152,18 +165,20 @@ class _Run:
         self.layout = layout
         self.settings = settings
         self.on_round = on_round
+        self.ranks = ranks
+        begin_alike(ranks, self.model, {**settings, "prunable": layout.prunable})
         self.precautions = Precautions(self.model, layout)
         self.warned: set[str] = set()
         self.metrics: dict[str, float] = {}  # what the last call of `train` returned
         self.trained = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         self.rewind_state: StateDict | None = None
-        self.store: RunStore | None = None
+        self.store: SharedStore | None = None
 
     # --- the store ----------------------------------------------------------------------------------------------------
 
     def open(self, directory: Path) -> None:
         """Takes up what an earlier call left in the directory, after checking that it was the same run."""
-        self.store = RunStore(directory, self.model, self.layout, self.settings)
+        self.store = SharedStore(self.ranks, lambda: RunStore(directory, self.model, self.layout, self.settings))
         if self._rewinds:
             self.rewind_state = self.store.read_rewind()
 
@@ -198,7 +213,7 @@ class _Run:
 
     def _warn(self, text: str, *, once: str | None = None) -> None:
         """Warns who called lpk.imp, to be called by what that calls; of what is called `once` one time in a run."""
-        if once not in self.warned:
+        if once not in self.warned and self.ranks.first:
             warnings.warn(text, stacklevel=4)
         if once is not None:
             self.warned.add(once)
@@ -266,7 +281,10 @@ class _Run:
             self.train.start_round(round_)
             if self.store is not None:
                 self.store.check_storable(self.train)
-                if (resumed := self.store.resume(round_, self.train)) is not None:
+                if (stored := self.store.read_epoch(round_)) is not None:
+                    resumed, state, of_train = stored
+                    load(self.model, state)
+                    self.train.load_state_dict(of_train)
                     LOG.info("round %d goes on from epoch %d", round_, resumed)
                     bar.advance(resumed - start)
                     return resumed
@@ -285,6 +303,7 @@ class _Run:
             torch.manual_seed(stream(self.settings["seed"], "train", round_, begin))
         self.metrics = _numbers(self.train(self.given, begin, end))
         self.precautions.check_entries()
+        agree(self.ranks, self.model)
         if round_ == 0 and end == self.settings["rewind"]:
             self._remember_rewind()
         if self.store is not None and isinstance(self.train, Resumable) and end < self.settings["epochs"]:

@@ -12,7 +12,6 @@ from torch import nn
 
 from lpk import schema
 from lpk.networks.flat import Layout, StateDict
-from lpk.pruning.precautions import load
 from lpk.pruning.sparsity import per_round
 from lpk.schema import whole
 from lpk.tickets import files, nested
@@ -144,17 +143,13 @@ class RunStore:
         """Waits until everything is stored. Raises what prevents it."""
         self._aside.wait()
 
-    def resume(self, round_: int, train: Resumable) -> int | None:
-        """Takes up the checkpoint of this round; returns the epoch to go on with."""
+    def read_epoch(self, round_: int) -> tuple[int, StateDict, Any] | None:
+        """The checkpoint of this round: the epoch to go on with, the network, and what `train` has to know then."""
         path = self.directory / CHECKPOINT
         if not path.exists():
             return None
         state, metadata = read_checkpoint(path, self.layout, {"round": whole, "epoch": whole, "train": schema.anything})
-        if metadata["round"] != round_:
-            return None
-        load(self.model, state)
-        train.load_state_dict(metadata["train"])
-        return int(metadata["epoch"])
+        return None if metadata["round"] != round_ else (int(metadata["epoch"]), state, metadata["train"])
 
     def close(self) -> None:
         self.settle()

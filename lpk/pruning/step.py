@@ -40,6 +40,8 @@ class Step:
 
     Attributes:
         total: the sum of the losses, float32 on the device.
+        weight: what the next losses count, see lpk.distributed.Part; another one than 1 in DistributedDataParallel
+            alone, where nothing is replayed.
 
     Raises ValueError, also when called, where backend is "graph" and the step can't be replayed.
     """
@@ -54,6 +56,7 @@ class Step:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = device = self.parameters[0].device
         self.total = torch.zeros((), dtype=torch.float32, device=device)
+        self.weight = 1.0
         on_gpu = is_gpu(device)
         # A graph reads the learning rate from the device. On a CPU a float is PyTorch's usual way.
         self._rate = torch.tensor(recipe.lr, dtype=torch.float32, device=device) if on_gpu else None
@@ -118,6 +121,8 @@ class Step:
         # Once for each step: its copies of the weights are kept as long as it lasts.
         with torch.autocast(self.device.type, torch.bfloat16) if self.recipe.autocast else nullcontext():
             loss = nn.functional.cross_entropy(self.model(images), labels)
+        if self.weight != 1.0:
+            loss = loss * self.weight
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lpk.distributed import mean_over_ranks, part_of
 from lpk.events import EpochEvent
 from lpk.pruning.recipe import Recipe, stream
 from lpk.pruning.step import BACKENDS, Step
@@ -32,6 +33,9 @@ class Trainer:
 
     On a GPU the samples lie there as they are stored, where they fit, and a step is recorded as a CUDA graph, which is
     replayed from then on.
+
+    A network in torch.nn.parallel.DistributedDataParallel is trained by all of its processes: the recipe's batches are
+    what they take together, in the order that one process would take them, each its part (docs/distributed.md).
 
     Args:
         train: the training samples.
@@ -105,13 +109,16 @@ class Trainer:
         recipe, metrics = self.recipe, {}
         model.train()
         feed, step = self._prepared(model)
+        part, count, size = part_of(model), len(self.train), recipe.batch_size
         for epoch in range(start, stop):
             began = time.perf_counter()
             step.total.zero_()
             inputs = feed.epoch(stream(self.seed, "samples", self.round, epoch))
             for i, of_step in enumerate(inputs, 1):
+                if part.count > 1:
+                    step.weight = part.weight(min(size, count - (i - 1) * size))
                 step(recipe.lr_at(epoch, i / feed.steps), *of_step)
-            total = float(step.total)  # waits for the device, once in an epoch
+            total = float(mean_over_ranks(step.total, model))  # waits for the device, once in an epoch
             if not math.isfinite(total):
                 raise RuntimeError(
                     f"the loss is {total} in round {self.round}, epoch {epoch}: a lower learning rate may help"
@@ -160,10 +167,10 @@ class Trainer:
         from lpk.data.feed import feed  # here: it brings torchvision
 
         device = next(p for p in model.parameters() if p.requires_grad).device
-        options = device, self.recipe.batch_size, self.augment
+        options = device, self.recipe.batch_size, self.augment, part_of(model)
         if self._feed is None or self._fed[0] is not self.train or self._fed[1] != options:
             self._step = self._feed = None  # their memory is needed
-            self._feed = feed(self.train, device, self.recipe.batch_size, augment=self.augment)
+            self._feed = feed(self.train, device, self.recipe.batch_size, augment=self.augment, part=options[-1])
             self._fed = self.train, options
         asked = model, self._feed.batch, self.recipe
         if self._step is None or not self._step.fits(*asked, self.backend):

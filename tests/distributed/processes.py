@@ -1,0 +1,49 @@
+"""A function in several processes that are one group of torch.distributed, as torchrun starts them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch import distributed, multiprocessing
+
+LIMIT = 60.0  # seconds
+
+
+def in_ranks(count: int, function, directory: Path, *arguments):
+    """What function(rank, *arguments) returned in each of `count` processes, by rank: a value, or the exception's text.
+
+    directory: an empty one, for what they leave.
+    """
+    context = multiprocessing.get_context("spawn")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    processes = [
+        context.Process(target=_process, args=(function, rank, count, directory, arguments)) for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(LIMIT)
+        if process.is_alive():
+            process.kill()
+    paths = [directory / f"returned-{rank}" for rank in range(count)]
+    return [torch.load(path, weights_only=False) if path.exists() else None for path in paths]
+
+
+def _process(function, rank: int, count: int, directory: Path, arguments) -> None:
+    sys.stderr = (directory / f"stderr-{rank}").open("w")
+    torch.set_num_threads(1)
+    store = distributed.FileStore(str(directory / "store"), count)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=30))
+    try:
+        returned = function(rank, *arguments)
+    except Exception as error:
+        traceback.print_exc()
+        returned = f"{type(error).__name__}: {error}"
+    torch.save(returned, directory / f"returned-{rank}")
+    sys.stderr.flush()
+    distributed.destroy_process_group()
