@@ -18,14 +18,14 @@ from lpk.tickets.tickets import Tickets
 METHODS = ("interpolation", "average", "swa", "ema")
 
 
-def compare(run: Run, *, methods: Sequence[str] = METHODS, progress: bool = True) -> Results:
+def compare(run: Run, *, methods: Sequence[str] = METHODS, latency: bool = True, progress: bool = True) -> Results:
     """Trains the tickets, pools every one by every method, and reports test accuracies: all of the run's parts."""
     began = time.perf_counter()
     tickets = run.imp(progress=progress)
     trained = time.perf_counter() - began
     for method in methods:
         make_pools(run, tickets, method=method, progress=progress)
-    results = evaluate(run, progress=progress)
+    results = evaluate(run, latency=latency, progress=progress)
     results["seconds"] = {"imp": round(trained, 1), **results["seconds"]}
     files.write_json(run.path / RESULTS, results)
     return results
@@ -64,8 +64,11 @@ def make_pools(
     return made
 
 
-def evaluate(run: Run, *, progress: bool = True) -> Results:
-    """Test accuracies of the run's tickets and of every pooled network that is there; written to results.json."""
+def evaluate(run: Run, *, latency: bool = True, progress: bool = True) -> Results:
+    """Test accuracies and costs of the run's tickets and of every pooled network; written to results.json.
+
+    latency: whether it is measured.
+    """
     pools = run.pooled()
     batch_size = run.preset.pool.batch_size
     results = evaluated(
@@ -75,6 +78,7 @@ def evaluate(run: Run, *, progress: bool = True) -> Results:
         test=run.data.test.loader(batch_size),
         title=f"{run.data.name}, {run.preset.model.name}",
         manifest=run.manifest,
+        latency=latency,
         batch_size=batch_size,
         progress=progress,
     )
