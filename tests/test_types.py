@@ -30,6 +30,9 @@ def asked(some: int | None) -> None:
     reveal_type(lpk.pool("run", model=model, method="swa"))
     reveal_type(lpk.pool("run", some, model=model))
     reveal_type(lpk.data.load)
+    reveal_type(lpk.evaluate(model, [lpk.Tickets.load("run")[0], model.state_dict()], (images, images)))
+    reveal_type(lpk.evaluate(model, lpk.Tickets.load("run"), metric=lambda network: 0.5))
+    reveal_type(lpk.evaluate(model, model.state_dict(), (images, images)))
     lpk.pool("run", model=model, methd="swa")  # refused
     lpk.pool("run", 3)  # refused
 """
@@ -59,6 +62,8 @@ def test_the_readme_passes_mypy_strict(tmp_path, pytestconfig):
     revealed = re.findall(r'Revealed type is "(.*)"', run.stdout)
     assert revealed[:3] == [pooled, f"list[{pooled}]", f"{pooled} | list[{pooled}]"]
     assert revealed[3].startswith("def (name: str")
+    evaluation = "lpk.pooling.accuracy.Evaluation"
+    assert revealed[4:] == [f"list[{evaluation}]", f"list[{evaluation}]", evaluation]
 
 
 def test_the_overloads_have_every_option_of_pool():

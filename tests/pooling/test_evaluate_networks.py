@@ -29,7 +29,9 @@ def mean_margin(model: nn.Module) -> float:
 
 
 def test_every_kind_of_network(tickets, validation, network):
-    pooled = lpk.pool(tickets, 4, model=network, validation=validation, candidates=1, progress=False)
+    pooled = lpk.pool(
+        tickets, 4, model=network, validation=validation, statistics="leave", candidates=1, progress=False
+    )
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     wrapped = {f"module.{name}": tensor for name, tensor in tickets[1].state_dict.items()}
     network.train()
@@ -98,11 +100,11 @@ def test_what_is_refused(tickets, network, options, error, message):
 
 
 def test_a_network_of_another_model_is_named(tickets, validation):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
-    with pytest.raises(ValueError, match="ticket 2 is of another network than the model: '1.weight' is missing"):
+    model = nn.Linear(36, 3)
+    with pytest.raises(ValueError, match="ticket 2 is of another network than the model: 'weight' is missing"):
         lpk.evaluate(model, tickets[2], validation, progress=False)
-    states = [model.state_dict(), {"1.weight": torch.ones(3, 5), "1.bias": torch.ones(3)}]
-    with pytest.raises(ValueError, match=r"network 1 is of .* '1.weight' has shape \(3, 5\), not \(3, 36\)"):
+    states = [{"weight": torch.ones(3, 5), "bias": torch.ones(3)}]
+    with pytest.raises(ValueError, match=r"network 0 is of .* 'weight' has shape \(3, 5\), not \(3, 36\)"):
         lpk.evaluate(model, states, validation, progress=False)
-    with pytest.raises(ValueError, match="the model returned .*; accuracy needs logits"):
+    with pytest.raises(ValueError, match=r"the model returned .*; accuracy needs logits"):
         lpk.evaluate(nn.Flatten(0), {}, validation, progress=False)

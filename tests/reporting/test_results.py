@@ -44,11 +44,7 @@ def test_a_report_of_a_store(tickets, pools, test_samples, tmp_path):
     results = lpk.report(tmp_path / "run", tmp_path / "run", pools, model=model, test=test_samples, progress=False)
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {"report.html", "results.json", "accuracy.svg"}
     assert results == Results.read(tmp_path / "run" / "results.json")
-    assert results["methods"] == ["interpolation", "interpolation-loss", "swa-after"] or results["methods"] == [
-        "interpolation",
-        "interpolation-loss",
-        "swa",
-    ]
+    assert results["methods"] == ["interpolation", "interpolation-loss", "swa"]
     assert [sorted(row["pools"]) for row in results["rows"]][:2] == [[], ["interpolation"]]
     for row, ticket in zip(results["rows"], tickets, strict=True):
         model.load_state_dict(ticket.state_dict)
@@ -69,20 +65,23 @@ def test_a_report_of_a_store(tickets, pools, test_samples, tmp_path):
 
 def test_a_metric_is_shown_in_plain_numbers(tickets, pools, tmp_path):
     results = lpk.report(
-        tmp_path / "loss.html", tickets, {"mine": pools[:2]}, model=make_network(), metric=loss, progress=False
+        tmp_path / "loss.html",
+        tickets,
+        {"mine": [pools[0], pools[3]]},
+        model=make_network(),
+        metric=loss,
+        progress=False,
     )
     assert [path.name for path in tmp_path.iterdir()] == ["loss.html"]
     assert results["metric"] == {"name": "loss", "unit": "", "samples": 150}
     text, page = str(results), (tmp_path / "loss.html").read_text()
     for row in results["rows"]:
-        assert row["ticket"] < 0 and f"{row['ticket']:.3f}" in text or f"{row['ticket']:.4f}" in text
+        assert -1 < row["ticket"] < 0 and f"{row['ticket']:.4f}" in text
     gain = results["rows"][4]["pools"]["mine"]["gain"]
     assert gain["low"] < gain["gain"] < gain["high"]
     assert "test loss, gain over the ticket (the first with its 95% interval)" in text
     for shown in (text, page):
-        assert "points" not in shown and "accuracy" not in shown.replace("validation accuracy", "").replace(
-            "Validation accuracy", ""
-        )
+        assert "points" not in shown and "test accuracy" not in shown.lower()
     assert "test loss" in page and "Test loss" in page
 
 
@@ -98,7 +97,7 @@ def test_one_number_for_each_network_has_no_interval(tickets, pools, tmp_path):
     assert "test mean loss in nat, gain over the ticket\n" in text and "interval lies" not in text
     assert "no interval" in text and " nat at density" in text
     page = (tmp_path / "report.html").read_text()
-    assert "<h1>Mine</h1>" in page and "95%" not in page and "nan" not in page.replace("nance", "")
+    assert "<h1>Mine</h1>" in page and "95% interval" not in page
 
 
 def test_pools_that_were_picked_by_a_function_show_its_scores(tickets, tmp_path, test_samples):
