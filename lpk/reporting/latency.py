@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import platform
-import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +13,7 @@ from torch import Tensor, nn
 
 from lpk import ops, sparse
 from lpk.networks.wrappers import plain_copy
+from lpk.tickets.versions import processor
 
 BATCH = 16  # samples: a block of the engine
 BUDGET = 0.3  # seconds, for each network and number of samples
@@ -73,12 +71,3 @@ def machine(batch: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "date": datetime.date.today().isoformat(),
     }
-
-
-def processor() -> str:
-    """The processor's model name without the decoration that vendors put around it."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file() and (found := re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)):
-        name = found[1]
-    return " ".join(re.sub(r"\((R|TM)\)|\bCPU\b|\bProcessor\b|\d+-Core|@.*", " ", name, flags=re.IGNORECASE).split())

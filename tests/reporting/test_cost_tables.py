@@ -60,7 +60,7 @@ def test_costs_on_the_page(tmp_path: Path) -> None:
     assert "density file, KiB multiply-adds, millions one sample, ms 16 samples, ms dense 1,000 4.00 2.00 8.00" in text
     assert "64.00% 250 25% 1.00 25% 0.250 ×8.0 1.00 ×8.0" in text
     assert "Density of the 2 pruned tensors" in text and "tensor 100 80 64 51.2 conv1.weight 100 50 25 12.5" in text
-    assert "layer1.0.conv1.weight 90 45 22.5 11.2" in text and "differs by at most 2.0 points" in text
+    assert "layer1.0.conv1.weight 90 45 22.5 11.2" in text and "differs by at most 2.0% of its weights" in text
     labels = re.findall(r'aria-label="(.*?)"', content)
     assert labels == ["Test accuracy against density", "Test accuracy against latency", "Test accuracy against bytes"]
     assert "<b>, avx2" not in content
