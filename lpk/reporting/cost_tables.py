@@ -134,7 +134,8 @@ def _layers(results: Results) -> Iterator[Markup]:
             for row, pool in pools
             for tensor, density in pool["costs"]["layers"].items()
         )
-        note += f" Of pools, which keep as many weights in all, a layer's differs by at most {100 * most:.1f}% of its weights."
+        note += f" Of pools, which keep as many weights in all, a layer's differs by at most {100 * most:.1f}% of its"
+        note += " weights."
     summary = element("summary", f"Density of the {len(lines)} pruned tensors")
     heads = ["tensor", *(f"{100 * row['density']:.3g}" for row in rows)]
     yield element("details", summary, element("p", note, class_="note"), page.table(heads, lines), class_="heat")

@@ -27,7 +27,7 @@ from lpk.tickets.ticket import Ticket
 
 State = Mapping[str, Tensor]
 
-# In results.json: of the dense network, and of each other one.
+# In results.json.
 SECONDS = {"pytorch": number, "sparse": number}
 DENSE = {
     "bytes": whole,
@@ -35,10 +35,10 @@ DENSE = {
     "latency?": {"batch": whole, "processor": string, "instruction_set": string, "threads": whole, "date": string},
     "problem?": string,
 }
-COSTS = {
-    "layers": {string: number},
+POOL = {"layers": {string: number}, "products?": whole}
+TICKET = {
+    **POOL,
     "bytes": whole,
-    "products?": whole,
     "latency?": {"one": SECONDS, "batch": SECONDS},
 }
 
@@ -138,7 +138,7 @@ def add(
 
     Args:
         inputs: a batch of the model's inputs, of which BATCH are used; None: neither products nor latencies are known.
-        latency: whether it is measured: of the tickets; a pool, which has as many weights, takes as long as its ticket.
+        latency: whether it is measured. It is the tickets', as the bytes are: a pool has as many weights as its ticket.
     """
     state = tickets[0].state_dict
     about: dict[str, Any] = {"bytes": dense_bytes(state)}
@@ -157,17 +157,18 @@ def add(
         for ticket in tickets:
             bar.note(f"density {ticket.density:.1%}")
             row = by_round[ticket.round]
-            row["costs"] = of_network(ticket, products)
+            row["costs"] = _of_network(ticket, products)
+            row["costs"]["bytes"] = sparse_bytes(ticket.state_dict, ticket.masks)
             if "latency" in about and inputs is not None:
                 try:
-                    row["costs"]["latency"] = timing.measure(model, ticket.state_dict, inputs)
+                    row["costs"]["latency"] = timing.measure(model, ticket.state_dict, inputs, budget=timing.BUDGET)
                 except (sparse.NotSupported, TypeError) as error:
                     del about["latency"]
                     about["problem"] = f"lpk.sparsify does not take the network: {error}"
             bar.advance()
     for method, some in pools.items():
         for pooled in some:
-            by_round[pooled.round]["pools"][method]["costs"] = of_network(pooled, products)
+            by_round[pooled.round]["pools"][method]["costs"] = _of_network(pooled, products)
     results["costs"] = about
 
 
@@ -181,8 +182,7 @@ def fit(results: Mapping[str, Any]) -> bool:
     return complete and all(names == layers[0] for names in layers + pools)
 
 
-def of_network(network: Ticket | Pooled, products: Products | None) -> dict[str, Any]:
-    """The density of its layers, the bytes of its sparse file and, where `products` are known, those that remain."""
-    state, masks = network.state_dict, network.masks
-    found = {"layers": layers(masks), "bytes": sparse_bytes(state, masks)}
-    return found if products is None else {**found, "products": products.remaining(state)}
+def _of_network(network: Ticket | Pooled, products: Products | None) -> dict[str, Any]:
+    """The density of its layers and, where `products` are known, those that remain."""
+    densities = {"layers": layers(network.masks)}
+    return densities if products is None else {**densities, "products": products.remaining(network.state_dict)}

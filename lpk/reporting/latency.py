@@ -22,7 +22,7 @@ SIZES = ("one", "batch")  # of what is measured: one sample, and a batch
 
 
 def measure(
-    model: nn.Module, state: Mapping[str, Tensor], inputs: Tensor, *, budget: float = BUDGET
+    model: nn.Module, state: Mapping[str, Tensor], inputs: Tensor, *, budget: float
 ) -> dict[str, dict[str, float]]:
     """Median seconds of a call: {"one": {"pytorch": …, "sparse": …}, "batch": …}, the latter with all of `inputs`.
 

@@ -43,7 +43,7 @@ POOL = {
     "seconds": number,
     "forward_samples": whole,
     "steps": [{"candidate": whole, "coefficient": (number, null), "accuracy": (number, null), "accepted": flag}],
-    "costs?": costs.COSTS,
+    "costs?": costs.POOL,
 }
 CONTENT = {
     "format": whole,
@@ -59,7 +59,7 @@ CONTENT = {
             "keep": whole,
             "ticket": number,
             "pools": {string: POOL},
-            "costs?": costs.COSTS,
+            "costs?": costs.TICKET,
         }
     ],
     "costs?": costs.DENSE,

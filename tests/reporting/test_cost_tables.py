@@ -31,7 +31,7 @@ def with_costs(results: dict[str, Any], latency: bool = True) -> dict[str, Any]:
                 "batch": {"pytorch": 0.008, "sparse": 0.004 * share},
             }
         for pool in row["pools"].values():
-            pool["costs"] = {"layers": {"conv1.weight": share, "layer1.0.conv1.weight": 0.88 * share}, "bytes": 1}
+            pool["costs"] = {"layers": {"conv1.weight": share, "layer1.0.conv1.weight": 0.88 * share}}
     results["costs"] = {"bytes": 1_024_000, "products": 4_000_000}
     if latency:
         machine = {"processor": "A <b>", "instruction_set": "avx2", "threads": 2, "date": "2026-01-02"}

@@ -109,11 +109,13 @@ def test_costs_in_results(monkeypatch):
     model = convolutional()
     tickets = tickets_of(model)
     results = results_of(tickets)
-    costs.add(results, model, tickets, {}, torch.randn(20, 2, 8, 8), progress=False)
+    results["rows"][1]["pools"]["mine"] = {}
+    costs.add(results, model, tickets, {"mine": [tickets[1]]}, torch.randn(20, 2, 8, 8), progress=False)
     about, (dense, half) = results["costs"], (row["costs"] for row in results["rows"])
     assert half["layers"] == {"0.weight": 0.5, "3.weight": 0.5, "5.weight": 0.5}
     assert dense["products"] == about["products"] == 2 * half["products"]
-    assert half["bytes"] < dense["bytes"]
+    assert half["bytes"] < dense["bytes"] and costs.fit(results)
+    assert results["rows"][1]["pools"]["mine"]["costs"] == {key: half[key] for key in ("layers", "products")}
     assert about["latency"]["batch"] == latency.BATCH and about["latency"]["threads"] == torch.get_num_threads()
     assert all(half["latency"][size][how] > 0 for size in ("one", "batch") for how in ("pytorch", "sparse"))
 
