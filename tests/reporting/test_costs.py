@@ -154,3 +154,19 @@ def test_calls_take_turns_within_their_budget():
     order.clear()
     latency.in_turns({"a": lambda: order.append("a")}, 0.0)
     assert order == ["a", "a"]  # one to prepare, one that counts
+
+
+def test_one_sample_and_all_of_them_are_timed_and_both_ways_compute_the_same(monkeypatch):
+    outputs = []
+
+    def called(calls, budget):
+        outputs.append([call() for call in calls.values()])
+        return dict.fromkeys(calls, budget)
+
+    monkeypatch.setattr(latency, "in_turns", called)
+    model = convolutional()
+    found = latency.measure(model, tickets_of(model)[1].state_dict, torch.randn(3, 2, 8, 8), budget=0.5)
+    assert found == dict.fromkeys(("one", "batch"), {"pytorch": 0.5, "sparse": 0.5})
+    for count, (dense, fast) in zip((1, 3), outputs, strict=True):
+        assert len(dense) == count
+        torch.testing.assert_close(fast, dense)
