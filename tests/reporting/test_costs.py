@@ -166,7 +166,7 @@ def test_one_sample_and_all_of_them_are_timed_and_both_ways_compute_the_same(mon
     monkeypatch.setattr(latency, "in_turns", called)
     model = convolutional()
     found = latency.measure(model, tickets_of(model)[1].state_dict, torch.randn(3, 2, 8, 8), budget=0.5)
-    assert found == dict.fromkeys(("one", "batch"), {"pytorch": 0.5, "sparse": 0.5})
+    assert list(found.values()) == [{"pytorch": 0.5, "sparse": 0.5}] * 2
     for count, (dense, fast) in zip((1, 3), outputs, strict=True):
         assert len(dense) == count
         torch.testing.assert_close(fast, dense)
