@@ -8,7 +8,7 @@ from lpk import extras
 def main() -> None:
     try:
         extras.need("the command `lpk`", "typer")
-        from lpk.cli import main as command
+        from lpk.cli.main import main as command
     except ImportError as error:
         sys.exit(f"lpk: {error}")
     except KeyboardInterrupt:

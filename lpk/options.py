@@ -67,6 +67,30 @@ def completion(names: Sequence[str]) -> Callable[[str], list[str]]:
 
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", parser=user_path, help="The run directory.")]
+SubjectPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        parser=user_path,
+        help="A run directory; or, with --model and --data, a store of lpk.imp or a folder of checkpoints.",
+    ),
+]
+ModelFunction = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="FUNCTION",
+        help="Makes the network, where no run's preset names it; module:function or file.py:function.",
+    ),
+]
+SubjectData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="FUNCTION",
+        help="Makes validation, calibration and test samples, likewise; of a run: the folder where its data set lies.",
+    ),
+]
 PresetName = Annotated[str, named(f"One of {', '.join(presets.names())}; or a TOML file.", *presets.names())]
 DataPath = Annotated[
     Path | None,
@@ -89,4 +113,5 @@ Threads = Annotated[
 Device = Annotated[
     str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, …; default: a GPU where there is one.")
 ]
+NoLatency = Annotated[bool, typer.Option("--no-latency", help="Don't measure how long networks take on this CPU.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,8 +24,9 @@ from lpk import models, presets, schema, terminal
 from lpk.data.sets import Data
 from lpk.data.sets import load as load_data
 from lpk.data.splits import Split
-from lpk.networks.flat import StateDict
+from lpk.directory import MANIFEST, POOLS, Directory, check_whole
 from lpk.networks.prunable import convolutions
+from lpk.pooling.samples import Samples
 from lpk.presets import Preset
 from lpk.pruning.imp import imp
 from lpk.pruning.recipe import stream
@@ -34,14 +34,10 @@ from lpk.pruning.train import Trainer
 from lpk.reporting.results import PLOT, REPORT, RESULTS
 from lpk.schema import null, string, whole
 from lpk.tickets import files
-from lpk.tickets.directories import check_no_links, make_inside
-from lpk.tickets.pooled import Pooled
 from lpk.tickets.store import MANIFEST as TICKETS
-from lpk.tickets.store import TicketStore
 from lpk.tickets.tickets import Tickets
 from lpk.tickets.versions import versions
 
-MANIFEST = "manifest.json"
 CONTENT = {
     "format": whole,
     "preset": schema.table,  # lpk.presets checks it
@@ -51,15 +47,12 @@ CONTENT = {
     "samples": {string: whole},
     "imported?": [string],
 }
-POOLS = "pools"  # of experiments
-POOLED = re.compile(r"round-(\d+)\.safetensors")
 
 
 @dataclass(frozen=True)
-class Run:
-    """An open run directory. Nothing is written to it but through `files`."""
+class Run(Directory):
+    """An open run directory."""
 
-    path: Path
     preset: Preset
     seed: int
     data: Data
@@ -108,10 +101,10 @@ class Run:
                 },
                 "command": terminal.command(),
                 "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "device": str(_device(device)),
+                "device": str(device_of(device)),
                 "versions": versions(),
             }
-            run = cls(path, preset, seed, loaded, _device(device), manifest)
+            run = cls(path, preset, seed, loaded, device_of(device), manifest)
             tickets = None
             if imported:
                 manifest["imported"] = [str(files.absolute(source)) for source in imported]
@@ -150,7 +143,7 @@ class Run:
             preset = presets.from_dict(manifest["preset"], str(path / MANIFEST))
             root = root or (Path(manifest["data_root"]) if manifest["data_root"] else None)
             loaded = _load_data(preset, manifest["seed"], root)
-            yield cls(path, preset, manifest["seed"], loaded, _device(device), manifest)
+            yield cls(path, preset, manifest["seed"], loaded, device_of(device), manifest)
 
     def model(self) -> nn.Module:
         """The network at its initialization, which depends on the seed alone."""
@@ -183,27 +176,29 @@ class Run:
         try:
             return Tickets.load(self.path / "tickets")
         except FileNotFoundError as error:
-            raise _no_tickets(self.path, self.manifest, error) from error
+            raise no_tickets(self.path, self.manifest, error) from error
 
     def calibration(self) -> Split:
         """The training samples that renew BatchNorm's statistics, without augmentation."""
         return self.data.train.take(min(self.preset.pool.calibration, len(self.data.train)))
 
-    def pooled_path(self, method: str, round_: int) -> Path:
-        return _pooled_path(self.path, method, round_)
+    @property
+    def title(self) -> str:
+        return f"{self.data.name}, {self.preset.model.name}"
 
-    def make_pooled_directory(self, method: str) -> None:
-        """Once, before the networks of this method are made."""
-        make_inside(self.path / "pooled")
-        make_inside(self.path / "pooled" / method)
+    @property
+    def batch_size(self) -> int:
+        """Of calibration, validation and test samples."""
+        return self.preset.pool.batch_size
 
-    def pooled(self) -> dict[str, list[Pooled]]:
-        """The pooled networks of every method that has any, by round."""
-        found = {}
-        for directory in _methods(self.path):
-            if paths := sorted(path for path in directory.iterdir() if POOLED.fullmatch(path.name)):
-                found[directory.name] = [Pooled.load(path) for path in paths]
-        return found
+    def samples(self, part: str) -> Samples:
+        """The samples of "validation", "calibration" or "test", as lpk.pool and lpk.evaluate take them."""
+        split = self.calibration() if part == "calibration" else getattr(self.data, part)
+        return split.loader(self.batch_size)
+
+    def sample_shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return self.data.shape
 
 
 def check_empty(path: Path) -> None:
@@ -220,53 +215,13 @@ def check_no_tickets(path: Path) -> None:
         raise _taken(path, "tickets")
 
 
-def check_whole(path: Path) -> None:
-    """Raises ValueError where a part of a run directory is a symbolic link, and would lead elsewhere."""
-    parts = (MANIFEST, "tickets", "pooled", POOLS, RESULTS, REPORT, PLOT)
-    check_no_links([*(path / part for part in parts), *_methods(path)])
-
-
-def _methods(path: Path) -> list[Path]:
-    """The directories of pooled networks."""
-    pooled = path / "pooled"
-    return sorted(each for each in pooled.iterdir() if each.is_dir()) if pooled.is_dir() else []
-
-
 def _taken(path: Path, name: str) -> ValueError:
     return ValueError(f"{path} holds {name} already; use another directory")
 
 
-def _no_tickets(path: Path, manifest: dict[str, Any], error: FileNotFoundError) -> FileNotFoundError:
+def no_tickets(path: Path, manifest: dict[str, Any], error: FileNotFoundError) -> FileNotFoundError:
+    """The error of a run without tickets, with the command that makes them."""
     return FileNotFoundError(f"{error}; `{manifest.get('command') or f'lpk imp {path}'}` makes them")
-
-
-def network(path: Path, round_: int, method: str) -> tuple[StateDict, StateDict]:
-    """State dict and masks of one of a run's networks, read without its data set.
-
-    Args:
-        path: the run directory.
-        method: that of the pool; "ticket": the ticket itself.
-
-    Raises FileNotFoundError saying which command makes it, ValueError, or lpk.FileDamaged.
-    """
-    path = files.absolute(path)
-    _check_is_run(path)
-    if method == "ticket":
-        try:
-            ticket = TicketStore.reading(path / "tickets", lambda store: store.read(round_))
-        except FileNotFoundError as error:
-            raise _no_tickets(path, read_manifest(path), error) from error
-        return ticket.state_dict, ticket.masks
-    file = _pooled_path(path, method, round_)
-    if not files.exists(file):
-        make = f"lpk pool {path} --target {round_} --method {method}"
-        raise FileNotFoundError(f"{path} has no pooled network of round {round_} by {method}; `{make}` makes it")
-    pooled = Pooled.load(file)
-    return pooled.state_dict, pooled.masks
-
-
-def _pooled_path(path: Path, method: str, round_: int) -> Path:
-    return path / "pooled" / method / f"round-{round_:02d}.safetensors"
 
 
 def _check_is_run(path: Path) -> None:
@@ -276,7 +231,7 @@ def _check_is_run(path: Path) -> None:
         )
 
 
-def _device(name: str | None) -> torch.device:
+def device_of(name: str | None) -> torch.device:
     """The device by name; None: a GPU where there is one."""
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 

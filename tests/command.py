@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 import torch
 
-from lpk import cli
+from lpk.cli.main import main
 
 
 def start(*arguments: object) -> subprocess.Popen:
@@ -36,7 +36,7 @@ def here(*arguments: object) -> tuple[int, str, str]:
             redirect_stderr(err),
             pytest.raises(SystemExit) as ended,
         ):
-            cli.main()
+            main()
     finally:
         torch.set_num_threads(threads)
     return ended.value.code or 0, out.getvalue(), err.getvalue()

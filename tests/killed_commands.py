@@ -17,7 +17,7 @@ import matplotlib.pyplot  # noqa: F401 (what a child would import on its own)
 import sklearn.datasets  # noqa: F401
 import torch
 
-from lpk import cli
+from lpk.cli.main import main as command
 from lpk.tickets.tickets import Tickets
 
 
@@ -27,7 +27,7 @@ def carry_out(argv: list[str]) -> int:
         return 0
     sys.argv = ["lpk", *argv]
     try:
-        cli.main()
+        command()
     except SystemExit as ended:
         return int(ended.code or 0)
     return 0

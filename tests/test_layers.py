@@ -14,14 +14,17 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A module may import what stands on a lower floor, and the modules of its own folder.
 FLOORS = (
     ("_core", "_plain", "choices", "extras", "schema", "terminal", "version"),
-    ("kernels", "progress"),
+    ("functions", "kernels", "progress"),
     ("ops",),
     ("networks",),
     ("tickets",),
     ("data", "models", "sparse"),
     ("export", "pooling", "pruning"),
     ("presets", "reporting"),
+    ("directory",),
     ("run",),
+    ("own",),
+    ("info",),
     ("experiments",),
     ("options",),
     ("cli",),

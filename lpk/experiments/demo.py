@@ -6,11 +6,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from lpk.own import Subject
 from lpk.pooling import methods as possible
 from lpk.pooling.methods import CRITERIA
 from lpk.pooling.pool import pool
-from lpk.reporting.results import Results, evaluated
-from lpk.run import RESULTS, Run
+from lpk.reporting.results import RESULTS, Results, evaluated
+from lpk.run import Run
 from lpk.tickets import files
 from lpk.tickets.pooled import Pooled
 from lpk.tickets.tickets import Tickets
@@ -32,7 +33,7 @@ def compare(run: Run, *, methods: Sequence[str] = METHODS, latency: bool = True,
 
 
 def make_pools(
-    run: Run,
+    run: Subject,
     tickets: Tickets,
     *,
     method: str,
@@ -41,20 +42,27 @@ def make_pools(
     progress: bool = True,
     **options: Any,
 ) -> list[Pooled]:
-    """Pools one target, or all of them, and stores the networks, by another criterion under a name of their own."""
+    """Pools one target, or all of them, and stores the networks, by another criterion under a name of their own.
+
+    A function in the place of the validation samples scores candidates, see lpk.pool's `evaluate`.
+    """
+    validation: Any = run.samples("validation")
+    scores = callable(validation)
+    if scores and criterion != "accuracy":
+        raise ValueError(f"criterion is {criterion!r}, but the validation of --data is a function, which picks itself")
     name = method if criterion == "accuracy" else f"{method}-{criterion}"
     if method in possible.METHODS and criterion in CRITERIA:  # pool() refuses others
         run.make_pooled_directory(name)
-    batch_size = run.preset.pool.batch_size
     made = pool(
         tickets,
         target,
         model=run.model(),
-        validation=run.data.validation.loader(batch_size),
-        calibration=run.calibration().loader(batch_size),
+        validation=None if scores else validation,
+        evaluate=validation if scores else None,
+        calibration=run.samples("calibration"),
         method=method,
         criterion=criterion,
-        batch_size=batch_size,
+        batch_size=run.batch_size,
         progress=progress,
         **options,
     )
@@ -64,22 +72,24 @@ def make_pools(
     return made
 
 
-def evaluate(run: Run, *, latency: bool = True, progress: bool = True) -> Results:
-    """Test accuracies and costs of the run's tickets and of every pooled network; written to results.json.
+def evaluate(run: Subject, *, latency: bool = True, progress: bool = True) -> Results:
+    """Test scores and costs of the tickets and of every pooled network that is there; written to results.json.
 
-    latency: whether it is measured.
+    A function in the place of the test samples is the metric, see lpk.evaluate. latency: whether it is measured.
     """
     pools = run.pooled()
-    batch_size = run.preset.pool.batch_size
+    test: Any = run.samples("test")
+    metric = test if callable(test) else None
     results = evaluated(
         run.tickets(),
         {method: pools[method] for method in [*(m for m in METHODS if m in pools), *sorted({*pools} - {*METHODS})]},
         model=run.model(),
-        test=run.data.test.loader(batch_size),
-        title=f"{run.data.name}, {run.preset.model.name}",
+        test=None if metric else test,
+        metric=metric,
+        title=run.title,
         manifest=run.manifest,
         latency=latency,
-        batch_size=batch_size,
+        batch_size=run.batch_size,
         progress=progress,
     )
     files.write_json(run.path / RESULTS, results)

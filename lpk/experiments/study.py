@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lpk import schema
+from lpk.directory import MANIFEST
 from lpk.experiments.findings import REPORT, RESULTS, Findings
 from lpk.experiments.subject import Subject
 from lpk.presets import Preset
 from lpk.progress import Progress
-from lpk.run import CONTENT, MANIFEST, Run
+from lpk.run import CONTENT, Run
 from lpk.schema import number
 from lpk.tickets import files
 from lpk.tickets.directories import check_no_links, make_inside

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from lpk.directory import POOLS
 from lpk.networks.flat import Flat
 from lpk.pooling.evaluate import Evaluator
 from lpk.pooling.interpolations import Interpolations
 from lpk.pooling.pool import pool
 from lpk.pooling.samples import Validation
-from lpk.run import POOLS, Run
+from lpk.run import Run
 from lpk.tickets import files
 from lpk.tickets.directories import make_inside
 from lpk.tickets.pooled import Pooled

@@ -133,7 +133,7 @@ def report(
     place = files.absolute(path)
     alone = place.suffix.lower() in (".html", ".htm")
     if not alone:
-        _check_free(place)
+        check_free(place)
     began = datetime.datetime.now(datetime.UTC)
     results = evaluated(
         read_tickets(tickets),
@@ -284,7 +284,7 @@ def _check_pools(tickets: Tickets, made: Sequence[tuple[str, Pooled]]) -> None:
             )
 
 
-def _check_free(directory: Path) -> None:
+def check_free(directory: Path) -> None:
     """Raises ValueError where files of a report stand in the directory that lpk did not write."""
     ours = False
     with suppress(FileNotFoundError, ValueError):

@@ -135,8 +135,14 @@ def load_plain_tensors(path: Path) -> dict[str, Tensor]:
 
 def load_metadata(path: Path) -> Metadata:
     """Reads the metadata alone. Raises FileNotFoundError, or FileDamaged where there are none."""
+    return load_seal(path)[0]
+
+
+def load_seal(path: Path) -> tuple[Metadata, str]:
+    """Reads the metadata and the digest alone. Raises FileNotFoundError, or FileDamaged where there are none."""
     with opened(path) as (file, size):
-        return _header(path, file, size, schema.table).metadata
+        header = _header(path, file, size, schema.table)
+    return header.metadata, header.digest
 
 
 class _Header(NamedTuple):

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from lpk import presets
+from lpk.directory import MANIFEST
 from lpk.experiments import findings
 from lpk.networks.flat import Layout
 from lpk.pruning.resuming import read_checkpoint
 from lpk.reporting import report
 from lpk.reporting.results import Results
-from lpk.run import MANIFEST, read_manifest
+from lpk.run import read_manifest
 from lpk.sparse import load_sparse, save_sparse
 from lpk.tickets import files, nested, state_dicts
 from lpk.tickets.pooled import Pooled, Step

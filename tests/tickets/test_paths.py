@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lpk
-from lpk import cli, export, sparse
+from lpk import cli, export, options, sparse
 from lpk.tickets.pooled import Pooled
 from tests.command import here
 from tests.conftest import make_network
@@ -58,7 +58,7 @@ def test_the_home_directory_on_the_command_line(home):
     status, _, error = here("import", "~/0.pt", "~/1.pt", "~/2.pt", "~/run")
     assert status == 0 and len(lpk.Tickets.load(home / "run")) == 3, error
     status, _, error = here("export", "~/run", "~/out", "--target", 1, "--method", "ticket")
-    assert status == 1 and f"{home}/run is not a run directory" in error
+    assert status == 0 and (home / "out").exists(), error
     status, _, error = here("report", "~/run")
     assert status == 1 and f"{home}/run/results.json does not exist" in error
 
@@ -67,7 +67,7 @@ def test_every_path_of_the_command_line_is_expanded():
     for command in cli.app.registered_commands:
         for name, hint in typing.get_type_hints(command.callback, include_extras=True).items():
             if "Path" in str(hint):
-                assert hint.__metadata__[0].parser is cli.user_path, f"{command.callback.__name__}: {name}"
+                assert hint.__metadata__[0].parser is options.user_path, f"{command.callback.__name__}: {name}"
 
 
 def nudge(model):

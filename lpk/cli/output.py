@@ -1,0 +1,51 @@
+"""What the commands print, and what they do alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lpk import terminal
+
+if TYPE_CHECKING:
+    from lpk.tickets.tickets import Tickets
+
+console = terminal.console()
+
+
+def say(text: str, *more: str) -> None:
+    """A line that is not folded; its first part is bold where there are more."""
+    console.print(terminal.bold(text, *more) if more else terminal.plain(text, keep="\n"), soft_wrap=True)
+
+
+def say_results(results: dict[str, Any]) -> None:
+    from lpk.reporting import report
+
+    for part in report.shown(results):
+        console.print(part)
+    for text in report.said(results):
+        say(text)
+
+
+def say_tickets(tickets: Tickets, run: Path) -> None:
+    say(f"{len(tickets)} tickets, densities {tickets[0].density:.1%} to {tickets[-1].density:.1%}, in {run}/tickets")
+
+
+def use_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def keeping(kept: Callable[[], str]) -> Iterator[None]:
+    """An interrupt inside says what `kept` returns: what is finished, and the command that goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with suppress(Exception):  # what is damaged is said by the next command
+            raise KeyboardInterrupt(kept()) from None
+        raise
