@@ -17,7 +17,7 @@ from lpk.tickets.versions import processor
 
 BATCH = 16  # samples: a block of the engine
 BUDGET = 0.3  # seconds, for each network and number of samples
-MOST = 99  # repetitions
+MOST = 999  # repetitions
 SIZES = ("one", "batch")  # of what is measured: one sample, and a batch
 
 
