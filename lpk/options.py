@@ -80,7 +80,7 @@ ModelFunction = Annotated[
     typer.Option(
         "--model",
         metavar="FUNCTION",
-        help="Makes the network, where no run's preset names it; module:function or file.py:function.",
+        help="Makes the network, where no run's preset names it; as MODULE:NAME or FILE.py:NAME.",
     ),
 ]
 SubjectData = Annotated[

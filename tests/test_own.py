@@ -19,7 +19,8 @@ import torch
 from tests.conftest import make_images, make_network
 
 def data():
-    return {"validation": make_images(203, seed=2), "calibration": make_images(160, seed=3)[0], "test": make_images(99, 4)}
+    inputs, _ = make_images(160, seed=3)
+    return {"validation": make_images(203, seed=2), "calibration": inputs, "test": make_images(99, seed=4)}
 
 class Loaders:
     validation = torch.utils.data.TensorDataset(*make_images(203, seed=2))
