@@ -113,4 +113,5 @@ Threads = Annotated[
 Device = Annotated[
     str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, …; default: a GPU where there is one.")
 ]
+NoLatency = Annotated[bool, typer.Option("--no-latency", help="Don't measure how long networks take on this CPU.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]

@@ -72,11 +72,12 @@ def test_steps_one_by_one_equal_the_demo(run, preset, tmp_path):
     lpk("pool", path, "--threads", 1, "--quiet")
     lpk("pool", path, "--method", "average", "--target", 2, "--threads", 1, "--quiet", "--seed", 4)
     lpk("pool", path, "--criterion", "loss", "--target", 1, "--threads", 1, "--quiet")
-    text = lpk("eval", path, "--threads", 1, "--quiet")
-    assert "%" in text and "by loss" in text
+    text = lpk("eval", path, "--threads", 1, "--quiet", "--no-latency")
+    assert "%" in text and "by loss" in text and "M mult-adds" in text and "\nRecommended: the " in text
     lpk("report", path)
     ours, theirs = (json.loads((p / "results.json").read_text()) for p in (path, run))
     assert ours["methods"] == ["interpolation", "average", "interpolation-loss"]
+    assert theirs["costs"].pop("latency")["threads"] == 1 and ours["costs"] == theirs["costs"]
     for a, b in zip(ours["rows"], theirs["rows"], strict=True):
         assert a["ticket"] == b["ticket"]
         assert a["pools"]["interpolation"]["accuracy"] == b["pools"]["interpolation"]["accuracy"]
@@ -471,7 +472,7 @@ def test_demo_falls_back_to_digits(tmp_path, monkeypatch):
         return data.load(name, **options)
 
     monkeypatch.setattr("lpk.run.load_data", offline)
-    monkeypatch.setattr(training, "_demo", lambda run, quiet: print("preset", run.preset.name))
+    monkeypatch.setattr(training, "_demo", lambda run, quiet, latency: print("preset", run.preset.name))
     out = lpk("demo", tmp_path / "run")
     assert "handwritten digits" in out and "preset digits" in out
     assert presets.load("digits").data.name == "digits"

@@ -9,7 +9,7 @@ import typer
 
 from lpk import terminal
 from lpk.cli.output import keeping, say, say_results, use_threads
-from lpk.options import Device, ModelFunction, Quiet, RunSeed, SubjectData, SubjectPath, Threads, named
+from lpk.options import Device, ModelFunction, NoLatency, Quiet, RunSeed, SubjectData, SubjectPath, Threads, named
 from lpk.pooling.methods import CRITERIA, METHODS, PRUNE, SEARCHES
 
 
@@ -58,15 +58,16 @@ def evaluate(
     seed: RunSeed = None,
     threads: Threads = None,
     device: Device = None,
+    no_latency: NoLatency = False,
     quiet: Quiet = False,
 ) -> None:
-    """Test accuracies of tickets and pooled networks."""
+    """Test scores and costs of tickets and pooled networks, and which one to ship."""
     from lpk import own
     from lpk.experiments import demo as one_run
 
     use_threads(threads)
     with own.opened(run, model=model, data=data, seed=seed, device=device) as opened:
-        results = one_run.evaluate(opened, progress=not quiet)
+        results = one_run.evaluate(opened, latency=not no_latency, progress=not quiet)
         say_results(results)
 
 

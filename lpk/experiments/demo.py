@@ -19,14 +19,14 @@ from lpk.tickets.tickets import Tickets
 METHODS = ("interpolation", "average", "swa", "ema")
 
 
-def compare(run: Run, *, methods: Sequence[str] = METHODS, progress: bool = True) -> Results:
+def compare(run: Run, *, methods: Sequence[str] = METHODS, latency: bool = True, progress: bool = True) -> Results:
     """Trains the tickets, pools every one by every method, and reports test accuracies: all of the run's parts."""
     began = time.perf_counter()
     tickets = run.imp(progress=progress)
     trained = time.perf_counter() - began
     for method in methods:
         make_pools(run, tickets, method=method, progress=progress)
-    results = evaluate(run, progress=progress)
+    results = evaluate(run, latency=latency, progress=progress)
     results["seconds"] = {"imp": round(trained, 1), **results["seconds"]}
     files.write_json(run.path / RESULTS, results)
     return results
@@ -72,10 +72,10 @@ def make_pools(
     return made
 
 
-def evaluate(run: Subject, *, progress: bool = True) -> Results:
-    """Test scores of the tickets and of every pooled network that is there; written to results.json.
+def evaluate(run: Subject, *, latency: bool = True, progress: bool = True) -> Results:
+    """Test scores and costs of the tickets and of every pooled network that is there; written to results.json.
 
-    A function in the place of the test samples is the metric, see lpk.evaluate.
+    A function in the place of the test samples is the metric, see lpk.evaluate. latency: whether it is measured.
     """
     pools = run.pooled()
     test: Any = run.samples("test")
@@ -88,6 +88,7 @@ def evaluate(run: Subject, *, progress: bool = True) -> Results:
         metric=metric,
         title=run.title,
         manifest=run.manifest,
+        latency=latency,
         batch_size=run.batch_size,
         progress=progress,
     )
