@@ -162,7 +162,7 @@ def trade_off_plot(
     """
     with drawing(5, 3.4) as drawn:
         axes = drawn.figure.subplots()
-        axes.set_title(title, loc="left", fontsize=9, color=LIGHT["soft"])
+        axes.set_title(title, loc="left", parse_math=False, fontsize=9, color=LIGHT["soft"])
         essential = [y for some in points[:2] for y in some.y]
         edge = min(essential) - (max(essential) - min(essential))
         for i, some in enumerate(points):
