@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pytest
 import safetensors.torch
 import torch
 
@@ -36,6 +37,13 @@ def test_export(run, preset, tmp_path):
     model = models.build("small-resnet", classes=10, shape=(1, 8, 8), widths=(8, 16)).eval()
     model.load_state_dict(pooled.state_dict)
     torch.testing.assert_close(program(images), model(images), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("format", ["sparse", "state-dict"])
+def test_export_looks_for_no_data_set(run, tmp_path, monkeypatch, format):
+    monkeypatch.setattr("lpk.run.load_data", None)
+    for method in ("interpolation", "ticket"):
+        lpk("export", run, tmp_path / method, "--target", 2, "--method", method, "--format", format)
 
 
 def test_errors_of_export(run, tmp_path):
