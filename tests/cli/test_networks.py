@@ -98,6 +98,8 @@ def test_info_of_a_run_and_of_its_files(run, tmp_path, monkeypatch):
     ):
         found = json.loads(lpk("info", path, "--json"))
         assert (found["kind"], found["networks"][0]["products"]) == (kind, products)
+    dense = next((run / "tickets").glob("round-00-*"))  # without zeros: which tensors are prunable says tickets.json
+    assert json.loads(lpk("info", dense, "--json"))["networks"][0]["weights"] == results["rows"][0]["keep"]
     found = json.loads(lpk("info", run / "results.json", "--json"))
     assert (found["kind"], found["methods"], found["rounds"]) == ("results", results["methods"], 4)
     for arguments, message in (
