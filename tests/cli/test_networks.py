@@ -83,7 +83,8 @@ def test_info_of_a_run_and_of_its_files(run, tmp_path, monkeypatch):
     monkeypatch.setattr("lpk.run.load_data", None)
     results = json.loads((run / "results.json").read_text())
     found = json.loads(lpk("info", run, "--json"))
-    assert (found["kind"], found["origin"]["seed"], found["products"]) == ("run", 4, results["costs"]["products"])
+    assert (found["kind"], found["products"]) == ("run", results["costs"]["products"])
+    assert (found["origin"]["preset"]["name"], found["origin"]["rounds"]) == ("tiny", 3)  # its own and its tickets'
     assert found["pooled"] == {name: [0, 1, 2, 3] for name in ("average", "ema", "interpolation", "swa")}
     for network, row in zip(found["networks"], results["rows"], strict=True):
         assert (network["round"], network["remaining"]) == (row["round"], row["keep"])
@@ -97,6 +98,8 @@ def test_info_of_a_run_and_of_its_files(run, tmp_path, monkeypatch):
     ):
         found = json.loads(lpk("info", path, "--json"))
         assert (found["kind"], found["networks"][0]["products"]) == (kind, products)
+    dense = next((run / "tickets").glob("round-00-*"))  # without zeros: which tensors are prunable says tickets.json
+    assert json.loads(lpk("info", dense, "--json"))["networks"][0]["weights"] == results["rows"][0]["keep"]
     found = json.loads(lpk("info", run / "results.json", "--json"))
     assert (found["kind"], found["methods"], found["rounds"]) == ("results", results["methods"], 4)
     for arguments, message in (
