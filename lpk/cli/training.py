@@ -42,8 +42,10 @@ def demo(
 ) -> None:
     """Trains tickets on Fashion-MNIST, pools them, compares, and writes a report: the whole method in a few minutes."""
     from lpk.data import DataNotFound
+    from lpk.reporting import plots
     from lpk.run import Run
 
+    plots.need()
     use_threads(threads)
     try:
         with Run.create(run, presets.load(preset), seed=seed, root=data, device=device) as created:

@@ -39,12 +39,14 @@ def make_pools(
     method: str,
     target: int | None = None,
     criterion: str = "accuracy",
+    scope: str | None = None,
     progress: bool = True,
     **options: Any,
 ) -> list[Pooled]:
     """Pools one target, or all of them, and stores the networks, by another criterion under a name of their own.
 
-    A function in the place of the validation samples scores candidates, see lpk.pool's `evaluate`.
+    A function in the place of the validation samples scores candidates, see lpk.pool's `evaluate`. A `scope`
+    of None is that of the tickets' pruning.
     """
     validation: Any = run.samples("validation")
     scores = callable(validation)
@@ -62,6 +64,7 @@ def make_pools(
         calibration=run.samples("calibration"),
         method=method,
         criterion=criterion,
+        scope=scope or run.scope,
         batch_size=run.batch_size,
         progress=progress,
         **options,

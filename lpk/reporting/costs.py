@@ -149,7 +149,7 @@ def add(
             products = Products(model, inputs[:1])
             about["products"] = products.dense
         except Exception as error:  # whatever a stranger's forward raises on a CPU
-            about["problem"] = f"on the CPU, the network fails: {error}"
+            about["problem"] = f"on the CPU, the network fails: {_first_line(error)}"
     if latency and inputs is not None and products is not None:
         about["latency"] = timing.machine(len(inputs))
     by_round = {row["round"]: row for row in results["rows"]}
@@ -164,12 +164,16 @@ def add(
                     row["costs"]["latency"] = timing.measure(model, ticket.state_dict, inputs, budget=timing.BUDGET)
                 except (sparse.NotSupported, TypeError) as error:
                     del about["latency"]
-                    about["problem"] = f"lpk.sparsify does not take the network: {error}"
+                    about["problem"] = f"lpk.sparsify does not take the network: {_first_line(error)}"
             bar.advance()
     for method, some in pools.items():
         for pooled in some:
             by_round[pooled.round]["pools"][method]["costs"] = _of_network(pooled, products)
     results["costs"] = about
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def fit(results: Mapping[str, Any]) -> bool:

@@ -16,12 +16,15 @@ if TYPE_CHECKING:  # matplotlib is imported where it draws: that takes longer th
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-extras.need("a report", "matplotlib")
-
 COLOURS = ("ticket", "series0", "series1", "series2", "series3", "series4")
 MARKERS = "oosD^v"
 MOST_NUMBERS = 14  # in a row of a heat map, which has no room for more
 MOST_LABELS = 20
+
+
+def need() -> None:
+    """Raises ImportError without matplotlib: whoever is to write a report asks before anything takes time."""
+    extras.need("a report", "matplotlib")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Drawing:
 @contextmanager
 def drawing(width: float, height: float) -> Iterator[Drawing]:
     """An empty figure of this size in inches; what is drawn on it becomes `image`, an SVG."""
+    need()
     from matplotlib import style
     from matplotlib.figure import Figure
 
@@ -162,7 +166,7 @@ def trade_off_plot(
     """
     with drawing(5, 3.4) as drawn:
         axes = drawn.figure.subplots()
-        axes.set_title(title, loc="left", fontsize=9, color=LIGHT["soft"])
+        axes.set_title(title, loc="left", parse_math=False, fontsize=9, color=LIGHT["soft"])
         essential = [y for some in points[:2] for y in some.y]
         edge = min(essential) - (max(essential) - min(essential))
         for i, some in enumerate(points):

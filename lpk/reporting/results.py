@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lpk.pooling.accuracy import PERCENT, Evaluation, Gain, Metric, evaluate, paired_gain
 from lpk.pooling.pool import Given, read_tickets
 from lpk.pooling.samples import Samples, first_inputs
-from lpk.reporting import costs, page
+from lpk.reporting import costs, page, plots
 from lpk.reporting import report as run_report
 from lpk.reporting.latency import BATCH
 from lpk.schema import flag, null, number, string, table, whole
@@ -130,6 +130,7 @@ def report(
         ValueError: a pool of no ticket among these, two of one round and method, files in the directory that are of no
             report; and as lpk.evaluate does.
     """
+    plots.need()
     place = files.absolute(path)
     alone = place.suffix.lower() in (".html", ".htm")
     if not alone:
