@@ -18,7 +18,7 @@ FLOORS = (
     ("ops",),
     ("networks",),
     ("tickets",),
-    ("data", "models", "sparse"),
+    ("data", "events", "models", "sparse"),
     ("export", "pooling", "pruning"),
     ("presets", "reporting"),
     ("directory",),
