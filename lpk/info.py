@@ -16,8 +16,8 @@ from lpk.data.sets import CLASSES, SHAPES
 from lpk.directory import MANIFEST, Directory
 from lpk.experiments.findings import CONTENT as FINDINGS
 from lpk.own import Own, check_preset, check_tickets, store_directory
+from lpk.page import flattened, percent
 from lpk.reporting.costs import Products
-from lpk.reporting.page import flattened, percent
 from lpk.reporting.results import RESULTS, Results
 from lpk.run import read_manifest
 from lpk.sparse import load_sparse

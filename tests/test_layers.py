@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up. A module may import what stands on a lower floor, and the modules of its own folder.
 FLOORS = (
-    ("_core", "_plain", "choices", "extras", "schema", "terminal", "version"),
+    ("_core", "_plain", "choices", "extras", "page", "schema", "terminal", "version"),
     ("functions", "kernels", "progress"),
     ("ops",),
     ("networks",),
@@ -24,8 +24,8 @@ FLOORS = (
     ("directory",),
     ("run",),
     ("own",),
-    ("info",),
     ("experiments",),
+    ("info",),
     ("options",),
     ("cli",),
     ("__init__", "__main__"),

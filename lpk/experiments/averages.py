@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from lpk import page
 from lpk.experiments.findings import Findings, Spread, Table, spread
 from lpk.experiments.study import Found, Measured, Part, Plan, rewinds
 from lpk.experiments.subject import Subject
 from lpk.presets import Preset
-from lpk.reporting import page, plots
+from lpk.reporting import plots
 
 GAIN = "points of test accuracy over the better of the two"
 WORDS = {True: "with rewinding", False: "without rewinding"}

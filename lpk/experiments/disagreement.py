@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import torch
 
+from lpk import page
 from lpk.experiments.findings import Findings, Spread, Table, spread
 from lpk.experiments.study import Found, Measured, Part, Plan
 from lpk.experiments.subject import Subject
 from lpk.presets import Preset
-from lpk.reporting import page, plots
+from lpk.reporting import plots
 
 
 def plan(preset: Preset, seeds: Sequence[int]) -> Plan:

@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lpk import page
 from lpk.experiments.findings import Findings, Spread, Table, spread
 from lpk.experiments.study import Found, Measured, Part, Plan
 from lpk.experiments.subject import Subject
 from lpk.pooling.methods import COEFFICIENTS
 from lpk.presets import Preset
-from lpk.reporting import page, plots
+from lpk.reporting import plots
 
 Options = Mapping[str, Any] | None  # of lpk.pool; None: the ticket itself
 

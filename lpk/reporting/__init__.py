@@ -11,6 +11,5 @@ summary         what pooling did, in words
 recommendation  which network to ship, in words
 cost_tables     tables and pictures of costs
 numbers         how methods and scores are written: in percent and points, or plain
-page            a page of HTML that needs no other file
 plots           plots as SVG, and their colours
 """

@@ -13,10 +13,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lpk.reporting import choice, page, plots
+from lpk import page
+from lpk.page import Markup, element
+from lpk.reporting import choice, plots
 from lpk.reporting.latency import SIZES
 from lpk.reporting.numbers import Scale, name
-from lpk.reporting.page import Markup, element
 
 Results = Mapping[str, Any]
 

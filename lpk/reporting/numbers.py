@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lpk.reporting import page
+from lpk import page
 
 PERCENT = "%"
 DIGITS = 4  # of the largest score, where scores are plain numbers

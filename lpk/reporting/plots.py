@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lpk import extras
-from lpk.reporting.page import LIGHT
+from lpk.page import LIGHT
 
 if TYPE_CHECKING:  # matplotlib is imported where it draws: that takes longer than most commands of lpk
     from matplotlib.axes import Axes

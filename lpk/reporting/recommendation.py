@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lpk.reporting import choice, page
+from lpk import page
+from lpk.reporting import choice
 from lpk.reporting.choice import TICKET, Candidate, Choice
 from lpk.reporting.numbers import PERCENT, Scale, name, validation
 

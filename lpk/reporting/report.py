@@ -18,7 +18,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from lpk.reporting import cost_tables, numbers, page, plots
+from lpk import page
+from lpk.reporting import cost_tables, numbers, plots
 from lpk.reporting.numbers import Scale, name
 from lpk.reporting.recommendation import sentence
 from lpk.reporting.summary import first, has_intervals, summary

@@ -16,10 +16,11 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from lpk import page
 from lpk.pooling.accuracy import PERCENT, Evaluation, Gain, Metric, evaluate, paired_gain
 from lpk.pooling.pool import Given, read_tickets
 from lpk.pooling.samples import Samples, first_inputs
-from lpk.reporting import costs, page, plots
+from lpk.reporting import costs, plots
 from lpk.reporting import report as run_report
 from lpk.reporting.latency import BATCH
 from lpk.schema import flag, null, number, string, table, whole

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lpk.reporting import page
+from lpk import page
 from lpk.reporting.numbers import Scale, name
 
 Results = Mapping[str, Any]

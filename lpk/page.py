@@ -1,4 +1,4 @@
-"""What an HTML report of lpk is made of: elements, tables, numbers, and drawings in the page's colours.
+"""What HTML of lpk is made of, in reports and notebooks: elements, tables, numbers, and drawings in the page's colours.
 
 A page needs no other file, no network and no script.
 """
