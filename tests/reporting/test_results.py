@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -154,3 +155,8 @@ def test_the_mean_is_over_the_targets_of_a_method(tickets, pools, test_samples, 
     number = lpk.report(tmp_path, tickets, pools, model=make_network(), metric=mean_loss, progress=False)
     each = [number["rows"][i]["pools"]["interpolation"]["gain"]["gain"] for i in (1, 4)]
     assert number["mean"]["pools"]["interpolation"]["gain"]["gain"] == pytest.approx(math.fsum(each) / 2)
+
+
+def test_a_pool_is_called_by_its_method_criterion_and_pruning():
+    settings = {"method": "swa", "criterion": "loss", "prune": "after"}
+    assert method_of(SimpleNamespace(settings=settings)) == "swa-loss-after"
