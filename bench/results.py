@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import platform
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 import lpk
 from lpk import ops
 from lpk.tickets import files
+from lpk.tickets.versions import processor
 
 Row = dict[str, Any]
 QUESTION = ("operation", "device", "n", "dtype", "density", "coefficients", "distribution", "threads")
@@ -75,15 +75,6 @@ def machine() -> Row:
         "torch": torch.__version__,
         "lpk": lpk.__version__,
     }
-
-
-def processor() -> str:
-    """The processor's model name without the decoration that vendors put around it."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file() and (found := re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)):
-        name = found[1]
-    return " ".join(re.sub(r"\((R|TM)\)|\bCPU\b|\bProcessor\b|\d+-Core|@.*", " ", name, flags=re.IGNORECASE).split())
 
 
 def slug(machine: Row) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import importlib
 import importlib.util
 import os
+import pkgutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -52,6 +55,7 @@ def _module(name: str, option: str) -> ModuleType:
                 raise  # what it imports is missing
             raise ImportError(
                 f"{option}: there is no module {error.name!r}, neither in {os.getcwd()} nor installed; {FORM} is needed"
+                f"{choices.suggestion(error.name, _modules(error.name))}"
             ) from error
 
     return _guarded(f"{option} {name}", load)
@@ -60,7 +64,8 @@ def _module(name: str, option: str) -> ModuleType:
 def _file(path: Path, option: str) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
-        raise FileNotFoundError(f"{option}: {path} does not exist")
+        beside = [each.name for each in _sources(path.parent)]
+        raise FileNotFoundError(f"{option}: {path} does not exist{choices.suggestion(path.name, beside)}")
     for module in list(sys.modules.values()):
         if getattr(module, "__spec__", None) and module.__spec__ and module.__spec__.origin == str(path):
             return module
@@ -80,6 +85,34 @@ def _file(path: Path, option: str) -> ModuleType:
         return module
 
     return _guarded(f"{option} {path.name}", load)
+
+
+def _modules(like: str) -> list[str]:
+    """The modules where the one of this name was looked for: installed beside the working directory's own."""
+    package, _, _ = like.rpartition(".")
+    folders = getattr(sys.modules.get(package), "__path__", None) if package else [os.getcwd()]
+    found = [each.name for each in pkgutil.iter_modules(folders)]
+    return [f"{package}.{name}" for name in found] if package else found
+
+
+def _sources(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.py")) if folder.is_dir() else []
+
+
+def completions(incomplete: str) -> list[str]:
+    """What the shell may put in the place of this beginning: `module:function` of the working directory's files.
+
+    They are parsed, and not run.
+    """
+    found = []
+    for file in _sources(Path.cwd()):
+        where = file.name if "." in incomplete else file.stem
+        if f"{where}:".startswith(incomplete) or incomplete.startswith(f"{where}:"):
+            with contextlib.suppress(OSError, SyntaxError, ValueError):
+                body = ast.parse(file.read_bytes()).body
+                names = [each.name for each in body if isinstance(each, ast.FunctionDef | ast.ClassDef)]
+                found += [f"{where}:{name}" for name in names if not name.startswith("_")]
+    return [each for each in found if each.startswith(incomplete)]
 
 
 def _look_in(folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from lpk import presets
+from lpk import functions, presets
 from lpk.pruning.recipe import AUTOCASTS
 
 FORMATS = ("sparse", "onnx", "torch", "state-dict")
@@ -81,6 +81,7 @@ ModelFunction = Annotated[
         "--model",
         metavar="FUNCTION",
         help="Makes the network, where no run's preset names it; as MODULE:NAME or FILE.py:NAME.",
+        autocompletion=functions.completions,
     ),
 ]
 SubjectData = Annotated[
@@ -89,6 +90,7 @@ SubjectData = Annotated[
         "--data",
         metavar="FUNCTION",
         help="Makes validation, calibration and test samples, likewise; of a run: the folder where its data set lies.",
+        autocompletion=functions.completions,
     ),
 ]
 PresetName = Annotated[str, named(f"One of {', '.join(presets.names())}; or a TOML file.", *presets.names())]
@@ -113,4 +115,5 @@ Threads = Annotated[
 Device = Annotated[
     str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, …; default: a GPU where there is one.")
 ]
+NoLatency = Annotated[bool, typer.Option("--no-latency", help="Don't measure how long networks take on this CPU.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]

@@ -59,6 +59,12 @@ class Own(Directory):
             "versions": versions(),
         }
 
+    @property
+    def scope(self) -> str:
+        """That of pools, by what lpk.imp was asked for."""
+        asked: Mapping[str, Any] = self.manifest["tickets"]
+        return "layer" if asked.get("scope") == "layer" or asked.get("floor") else "global"
+
     def model(self) -> nn.Module:
         """Raises ValueError where no function was named, or what it returns is no network."""
         if self.model_function is None:
@@ -98,7 +104,11 @@ class Own(Directory):
         return DataLoader(found, batch_size=BATCH_SIZE) if is_dataset else found
 
     def sample_shape(self) -> torch.Size:
-        """Of one sample, of whichever samples there are."""
+        """Of one sample."""
+        return self.inputs().shape[1:]
+
+    def inputs(self) -> Tensor:
+        """A batch of one sample or more, of whichever samples there are."""
         for part in PARTS:
             found = self.samples(part) if part in self._data else None
             if found is None or callable(found):
@@ -107,8 +117,8 @@ class Own(Directory):
             while isinstance(first, tuple | list) and first:
                 first = first[0]
             if isinstance(first, Tensor) and len(first):
-                return first.shape[1:]
-        raise ValueError(f"--data {self.data_function} has no samples to tell the shape of the inputs by")
+                return first
+        raise ValueError(f"--data {self.data_function} has no samples to tell what the inputs are by")
 
     def _missing(self, what: str) -> str:
         """The error of an option that was left out, with the command that has it."""

@@ -166,7 +166,11 @@ class Run(Directory):
             epochs=recipe.epochs,
             rounds=settings.rounds,
             fraction=settings.fraction,
+            density=settings.density,
+            scope=settings.scope,
+            floor=settings.floor,
             rewind=settings.rewind,
+            restart=settings.restart,
             prunable=convolutions(model) if settings.prunable == "convolutions" else None,
             store=self.path / "tickets",
             seed=self.seed,
@@ -187,6 +191,11 @@ class Run(Directory):
     @property
     def title(self) -> str:
         return f"{self.data.name}, {self.preset.model.name}"
+
+    @property
+    def scope(self) -> str:
+        """That of pools, which keep of each layer what its ticket does where the preset says anything of layers."""
+        return "layer" if self.preset.imp.scope == "layer" or self.preset.imp.floor else "global"
 
     @property
     def batch_size(self) -> int:
@@ -256,8 +265,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _continued(begun: Preset, wanted: Preset) -> Preset:
-    """The preset of a run that was begun, with what a run may go on with: another name, more rounds."""
-    rounds = max(begun.imp.rounds, wanted.imp.rounds)
+    """The preset of a run that was begun, with what a run may go on with: another name, more rounds.
+
+    Where a density is that of the last round, more rounds are another run.
+    """
+    rounds = begun.imp.rounds if begun.imp.density is not None else max(begun.imp.rounds, wanted.imp.rounds)
     return replace(begun, name=wanted.name, imp=replace(begun.imp, rounds=rounds))
 
 

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import pytest
 import torch
 import typer
-from torch.utils.data import DataLoader, TensorDataset
 
 import bench.table
 import lpk
@@ -34,7 +33,6 @@ TOP = sorted(ROOT.glob("*.md"))
 
 FENCE = re.compile(r"^(?:<!-- needs (\S+) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELLS = ("sh", "bash", "shell", "console")
-SHORTER = {README: ("epochs=20", "epochs=2")}
 
 
 class Block(NamedTuple):
@@ -77,13 +75,9 @@ def given(tickets, validation, calibration):
         tickets.save("runs/a/tickets")
         pooled.save("runs/a/pooled/interpolation/round-02.safetensors")
         return {
-            "MyNetwork": make_network,
             "model": make_network(),
             "tickets": tickets,
             "pooled": pooled,
-            "train_loader": DataLoader(TensorDataset(*make_images(64, seed=1)), batch_size=32),
-            "val_loader": DataLoader(TensorDataset(*make_images(50, seed=2)), batch_size=32),
-            "calibration_loader": DataLoader(TensorDataset(*make_images(250, seed=3)), batch_size=125),
             "images": make_images(20, seed=4)[0],
         }
 
@@ -99,32 +93,36 @@ def run(given, tmp_path, monkeypatch):
         names = given()
         for block in blocks(page):
             if block.language == "python" and block.needs in ("", need):
-                text = block.text.replace(*SHORTER.get(page, ("", "")))
-                exec(compile("\n" * block.line + text, str(page), "exec"), names)
+                exec(compile("\n" * block.line + block.text, str(page), "exec"), names)
         return names
 
     return run_page
 
 
 @pytest.mark.parametrize(
-    ("page", "need"), [pytest.param(p, need, id=f"{p.stem}-{need}".strip("-")) for p, need in python_pages()]
+    ("page", "need"),
+    [pytest.param(p, need, id=f"{p.stem}-{need}".strip("-")) for p, need in python_pages() if p != README],
 )
 def test_python_blocks_run(page, need, run):
     skip_without(need)
     run(page, need)
 
 
-def test_training_loop_of_the_readme(run):
-    loop = next(block.text for block in blocks(README) if block.language == "python")
-    assert len(loop.splitlines()) < 20
+def test_the_script_of_the_readme(run, capsys):
+    """What it says of itself and what its comments say; it is the example of that name."""
+    script = next(block.text for block in blocks(README) if block.language == "python")
+    assert script == (ROOT / "examples" / "thirty_lines.py").read_text() and len(script.splitlines()) == 30
     names = run(README)
-    state = names["model"].state_dict()
-    zeros = sum(int((state[name] == 0).sum()) for name in names["tickets"].layout.prunable)
-    assert zeros >= names["tickets"].layout.n - names["tickets"][7].keep
-    assert torch.equal(state["8.bias"], names["pooled"].state_dict["8.bias"])
-    assert Path("run/tickets.json").exists()
+    tickets, pools, network = names["tickets"], names["pools"], names["model"]
+    assert [len(tickets), len(pools), len(pools[9].steps)] == [10, 10, 9]
+    assert pools[9].keep == tickets[9].keep and f"{pools[9].density:.0%}" == "13%"
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "of the 10 targets" in printed and "Recommended: " in printed and "M mult-adds" in printed
+    assert Path("report/report.html").exists() and Path("run/tickets.json").exists()
+    network.load_state_dict(pools[9].state_dict)
+    assert names["logits"].shape == (500, 10)
     with torch.no_grad():
-        torch.testing.assert_close(names["logits"], names["model"].eval()(names["images"]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(names["logits"], network.eval()(names["test"][0]), rtol=1e-4, atol=1e-5)
 
 
 def test_reader_of_the_formats_page(run):

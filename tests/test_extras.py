@@ -9,6 +9,7 @@ import pytest
 
 import lpk
 from lpk.extras import EXTRAS
+from tests.conftest import TINY_PRESET
 
 ROOT = Path(__file__).parents[1]
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}  # else named as they are imported
@@ -68,6 +69,23 @@ def test_what_is_missing_is_one_line(missing, arguments, line, tmp_path):
     run = python(WITHOUT + "from lpk.__main__ import main\nmain()", missing, *arguments)
     assert run.returncode == 1 and run.stderr.splitlines() == [line]
     assert [path.name for path in tmp_path.glob("run/*")] in ([], [".lock"])
+
+
+def test_what_writes_no_report_needs_no_matplotlib(tmp_path):
+    (tmp_path / "tiny.toml").write_text(TINY_PRESET.replace("rounds = 3", "rounds = 1"))
+    run = str(tmp_path / "run")
+    for arguments in (
+        ["imp", run, "--preset", str(tmp_path / "tiny.toml"), "--quiet"],
+        ["pool", run, "--target", "1", "--quiet"],
+        ["eval", run, "--no-latency", "--quiet"],
+        ["info", run],
+    ):
+        ended = python(WITHOUT + "from lpk.__main__ import main\nmain()", "matplotlib", *arguments)
+        assert ended.returncode == 0, ended.stderr
+    for arguments in (["demo", f"{run}2"], ["run", "averages", "--out", f"{run}2"]):  # before anything takes time
+        ended = python(WITHOUT + "from lpk.__main__ import main\nmain()", "matplotlib", *arguments)
+        assert ended.returncode == 1 and "a report needs matplotlib" in ended.stderr
+    assert not (tmp_path / "run2").exists()
 
 
 def test_extras_are_pyprojects():

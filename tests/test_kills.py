@@ -132,7 +132,7 @@ def prepared(commands, tmp_path_factory) -> Path:
     shutil.copytree(here / "imp", here / "pooled")
     for method in ("interpolation", "swa"):
         commands.well(("pool", here / "pooled", "--method", method, "--candidates", 1, "--threads", 1, "--quiet"), here)
-    commands.well(("eval", here / "pooled", "--threads", 1, "--quiet"), here)
+    commands.well(("eval", here / "pooled", "--threads", 1, "--no-latency", "--quiet"), here)
     commands.well(("report", here / "pooled"), here)
     (here / "theirs").mkdir()
     model = models.build("small-resnet", classes=10, shape=(1, 8, 8), widths=(4,))
@@ -152,10 +152,10 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "import --preset": ("import HERE/theirs RUN --preset HERE/tiny.toml --seed 4", None),
     "pool": ("pool RUN --threads 1 --quiet", "imp"),
     "pool, again": ("pool RUN --threads 1 --quiet", "pooled"),
-    "eval": ("eval RUN --threads 1 --quiet", "pooled"),
+    "eval": ("eval RUN --threads 1 --no-latency --quiet", "pooled"),
     "report": ("report RUN", "pooled"),
     "export": ("export HERE/imp RUN/net --target 1 --method ticket --force", None),
-    "demo": ("demo RUN --preset HERE/tiny.toml --seed 4 --threads 1 --quiet", None),
+    "demo": ("demo RUN --preset HERE/tiny.toml --seed 4 --threads 1 --no-latency --quiet", None),
     "run": ("run disagreement --preset HERE/tiny.toml --seeds 1 --out RUN --threads 1 --quiet", None),
     "run, pools": ("run dense --preset HERE/tiny.toml --seeds 1 --out RUN --threads 1 --quiet", None),
     "Tickets.save": ("save HERE/fewer-tickets RUN", "others"),

@@ -13,19 +13,19 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up. A module may import what stands on a lower floor, and the modules of its own folder.
 FLOORS = (
-    ("_core", "_plain", "choices", "extras", "schema", "terminal", "version"),
+    ("_core", "_plain", "choices", "extras", "page", "schema", "terminal", "version"),
     ("distributed", "functions", "kernels", "progress"),
     ("ops",),
     ("networks",),
     ("tickets",),
-    ("data", "models", "sparse"),
+    ("data", "events", "models", "sparse"),
     ("export", "pooling", "pruning"),
     ("presets", "reporting"),
     ("directory",),
     ("run",),
     ("own",),
-    ("info",),
     ("experiments",),
+    ("info",),
     ("options",),
     ("cli",),
     ("__init__", "__main__"),

@@ -5,6 +5,7 @@ import os
 import sys
 
 import pytest
+import safetensors.torch
 import torch
 
 import lpk
@@ -12,7 +13,7 @@ from lpk.sparse import load_sparse
 from lpk.tickets.pooled import Pooled
 from tests.command import error, here
 from tests.command import lpk as command
-from tests.conftest import make_network
+from tests.conftest import make_images, make_network, sgd
 
 FUNCTIONS = """
 import torch
@@ -26,6 +27,8 @@ class Loaders:
     validation = torch.utils.data.TensorDataset(*make_images(203, seed=2))
     test = staticmethod(lambda model: model(make_images(99, 4)[0]).amax(1))
 
+def wider(): return torch.nn.Sequential(torch.nn.Conv2d(1, 9, 3))
+def other(): return torch.nn.Linear(5, 2)
 def nothing(): return {"train": 1}
 def wrong(): return 3
 def raises(): return make_network()["x"]
@@ -82,6 +85,25 @@ def test_pool_eval_report_and_export(directory, tickets, validation, calibration
     torch.testing.assert_close(torch.export.load("net.pt2").module()(images), model(images), rtol=1e-5, atol=1e-6)
 
 
+def test_pools_keep_to_the_scope_of_lpk_imp(functions, network):
+    """Of a store and of checkpoints, which don't say it; an option says it of both."""
+    tickets = lpk.imp(
+        network, sgd(*make_images(64, 1)), epochs=1, rounds=2, scope="layer", store="store", progress=False
+    )
+    os.mkdir("checkpoints")
+    for ticket in tickets:
+        torch.save(ticket.state_dict, f"checkpoints/{ticket.round}.pt")
+    for path, options, scope in (
+        ("store", (), "layer"),
+        ("store", ("--scope", "global"), "global"),
+        ("checkpoints", (), "global"),
+        ("checkpoints", ("--scope", "layer"), "layer"),
+    ):
+        command("pool", path, *OWN, *options, "--target", 1, "--quiet")
+        assert Pooled.load(functions / path / "pooled/interpolation/round-01.safetensors").settings["scope"] == scope
+    assert "scope is 'layers'" in error("pool", "store", *OWN, "--scope", "layers")
+
+
 def test_an_object_of_datasets_and_functions(tickets, functions):
     tickets.save("store")
     names = ("--model", "own_functions:make_network", "--data", "own_functions:Loaders")
@@ -99,6 +121,9 @@ def test_an_object_of_datasets_and_functions(tickets, functions):
         ("--data own_functions:data", "`lpk eval store --data own_functions:data --model module:function` does"),
         ("--model own_functions:make_networks --data own_functions:data", ". Did you mean 'make_network'?"),
         ("--model nowhere:f --data own_functions:data", "there is no module 'nowhere', neither in"),
+        ("--model own_function:f --data own_functions:data", "is needed. Did you mean 'own_functions'?"),
+        ("--model tests.comand:f --data own_functions:data", "is needed. Did you mean 'tests.command'?"),
+        ("--model own_function.py:f --data own_functions:data", "does not exist. Did you mean 'own_functions.py'?"),
         ("--model nowhere.py:f --data own_functions:data", "nowhere.py does not exist"),
         ("--model network --data own_functions:data", "--model is 'network', and"),
         ("--model own_functions:wrong --data own_functions:data", "returned a int; a module is needed"),
@@ -140,6 +165,47 @@ def test_info(directory, tickets):
     assert f"round 2: density {100 * tickets[2].density:.2f}%" in command("info", directory)
 
 
+@pytest.mark.parametrize("input", ["--data own_functions:data", "--shape 1,6,6", "--shape 1x6x6"])
+def test_info_counts_multiply_adds(directory, tickets, input):
+    command_line = ("info", directory, "--model", "own_functions:make_network", *input.split())
+    found = json.loads(command(*command_line, "--json"))
+    positions = {"0.weight": 36, "3.weight": 9, "8.weight": 1}  # where each weight is multiplied
+    for network, ticket in zip(found["networks"], tickets, strict=True):
+        remain = {name: int(ticket.state_dict[name].count_nonzero()) for name in positions}
+        assert network["products"] == sum(remain[name] * count for name, count in positions.items())
+    assert found["products"] == found["networks"][0]["products"]
+    text = command(*command_line)
+    assert f"multiply-adds of the dense network, for one sample: {found['products']:,}" in text
+    assert f", {found['networks'][3]['products']:,} multiply-adds" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            "--model own_functions:make_network",
+            "multiply-adds need --model, which says what the network is, and --data",
+        ),
+        ("--shape 1,6,6", "multiply-adds need --model"),
+        ("--model own_functions:make_network --shape 1,x", "--shape is '1,x'; whole numbers above 0"),
+        ("--model own_functions:make_network --shape 1,0,6", "--shape is '1,0,6'; whole numbers above 0"),
+        (
+            "--model own_functions:make_network --shape 2,6,6",
+            "the network of --model fails with an input of the shape [2",
+        ),
+        ("--model own_functions:make_networks --shape 1,6,6", "Did you mean 'make_network'?"),
+        (
+            "--model own_functions:wider --shape 1,6,6",
+            "makes another network: it has '0.weight' of the shape [9, 1, 3, 3], and",
+        ),
+        ("--model own_functions:other --shape 5", "--model makes another network: it has 'weight' of the shape [2, 5]"),
+    ],
+)
+def test_errors_of_info_are_one_line(tickets, functions, options, message):
+    tickets.save("store")
+    assert message in error("info", "store", *options.split())
+
+
 def test_info_of_files(tickets, functions):
     tickets.save("store")
     lpk.sparse.save_sparse("net", tickets[2].state_dict, tickets[2].masks)
@@ -148,6 +214,12 @@ def test_info_of_files(tickets, functions):
         assert found["kind"] == kind and found["networks"][0]["remaining"] == tickets[2].keep
     torch.save(tickets[2].state_dict, "own.pt")
     assert json.loads(command("info", "own.pt", "--json"))["kind"] == "checkpoint"
+    for name in ("plain", "plain.safetensors"):
+        safetensors.torch.save_file(tickets[2].state_dict, name)
+        found = json.loads(command("info", name, "--json"))
+        assert found["kind"] == "safetensors" and found["networks"][0]["round"] is None
+    torch.save(tickets[0].state_dict, "dense.pt")
+    assert "\nno tensor is pruned\n" in command("info", "dense.pt") + "\n"
     (functions / "text").write_text("no network")
     for path, message in (
         ("text", "no PyTorch file"),

@@ -43,6 +43,7 @@ def run(
     """Carries out an experiment of the paper; started again, goes on from the last finished part."""
     from lpk import experiments
     from lpk.experiments.forecast import forecast
+    from lpk.reporting import plots
     from lpk.reporting.results import REPORT, RESULTS
 
     if show_list or name is None:
@@ -58,6 +59,7 @@ def run(
         for line in forecast(study, plans):
             say(line)
         return
+    plots.need()
     with keeping(lambda: _kept_parts(study, names)):
         for each in names:
             findings = experiments.carry_out(each, study)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lpk import choices
+from lpk import choices, functions
 from lpk.cli.output import say
 from lpk.options import FORMATS, ModelFunction, SubjectData, SubjectPath, named, user_path
 from lpk.pooling.methods import METHODS
@@ -52,15 +52,36 @@ def info(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", parser=user_path, help="A file or a directory of lpk, or a checkpoint.")
     ],
+    model: ModelFunction = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FUNCTION",
+            help="Makes samples of it, likewise, which say what an input is.",
+            autocompletion=functions.completions,
+        ),
+    ] = None,
+    shape: Annotated[str | None, typer.Option(metavar="N,N,N", help="Of one input, in the place of --data.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, with every layer of every network.")] = False,
 ) -> None:
-    """Says what a file or a directory is: its networks, their densities and bytes, and where they come from."""
+    """Says what a file or a directory is: its networks, their densities, bytes and multiply-adds, where they come from.
+
+    Multiply-adds need the network: a run's preset names it, --model that of others.
+    """
     import json
 
     from lpk.info import about, text
 
-    found = about(path)
+    found = about(path, model=model, data=data, shape=None if shape is None else sizes(shape))
     say(json.dumps(found, indent=2) if as_json else text(found))
+
+
+def sizes(text: str) -> list[int]:
+    """Of an input's dimensions. Raises ValueError."""
+    found = text.replace("x", ",").split(",")
+    if not all(each.strip().isdecimal() and int(each) for each in found):
+        raise ValueError(f"--shape is {text!r}; whole numbers above 0 with commas between them are needed, as 3,32,32")
+    return [int(each) for each in found]
 
 
 def check_new(path: Path) -> None:

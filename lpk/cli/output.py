@@ -23,8 +23,10 @@ def say(text: str, *more: str) -> None:
 def say_results(results: dict[str, Any]) -> None:
     from lpk.reporting import report
 
-    console.print(report.Accuracies(results))
-    say(report.summary(results))
+    for part in report.shown(results):
+        console.print(part)
+    for text in report.said(results):
+        say(text)
 
 
 def say_tickets(tickets: Tickets, run: Path) -> None:

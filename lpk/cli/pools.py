@@ -9,8 +9,8 @@ import typer
 
 from lpk import terminal
 from lpk.cli.output import keeping, say, say_results, use_threads
-from lpk.options import Device, ModelFunction, Quiet, RunSeed, SubjectData, SubjectPath, Threads, named
-from lpk.pooling.methods import CRITERIA, METHODS, PRUNE, SEARCHES
+from lpk.options import Device, ModelFunction, NoLatency, Quiet, RunSeed, SubjectData, SubjectPath, Threads, named
+from lpk.pooling.methods import CRITERIA, METHODS, PRUNE, SCOPES, SEARCHES
 
 
 def pool(
@@ -24,6 +24,9 @@ def pool(
         int | None, typer.Option(metavar="N", help="How many of the nearest tickets; default: all.")
     ] = None,
     criterion: Annotated[str, named(f"What picks: {' or '.join(CRITERIA)}.", *CRITERIA)] = "accuracy",
+    scope: Annotated[
+        str | None, named(f"What survives: {' or '.join(SCOPES)}; default: as tickets were pruned.", *SCOPES)
+    ] = None,
     search: Annotated[str, named(f"One of {', '.join(SEARCHES)}.", *SEARCHES)] = "bounded",
     model: ModelFunction = None,
     data: SubjectData = None,
@@ -44,6 +47,7 @@ def pool(
             "candidates": candidates,
             "criterion": criterion,
             "search": search,
+            "scope": scope,
         }
         tickets = opened.tickets()
         for pooled in one_run.make_pools(opened, tickets, method=method, target=target, progress=not quiet, **options):
@@ -58,24 +62,27 @@ def evaluate(
     seed: RunSeed = None,
     threads: Threads = None,
     device: Device = None,
+    no_latency: NoLatency = False,
     quiet: Quiet = False,
 ) -> None:
-    """Test accuracies of tickets and pooled networks."""
+    """Test scores and costs of tickets and pooled networks, and which one to ship."""
     from lpk import own
     from lpk.experiments import demo as one_run
 
     use_threads(threads)
     with own.opened(run, model=model, data=data, seed=seed, device=device) as opened:
-        results = one_run.evaluate(opened, progress=not quiet)
+        results = one_run.evaluate(opened, latency=not no_latency, progress=not quiet)
         say_results(results)
 
 
 def write_report(run: SubjectPath, seed: RunSeed = None) -> None:
     """Writes report.html from results.json."""
     from lpk.directory import check_whole
+    from lpk.reporting import plots
     from lpk.reporting.results import PLOT, REPORT, RESULTS, Results, write
     from lpk.tickets import files
 
+    plots.need()
     check_whole(run)
     results = Results.read(existing(run / RESULTS))
     if seed is not None and seed != results["manifest"].get("seed"):

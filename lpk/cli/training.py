@@ -11,7 +11,19 @@ import typer
 
 from lpk import choices, presets, terminal
 from lpk.cli.output import keeping, say, say_results, say_tickets, use_threads
-from lpk.options import DTYPES, DataPath, Device, OwnSeed, PresetName, Quiet, RunPath, Threads, named, user_path
+from lpk.options import (
+    DTYPES,
+    DataPath,
+    Device,
+    NoLatency,
+    OwnSeed,
+    PresetName,
+    Quiet,
+    RunPath,
+    Threads,
+    named,
+    user_path,
+)
 from lpk.pruning.recipe import AUTOCASTS
 
 if TYPE_CHECKING:
@@ -25,25 +37,28 @@ def demo(
     preset: PresetName = "demo",
     threads: Threads = None,
     device: Device = None,
+    no_latency: NoLatency = False,
     quiet: Quiet = False,
 ) -> None:
     """Trains tickets on Fashion-MNIST, pools them, compares, and writes a report: the whole method in a few minutes."""
     from lpk.data import DataNotFound
+    from lpk.reporting import plots
     from lpk.run import Run
 
+    plots.need()
     use_threads(threads)
     try:
         with Run.create(run, presets.load(preset), seed=seed, root=data, device=device) as created:
-            _demo(created, quiet)
+            _demo(created, quiet, not no_latency)
     except DataNotFound:
         if preset != "demo":
             raise
         say("Fashion-MNIST was not found and cannot be downloaded: using scikit-learn's handwritten digits.")
         with Run.create(run, presets.load("digits"), seed=seed, device=device) as created:
-            _demo(created, quiet)
+            _demo(created, quiet, not no_latency)
 
 
-def _demo(run: Run, quiet: bool) -> None:
+def _demo(run: Run, quiet: bool, latency: bool) -> None:
     from lpk.experiments import demo as one_run
 
     samples = run.manifest["samples"]
@@ -53,7 +68,7 @@ def _demo(run: Run, quiet: bool) -> None:
         f"test images; {run.preset.imp.rounds} rounds of pruning, seed {run.seed}",
     )
     with keeping(functools.partial(_kept_tickets, run.path, run.preset.imp.rounds + 1)):
-        results = one_run.compare(run, progress=not quiet)
+        results = one_run.compare(run, latency=latency, progress=not quiet)
     show(run, results)
 
 

@@ -36,6 +36,16 @@ NAMES = ("fashion-mnist", "cifar10", "cifar100", "imagenet", "digits")
 # How many training samples each has, those for validation included; a user's own ImageNet may have fewer.
 TRAINING = {"fashion-mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167, "digits": 1_437}
 
+# Classes of each, and (C, H, W) of one input; a user's own ImageNet may have fewer classes.
+CLASSES = {"fashion-mnist": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000, "digits": 10}
+SHAPES: dict[str, tuple[int, int, int]] = {
+    "fashion-mnist": (1, 28, 28),
+    "cifar10": (3, 32, 32),
+    "cifar100": (3, 32, 32),
+    "imagenet": (3, 224, 224),
+    "digits": (1, 8, 8),
+}
+
 # Mean and standard deviation of the training pixels in [0, 1], by channel.
 _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "fashion-mnist": ((0.2860,), (0.3530,)),
@@ -101,12 +111,7 @@ def load(
     check_count("train", rest if train is None else train, 1, rest)
     order = torch.randperm(len(whole), generator=generator(seed), device="cpu")
     held_out, kept = order[:validation], order[validation:][:train]
-    if isinstance(whole, MemorySplit):
-        channels, height, width = whole.images.shape[1:]
-        classes = {"cifar100": 100}.get(name, 10)
-    else:
-        channels, height, width = 3, 224, 224
-        classes = len(whole.folder.classes)  # 1,000, or fewer in a user's own folder
+    classes = CLASSES[name] if isinstance(whole, MemorySplit) else len(whole.folder.classes)
     training = whole.subset(kept, augmented=True)
     if label_noise:
         training = training.relabelled(mislabelled(training.labels, classes, label_noise, seed))
@@ -114,7 +119,7 @@ def load(
         name,
         source,
         classes,
-        (channels, height, width),
+        SHAPES[name],
         train=training,
         validation=whole.subset(held_out, augmented=False),
         test=test,

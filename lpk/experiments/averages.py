@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from lpk import page
 from lpk.experiments.findings import Findings, Spread, Table, spread
 from lpk.experiments.study import Found, Measured, Part, Plan, rewinds
 from lpk.experiments.subject import Subject
 from lpk.presets import Preset
-from lpk.reporting import page, plots
+from lpk.reporting import plots
 
+GAIN = "points of test accuracy over the better of the two"
 WORDS = {True: "with rewinding", False: "without rewinding"}
 
 
@@ -66,7 +68,7 @@ def _show(measured: Sequence[Measured]) -> Findings:
         summary=". ".join(_sentence(WORDS[rewind], own) for rewind, own in gains.items()) + ".",
         records=records,
         tables=tables,
-        figures={"averages": _plot(gains, heads[1:])},
+        figures={"averages": _plot(gains, plots.short(densities))},
         note="An average is pruned to the sparser ticket's density, and BatchNorm's statistics are estimated again. "
         "The figure shows points of test accuracy over the better of the two tickets; the tables show accuracies in "
         "percent, mean ± sample standard deviation over the seeds.",
@@ -96,6 +98,6 @@ def _plot(gains: Mapping[bool, Mapping[tuple[int, int], Spread]], labels: Sequen
             values = [[math.nan] * len(labels) for _ in labels]
             for (i, j), gain in own.items():
                 values[i][j] = values[j][i] = 100 * gain.mean
-            plots.heat_map(axes, values, labels, unit="", diverging=True)
+            plots.heat_map(axes, values, labels, axis="density", quantity=GAIN, unit="", diverging=True)
             axes.set_title(WORDS[rewind], loc="left", fontsize=9, color=plots.LIGHT["soft"])
     return drawn.image

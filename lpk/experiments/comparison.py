@@ -34,7 +34,8 @@ FIRST_TABLE = 9  # densities: Table 6 has so many, Table 7 the rest
 def plan(preset: Preset, seeds: Sequence[int]) -> Plan:
     def show(measured: Sequence[Measured]) -> Findings:
         cells = pools.cells(measured, VARIANTS)
-        return pools.findings(cells, _tables(cells, paper_numbers(preset)), _note(preset))
+        figures = {"gains": pools.gain_plot(cells)}
+        return pools.findings(cells, _tables(cells, paper_numbers(preset)), _note(preset), figures)
 
     return pools.plan(preset, seeds, VARIANTS, show)
 

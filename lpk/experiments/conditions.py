@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+from lpk import page
 from lpk.data.sets import TRAINING
 from lpk.experiments import comparison, pools
 from lpk.experiments.findings import Findings, Spread, Table, spread
@@ -20,7 +21,7 @@ from lpk.experiments.study import Condition, Found, Measured, Part, Plan
 from lpk.experiments.subject import Subject
 from lpk.presets import Preset
 from lpk.pruning.recipe import Recipe
-from lpk.reporting import page, plots
+from lpk.reporting import plots
 
 LABEL_NOISE = (0.0, 0.1, 0.2, 0.4)
 EPOCHS = (0.25, 0.5, 1, 2)  # times the preset's

@@ -19,14 +19,14 @@ from lpk.tickets.tickets import Tickets
 METHODS = ("interpolation", "average", "swa", "ema")
 
 
-def compare(run: Run, *, methods: Sequence[str] = METHODS, progress: bool = True) -> Results:
+def compare(run: Run, *, methods: Sequence[str] = METHODS, latency: bool = True, progress: bool = True) -> Results:
     """Trains the tickets, pools every one by every method, and reports test accuracies: all of the run's parts."""
     began = time.perf_counter()
     tickets = run.imp(progress=progress)
     trained = time.perf_counter() - began
     for method in methods:
         make_pools(run, tickets, method=method, progress=progress)
-    results = evaluate(run, progress=progress)
+    results = evaluate(run, latency=latency, progress=progress)
     results["seconds"] = {"imp": round(trained, 1), **results["seconds"]}
     files.write_json(run.path / RESULTS, results)
     return results
@@ -39,12 +39,14 @@ def make_pools(
     method: str,
     target: int | None = None,
     criterion: str = "accuracy",
+    scope: str | None = None,
     progress: bool = True,
     **options: Any,
 ) -> list[Pooled]:
     """Pools one target, or all of them, and stores the networks, by another criterion under a name of their own.
 
-    A function in the place of the validation samples scores candidates, see lpk.pool's `evaluate`.
+    A function in the place of the validation samples scores candidates, see lpk.pool's `evaluate`. A `scope`
+    of None is that of the tickets' pruning.
     """
     validation: Any = run.samples("validation")
     scores = callable(validation)
@@ -62,6 +64,7 @@ def make_pools(
         calibration=run.samples("calibration"),
         method=method,
         criterion=criterion,
+        scope=scope or run.scope,
         batch_size=run.batch_size,
         progress=progress,
         **options,
@@ -72,10 +75,10 @@ def make_pools(
     return made
 
 
-def evaluate(run: Subject, *, progress: bool = True) -> Results:
-    """Test scores of the tickets and of every pooled network that is there; written to results.json.
+def evaluate(run: Subject, *, latency: bool = True, progress: bool = True) -> Results:
+    """Test scores and costs of the tickets and of every pooled network that is there; written to results.json.
 
-    A function in the place of the test samples is the metric, see lpk.evaluate.
+    A function in the place of the test samples is the metric, see lpk.evaluate. latency: whether it is measured.
     """
     pools = run.pooled()
     test: Any = run.samples("test")
@@ -88,6 +91,7 @@ def evaluate(run: Subject, *, progress: bool = True) -> Results:
         metric=metric,
         title=run.title,
         manifest=run.manifest,
+        latency=latency,
         batch_size=run.batch_size,
         progress=progress,
     )

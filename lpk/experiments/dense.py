@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from lpk import page
 from lpk.experiments import pools
 from lpk.experiments.findings import Findings, Spread, Table, spread
 from lpk.experiments.study import Measured, Plan
 from lpk.presets import Preset
-from lpk.reporting import page, plots
+from lpk.reporting import plots
 
 VARIANTS: dict[str, pools.Options] = {
     "dense network": None,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 
-from lpk.experiments.findings import Findings, Table, spread
+from lpk import page
+from lpk.experiments.findings import Findings, Spread, Table, spread
 from lpk.experiments.study import Found, Measured, Part, Plan
 from lpk.experiments.subject import Subject
 from lpk.presets import Preset
-from lpk.reporting import page, plots
+from lpk.reporting import plots
 
 
 def plan(preset: Preset, seeds: Sequence[int]) -> Plan:
@@ -41,12 +43,16 @@ def _show(measured: Sequence[Measured]) -> Findings:
             for j in range(i + 1, count)
         ],
         tables=[Table("", ["density", *heads], [[h, *map(str, row)] for h, row in zip(heads, cells, strict=True)])],
-        figures={"disagreement": _plot([[100 * cell.mean for cell in row] for row in cells], heads)},
+        figures={"disagreement": _plot(cells, plots.short(densities))},
         note="In percent of the test samples, mean ± sample standard deviation over the seeds.",
     )
 
 
-def _plot(values: Sequence[Sequence[float]], labels: Sequence[str]) -> bytes:
+def _plot(cells: Sequence[Sequence[Spread]], labels: Sequence[str]) -> bytes:
+    """Blank on the diagonal, where every ticket agrees with itself."""
+    values = [[math.nan if i == j else 100 * cell.mean for j, cell in enumerate(row)] for i, row in enumerate(cells)]
+    quantity = "% of the test samples that the two predict differently"
     with plots.drawing(5, 4.4) as drawn:
-        plots.heat_map(drawn.figure.subplots(), values, labels, unit="%", diverging=False)
+        axes = drawn.figure.subplots()
+        plots.heat_map(axes, values, labels, axis="density", quantity=quantity, unit="%", diverging=False)
     return drawn.image

@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lpk import schema
-from lpk.reporting import page
-from lpk.reporting.page import Markup, element
+from lpk import page, schema
+from lpk.page import Markup, element
 from lpk.schema import Row, number, string, whole
 from lpk.tickets import files
 from lpk.tickets.versions import versions

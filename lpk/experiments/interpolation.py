@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from lpk import page
 from lpk.experiments.averages import WORDS
 from lpk.experiments.findings import Findings, Spread, Table, spread
 from lpk.experiments.study import Found, Measured, Part, Plan, rewinds
 from lpk.experiments.subject import Prediction, Subject
 from lpk.presets import Preset
-from lpk.reporting import page, plots
+from lpk.reporting import plots
 
 POINTS = 11
 

@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lpk import page
 from lpk.experiments.findings import Findings, Spread, Table, spread
 from lpk.experiments.study import Found, Measured, Part, Plan
 from lpk.experiments.subject import Subject
 from lpk.pooling.methods import COEFFICIENTS
 from lpk.presets import Preset
-from lpk.reporting import page, plots
+from lpk.reporting import plots
 
 Options = Mapping[str, Any] | None  # of lpk.pool; None: the ticket itself
 
@@ -95,7 +96,12 @@ def cells(measured: Sequence[Measured], variants: Mapping[str, Options]) -> dict
     return found
 
 
-def findings(found: Cells, tables: Sequence[Table] | None = None, note: str = NOTE) -> Findings:
+def findings(
+    found: Cells,
+    tables: Sequence[Table] | None = None,
+    note: str = NOTE,
+    figures: Mapping[str, bytes] | None = None,
+) -> Findings:
     """Accuracy against density; the first variant is what the others are compared with."""
     first, *others = found
     gains = [f"{label} {_gain(found[label], found[first]).points}" for label in others]
@@ -103,7 +109,7 @@ def findings(found: Cells, tables: Sequence[Table] | None = None, note: str = NO
         summary=f"Points of test accuracy over {first}, on average over all densities: {', '.join(gains)}.",
         records=records(found),
         tables=[table("", found)] if tables is None else tables,
-        figures={"accuracy": accuracy_plot(found)},
+        figures={"accuracy": accuracy_plot(found)} if figures is None else figures,
         note=note,
     )
 
@@ -126,6 +132,22 @@ def accuracy_plot(found: Cells) -> bytes:
         band = plots.Band("± standard deviation" if i == 1 else "", low, high)
         lines.append(plots.Line(label, y, band if i < 2 and not math.isnan(deviations[0]) else None))
     return plots.density_plot([cell.density for cell in next(iter(found.values()))], lines)
+
+
+def gain_plot(found: Cells) -> bytes:
+    """Gains over the first variant, in points; those of the second with their standard deviation over the seeds."""
+    first, *others = found
+    lines = [plots.Line(first, [0.0] * len(found[first]))]
+    for i, label in enumerate(others):
+        gains = [_gain([cell], [base]) for cell, base in zip(found[label], found[first], strict=True)]
+        y = [100 * gain.mean for gain in gains]
+        band = None
+        if i == 0 and all(gain.std is not None for gain in gains):
+            low, high = ([100 * (gain.mean + sign * (gain.std or 0)) for gain in gains] for sign in (-1, 1))
+            band = plots.Band("± standard deviation", low, high)
+        lines.append(plots.Line(label, y, band))
+    title = f"gain in test accuracy over {first}, in points"
+    return plots.density_plot([cell.density for cell in found[first]], lines, title=title, unit="")
 
 
 def table(title: str, found: Cells, rounds: slice = slice(None)) -> Table:

@@ -132,6 +132,11 @@ class Study:
         object.__setattr__(self, "root", None if self.root is None else files.absolute(self.root))
         if self.preset.imp.rounds < 1:
             raise ValueError(f"preset {self.preset.name} has no round of pruning; an experiment needs at least one")
+        for key in ("scope", "floor", "restart"):
+            if (value := self.preset.to_dict()["imp"].get(key)) is not None:
+                raise ValueError(
+                    f"preset {self.preset.name}: [imp] {key} is {value!r}, which the paper's experiments lack"
+                )
 
     def measure(self, name: str, plan: Plan) -> list[Measured]:
         """Every part of the plan, in its order within each group; what is missing is computed now, tickets included.

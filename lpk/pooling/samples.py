@@ -134,6 +134,11 @@ class Calibration:
                 yield inputs
 
 
+def first_inputs(samples: Samples, count: int) -> Tensor | None:
+    """So many inputs, fewer where there are fewer; None where an iterator was read to its end before."""
+    return next((inputs for inputs, _ in _rebatched(_labelled(samples, "test", "a `metric`"), count)), None)
+
+
 def _labelled(samples: Samples, name: str, instead: str) -> Iterator[Batch]:
     """Validation samples, batch by batch, with labels of int64."""
     shape = None

@@ -45,12 +45,26 @@ class ModelPreset:
 
 @dataclass(frozen=True)
 class ImpPreset:
-    """Algorithm 1: fraction pruned in each round, rewind in epochs, and which weights are prunable."""
+    """Algorithm 1, by the arguments of `lpk.imp`: either `fraction`, pruned in each round, or `density`, of the last.
+
+    ValueError: numbers out of range; both of fraction and density, or neither.
+    """
 
     rounds: int
-    fraction: float
     rewind: int
     prunable: Literal["convolutions", "default"]
+    fraction: float | None = None
+    density: float | None = None
+    scope: Literal["global", "layer"] = "global"
+    floor: float = 0.0
+    restart: Literal["rewind", "learning-rate"] = "rewind"
+
+    def __post_init__(self) -> None:
+        from lpk.pruning.sparsity import Sparsity  # here, because it brings PyTorch, which names() need not wait for
+
+        if self.fraction is None and self.density is None:
+            raise ValueError("fraction is missing, and so is density, which may stand in its place")
+        Sparsity(self.rounds, self.fraction, self.density, self.scope, self.floor)
 
 
 @dataclass(frozen=True)
@@ -75,14 +89,18 @@ class Preset:
     def to_dict(self) -> dict[str, Any]:
         """The name, and the sections as in the file, in types that JSON knows; a number left out is None.
 
-        `autocast` and a `label_noise` of 0 are left out as in the file: runs and parts of experiments that were begun
-        before there were these keys are told by the same dict as those that leave them out today.
+        `autocast`, a `label_noise` of 0, and what of [imp] is as in the paper, are left out as in the file: runs and
+        parts of experiments that were begun before there were these keys are told by the same dict as those that leave
+        them out today.
         """
         plain = {key: _plain(value) for key, value in asdict(self).items()}
         if self.train.autocast is None:
             del plain["train"]["autocast"]
         if not self.data.label_noise:
             del plain["data"]["label_noise"]
+        for field in fields(ImpPreset):
+            if field.default is not MISSING and plain["imp"][field.name] == field.default:
+                del plain["imp"][field.name]
         plain["model"] = {"name": self.model.name, **plain["model"]["options"]}
         return plain
 

@@ -234,7 +234,8 @@ class _Run:
             for begin, end in self._legs(start):
                 self._train(round_, begin, end)
                 bar.advance(end - begin)
-                bar.note(f"{note}; epoch {end}: {_words(self.metrics)}" if self.metrics else note)
+                if self.metrics:
+                    bar.note(f"{note}; epoch {end}: {_words(self.metrics)}")
             moved = mask_all()
         if moved:
             self._warn(

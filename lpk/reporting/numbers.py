@@ -1,4 +1,4 @@
-"""How the scores of a run are written: fractions in percent and their gains in points, others as plain numbers."""
+"""How a run is written: its methods, its scores in percent and their gains in points, or as plain numbers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lpk.reporting import page
+from lpk import page
 
 PERCENT = "%"
 DIGITS = 4  # of the largest score, where scores are plain numbers
+
+NAMES = {
+    "interpolation": "pool (interpolation)",
+    "interpolation-loss": "pool (interpolation, by loss)",
+    "average": "pool (average)",
+    "average-loss": "pool (average, by loss)",
+    "swa": "SWA",
+    "ema": "EMA",
+}
+
+
+def name(method: str) -> str:
+    """What a method's networks are called."""
+    return NAMES.get(method, method)
 
 
 @dataclass(frozen=True)

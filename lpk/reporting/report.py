@@ -1,4 +1,4 @@
-"""What a finished run shows its user: a table for the terminal, a sentence, a plot, and all of it as a page.
+"""What a finished run shows its user: tables for the terminal, sentences, plots, and all of it as a page.
 
 Everything is a function of `results`, the content of a run's results.json. Fractions in it, as accuracies are, are
 shown in percent, and their gains in percentage points; scores of another metric as they are (lpk.reporting.numbers).
@@ -13,25 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from lpk.reporting import numbers, page, plots
-from lpk.reporting.numbers import Scale
+from lpk import page
+from lpk.reporting import cost_tables, numbers, plots
+from lpk.reporting.numbers import Scale, name
+from lpk.reporting.recommendation import sentence
+from lpk.reporting.summary import first, has_intervals, summary
 from lpk.tickets import files
 
 Results = Mapping[str, Any]
-
-NAMES = {
-    "interpolation": "pool (interpolation)",
-    "interpolation-loss": "pool (interpolation, by loss)",
-    "average": "pool (average)",
-    "average-loss": "pool (average, by loss)",
-    "swa": "SWA",
-    "ema": "EMA",
-}
 
 MISSING = {"accuracy": math.nan, "gain": dict.fromkeys(("gain", "low", "high"), math.nan)}
 
@@ -55,10 +49,24 @@ class Accuracies:
         yield Text(caption(self.results))  # not the table's own, which is folded to the table's width
 
 
+def shown(results: Results) -> Iterator[RenderableType]:
+    """For a terminal: test scores and costs, each as a table with its caption."""
+    yield Accuracies(results)
+    if "costs" in results:
+        yield Text()
+        yield cost_tables.table(results)
+        yield Text(cost_tables.caption(results))
+
+
+def said(results: Results) -> list[str]:
+    """What pooling did, and which network is recommended."""
+    return [text for text in (summary(results), sentence(results)) if text]
+
+
 def caption(results: Results) -> str:
     scale = Scale.of(results)
     unit = f" in {scale.unit.strip()}" if scale.unit.strip() else ""
-    interval = " (the first with its 95% interval)" if _has_intervals(results) else ""
+    interval = " (the first with its 95% interval)" if has_intervals(results) else ""
     return f"test {scale.metric}{unit}, gain over the ticket{' in points' if scale.is_percent else ''}{interval}"
 
 
@@ -101,7 +109,7 @@ def _terminal_cell(accuracy: str, gain: str, best: bool) -> Text:
 
 
 def _heads(results: Results) -> list[str]:
-    return ["ticket", *(_name(method) for method in results["methods"])]
+    return ["ticket", *(name(method) for method in results["methods"])]
 
 
 def _lines(results: Results) -> Iterator[list[tuple[str, str, bool]]]:
@@ -121,48 +129,6 @@ def _lines(results: Results) -> Iterator[list[tuple[str, str, bool]]]:
         yield cells
 
 
-def summary(results: Results) -> str:
-    """One or two sentences on the first method: mean gain, on how many targets it is better, best gain."""
-    method, scale = _first(results), Scale.of(results)
-    rows = [row for row in results["rows"] if method in row["pools"]]
-    gains = [row["pools"][method]["gain"] for row in rows]
-    if not gains:
-        return "No ticket was pooled."
-    subject = f"The {_name(method)}" if _name(method).startswith("pool") else _name(method)
-    best = max(rows, key=lambda row: row["pools"][method]["gain"]["gain"])
-    where = f"at density {page.percent(best['density'])}%"
-    if len(gains) == 1:
-        return f"{subject} {_effect(gains[0], scale, where)}."
-    better = sum(gain["gain"] > 0 for gain in gains)
-    count = {0: "none", len(gains): "all"}.get(better, better)
-    counted = f"is better on {count} of the {len(gains)} targets"
-    if better and _has_intervals(results):
-        counted += f" (on {sum(gain['low'] > 0 for gain in gains)} the interval lies above 0)"
-    counted += f"; its best result is {scale.gain(best['pools'][method]['gain']['gain'])}{scale.points} {where}."
-    if method not in results["mean"]["pools"]:
-        return f"{subject} {counted}"
-    return f"{subject} {_effect(results['mean']['pools'][method]['gain'], scale, 'on average')}. It {counted}"
-
-
-def _effect(gain: Mapping[str, Any], scale: Scale, where: str) -> str:
-    """What may be said about a gain with this interval."""
-    value = scale.gain(gain["gain"])
-    if gain["low"] is None:
-        return (
-            f"changes test {scale.metric} by {value}{scale.points} {where} (one number for each network: no interval)"
-        )
-    interval = f"(95% interval {scale.interval(gain, ' to ')})"
-    if gain["low"] <= 0 <= gain["high"]:
-        of = f"{scale.points} of" if scale.points else " of"
-        return f"makes no clear difference: {value}{of} test {scale.metric} {where} {interval}"
-    verb = "raises" if gain["low"] > 0 else "lowers"
-    return f"{verb} test {scale.metric} by {value.lstrip('+-')}{scale.points} {where} {interval}"
-
-
-def _has_intervals(results: Results) -> bool:
-    return all(pool["gain"]["low"] is not None for row in results["rows"] for pool in row["pools"].values())
-
-
 def accuracy_plot(results: Results) -> bytes:
     """Test score against density, as an SVG: tickets and methods, the first one's 95% interval as a band."""
     rows, scale = results["rows"], Scale.of(results)
@@ -171,29 +137,30 @@ def accuracy_plot(results: Results) -> bytes:
     for i, method in enumerate(results["methods"]):
         pools = [row["pools"].get(method, MISSING) for row in rows]
         band = None
-        if i == 0 and _has_intervals(results):
+        if i == 0 and has_intervals(results):
             low, high = (
                 [ticket + scale.plotted(pool["gain"][end]) for ticket, pool in zip(tickets, pools, strict=True)]
                 for end in ("low", "high")
             )
             band = plots.Band("95% interval", low, high)
-        lines.append(plots.Line(_name(method), [scale.plotted(pool["accuracy"]) for pool in pools], band))
-    title = f"test {scale.metric}"
-    return plots.density_plot([row["density"] for row in rows], lines, title=title, unit=scale.unit)
+        lines.append(plots.Line(name(method), [scale.plotted(pool["accuracy"]) for pool in pools], band))
+    note = "band: paired over test samples, one seed; seeds vary beyond it" if lines[1:] and lines[1].band else ""
+    densities = [row["density"] for row in rows]
+    return plots.density_plot(densities, lines, title=f"test {scale.metric}", unit=scale.unit, note=note)
 
 
 def overview(results: Results) -> Iterator[page.Markup]:
-    """The sentence and the table, for a notebook."""
-    yield page.element("p", page.typeset(summary(results)))
+    """The sentences and the table, for a notebook."""
+    yield from (page.element("p", page.typeset(text)) for text in said(results))
     yield from _accuracy_section(results)
 
 
 def write(results: Results, path: str | Path) -> None:
     """Writes the report: one HTML file that needs no other, no network and no script."""
-    sections = (_accuracy_section, _steps_section, _cost_section, _manifest_section)
+    sections = (_accuracy_section, cost_tables.section, _steps_section, _pooling_section, _manifest_section)
     content = page.document(
         results["title"],
-        page.element("p", page.typeset(summary(results))),
+        *(page.element("p", page.typeset(text)) for text in said(results)),
         page.drawing(accuracy_plot(results), f"Test {Scale.of(results).metric} against density"),
         *itertools.chain(*(section(results) for section in sections)),
     )
@@ -211,8 +178,8 @@ def _accuracy_section(results: Results) -> Iterator[page.Markup]:
     unit = "percent; the" if scale.is_percent else f"{scale.unit.strip()}; the" if scale.unit.strip() else ""
     note = f"In {unit} best of a line is bold. " if unit else "The best of a line, the highest, is bold. "
     note += f"Small: the gain over the ticket{' in points' if scale.is_percent else ''}"
-    if _has_intervals(results):
-        note += ", for the first method with its paired 95% interval over the test samples"
+    if has_intervals(results):
+        note += ", for the first method with its 95% interval, paired over the test samples of one seed"
     yield page.element("p", f"{note}.", class_="note")
     if layers := results.get("layers"):  # results of older versions have none
         spared = ", ".join(layers["spared"]) or "none"
@@ -232,11 +199,11 @@ def _steps_section(results: Results) -> Iterator[page.Markup]:
     density = {row["round"]: f"{page.percent(row['density'])}%" for row in results["rows"]}
     if not results["methods"]:
         return
-    yield page.element("h2", f"Steps: {_name(_first(results))}")
+    yield page.element("h2", f"Steps: {name(first(results))}")
     note = "A box is a candidate, nearest round first; filled: accepted. Open a target to read its steps; "
     yield page.element("p", note + "a dash there means not scored in full.", class_="note")
     for row in results["rows"]:
-        if pool := row["pools"].get(_first(results)):
+        if pool := row["pools"].get(first(results)):
             outcomes = ["accepted" if step["accepted"] else "rejected" for step in pool["steps"]]
             head = page.element(
                 "summary",
@@ -263,15 +230,15 @@ def _steps_section(results: Results) -> Iterator[page.Markup]:
             yield page.element("details", head, page.element("p", text), page.table(heads, lines))
 
 
-def _cost_section(results: Results) -> Iterator[page.Markup]:
+def _pooling_section(results: Results) -> Iterator[page.Markup]:
     lines = []
     for method in results["methods"]:
         pools = [row["pools"][method] for row in results["rows"] if method in row["pools"]]
         candidates = sum(len(pool["steps"]) for pool in pools)
         samples = sum(pool["forward_samples"] for pool in pools)
         seconds = sum(pool["seconds"] for pool in pools)
-        lines.append([_name(method), len(pools), f"{candidates:,}", f"{samples:,}", f"{seconds:,.1f}"])
-    yield page.element("h2", "Cost")
+        lines.append([name(method), len(pools), f"{candidates:,}", f"{samples:,}", f"{seconds:,.1f}"])
+    yield page.element("h2", "Cost of pooling")
     yield page.table(["", "targets", "candidates", "forward samples", "seconds"], lines)
     stages = ", ".join(f"{stage} {seconds:,.1f} s" for stage, seconds in results["seconds"].items())
     note = f"Forward samples: how many went through a network, calibration included. The whole run: {stages}."
@@ -281,11 +248,3 @@ def _cost_section(results: Results) -> Iterator[page.Markup]:
 def _manifest_section(results: Results) -> Iterator[page.Markup]:
     yield page.element("h2", "How to repeat it")
     yield page.definitions(results["manifest"])
-
-
-def _first(results: Results) -> str:
-    return next(iter(results["methods"]), "")
-
-
-def _name(method: str) -> str:
-    return NAMES.get(method, method)

@@ -16,11 +16,13 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from lpk import page
 from lpk.pooling.accuracy import PERCENT, Evaluation, Gain, Metric, evaluate, paired_gain
 from lpk.pooling.pool import Given, read_tickets
-from lpk.pooling.samples import Samples
-from lpk.reporting import page
+from lpk.pooling.samples import Samples, first_inputs
+from lpk.reporting import costs, plots
 from lpk.reporting import report as run_report
+from lpk.reporting.latency import BATCH
 from lpk.schema import flag, null, number, string, table, whole
 from lpk.tickets import files
 from lpk.tickets.pooled import Pooled
@@ -42,6 +44,7 @@ POOL = {
     "seconds": number,
     "forward_samples": whole,
     "steps": [{"candidate": whole, "coefficient": (number, null), "accuracy": (number, null), "accepted": flag}],
+    "costs?": costs.POOL,
 }
 CONTENT = {
     "format": whole,
@@ -50,7 +53,17 @@ CONTENT = {
     "metric?": {"name": string, "unit": string, "samples": (whole, null)},
     "layers?": {"pruned": [string], "spared": [string]},
     "methods": [string],
-    "rows": [{"round": whole, "density": number, "keep": whole, "ticket": number, "pools": {string: POOL}}],
+    "rows": [
+        {
+            "round": whole,
+            "density": number,
+            "keep": whole,
+            "ticket": number,
+            "pools": {string: POOL},
+            "costs?": costs.TICKET,
+        }
+    ],
+    "costs?": costs.DENSE,
     "mean": {"ticket": number, "pools": {string: {"accuracy": number, "gain": GAIN}}},
     "seconds": {string: number},
 }
@@ -67,13 +80,15 @@ class Results(dict[str, Any]):
         methods = results["methods"]
         if not results["rows"] or pools - set(methods) or len(set(methods)) < len(methods):
             raise files.FileDamaged(f"{path} is damaged: its rows, methods and pools do not fit one another")
+        if not costs.fit(results):
+            raise files.FileDamaged(f"{path} is damaged: the costs in it do not fit one another")
         return results
 
     def __repr__(self) -> str:
         console = Console(file=io.StringIO(), width=100, markup=False, emoji=False, highlight=False)
-        console.print(run_report.Accuracies(self))
+        console.print(*run_report.shown(self), sep="\n")
         assert isinstance(console.file, io.StringIO)
-        return f"{console.file.getvalue().rstrip()}\n{run_report.summary(self)}"
+        return "\n".join([console.file.getvalue().rstrip(), *run_report.said(self)])
 
     def _repr_html_(self) -> str:
         return page.element("div", *run_report.overview(self))
@@ -89,6 +104,8 @@ def report(
     metric: Metric | None = None,
     unit: str | None = None,
     title: str | None = None,
+    inputs: Tensor | None = None,
+    latency: bool = True,
     batch_size: int | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -103,6 +120,9 @@ def report(
             apart by what their `settings` say: method and criterion, and "after" where they were pruned after.
         model, test, metric, unit, batch_size, device, progress: as lpk.evaluate takes them.
         title: of the page; None: the model's class.
+        inputs: a batch of the model's inputs, with which its multiply-adds are counted and its latency is measured;
+            None: of the test samples, where they are given.
+        latency: whether to measure it, on this machine's CPU; about a second for each ticket of a small network.
 
     Returns:
         The content of results.json: a dict that prints as the report's table and sentence.
@@ -111,6 +131,7 @@ def report(
         ValueError: a pool of no ticket among these, two of one round and method, files in the directory that are of no
             report; and as lpk.evaluate does.
     """
+    plots.need()
     place = files.absolute(path)
     alone = place.suffix.lower() in (".html", ".htm")
     if not alone:
@@ -125,6 +146,8 @@ def report(
         unit=unit,
         title=title or type(model).__name__,
         manifest={"created": began.isoformat(timespec="seconds"), "versions": versions()},
+        inputs=inputs,
+        latency=latency,
         batch_size=batch_size,
         device=device,
         progress=progress,
@@ -155,13 +178,16 @@ def evaluated(
     manifest: Mapping[str, Any],
     metric: Metric | None = None,
     unit: str | None = None,
+    inputs: Tensor | None = None,
+    latency: bool = True,
     batch_size: int | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Results:
     """The results of tickets and, for each method, of the networks pooled from them, in the mapping's order.
 
-    title: of the page. manifest: how to repeat it. The others: as lpk.evaluate takes them.
+    title: of the page. manifest: how to repeat it. inputs, latency: as `report` takes them. The others: as lpk.evaluate
+    takes them.
     """
     began = time.perf_counter()
     made = [(method, pooled) for method, some in pools.items() for pooled in some]
@@ -196,7 +222,7 @@ def evaluated(
     ]
     first = found[0]
     samples = None if first.samples is None else len(first.samples)
-    return Results(
+    results = Results(
         format=files.FORMAT,
         title=title,
         manifest=dict(manifest),
@@ -213,6 +239,12 @@ def evaluated(
             "evaluate": round(time.perf_counter() - began, 1),
         },
     )
+    began = time.perf_counter()
+    if inputs is None and test is not None:
+        inputs = first_inputs(test, BATCH)
+    costs.add(results, model, tickets, pools, inputs, latency=latency, progress=progress)
+    results["seconds"]["costs"] = round(time.perf_counter() - began, 1)
+    return results
 
 
 def _by_method(pools: Pooled | Sequence[Pooled] | Mapping[str, Sequence[Pooled]]) -> dict[str, list[Pooled]]:

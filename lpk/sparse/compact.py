@@ -108,6 +108,14 @@ def save_sparse(path: str | Path, state_dict: Mapping[str, Tensor], masks: Mappi
 
     Raises ValueError or TypeError naming the entry that is not so, OSError where the file can't be written.
     """
+    content = sparse_content(state_dict, masks)
+    path = files.absolute(path)
+    files.make_directory(path.parent)
+    files.write_bytes(path, content)
+
+
+def sparse_content(state_dict: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> bytes:
+    """The bytes of the file that `save_sparse` writes; raises what it raises."""
     aliases = tied(state_dict)
     chosen: StateDict = {}
     for name, mask in masks.items():
@@ -130,9 +138,7 @@ def save_sparse(path: str | Path, state_dict: Mapping[str, Tensor], masks: Mappi
         "sparse": {name: list(remaining.shape) for name, remaining in sparse.items()},
         **_count(sparse),
     }
-    path = files.absolute(path)
-    files.make_directory(path.parent)
-    files.save_tensors(path, tensors, header)
+    return files.sealed(tensors, header)[0]
 
 
 def load_sparse(path: str | Path) -> tuple[StateDict, StateDict]:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from lpk import page
 from lpk.networks import tracing
 from lpk.networks.plain import is_patched
 from lpk.ops import memory
 from lpk.ops.checks import has_gradient
-from lpk.reporting import page
 from lpk.sparse.compact import Remaining, save_sparse
 from lpk.sparse.dense import InPyTorch
 from lpk.sparse.errors import Fails, NotSupported

@@ -145,7 +145,7 @@ class Pooled:
 
     def _repr_html_(self) -> str:
         """For notebooks: the steps."""
-        from lpk.reporting import page
+        from lpk import page
 
         lines = [
             (

@@ -62,7 +62,7 @@ class Ticket:
 
     def _repr_html_(self) -> str:
         """For notebooks: the layers, folded."""
-        from lpk.reporting import page
+        from lpk import page
 
         kept = [(entry, int(self.mask[entry.span].count_nonzero())) for entry in self.layout.weights]
         lines = [

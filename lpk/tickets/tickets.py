@@ -68,7 +68,7 @@ class Tickets(Sequence[Ticket]):
 
     def _repr_html_(self) -> str:
         """For notebooks: the rounds."""
-        from lpk.reporting import page
+        from lpk import page
 
         lines = [(ticket.round, f"{ticket.keep:,}", f"{page.percent(ticket.density)}%") for ticket in self]
         rounds = page.table(["round", "weights left", "density"], lines)

@@ -132,6 +132,20 @@ def test_wrong_labels_are_a_setting_of_the_data() -> None:
     assert presets.from_dict(json.loads(json.dumps(noisy.to_dict())), "manifest.json") == noisy != clean
 
 
+IMP = {"density": 0.1, "scope": "layer", "floor": 0.05, "restart": "learning-rate"}
+
+
+def test_what_imp_can_be_asked_for(tmp_path: Path) -> None:
+    """Left out, it is said as before there were these keys; given, it is said and read again."""
+    plain = presets.load(write(tmp_path / "plain.toml", SECTIONS))
+    assert plain.to_dict()["imp"] == SECTIONS["imp"]
+    asked = {**SECTIONS["imp"], **IMP, "fraction": None}
+    preset = presets.load(write(tmp_path / "mine.toml", {**SECTIONS, "imp": asked}))
+    assert {key: getattr(preset.imp, key) for key in IMP} == IMP and preset.imp.fraction is None
+    assert preset.to_dict()["imp"] == {key: value for key, value in asked.items() if value is not None}
+    assert presets.from_dict(json.loads(json.dumps(preset.to_dict())), "manifest.json") == preset
+
+
 @pytest.mark.parametrize("name", presets.names())
 def test_to_dict_is_json_and_can_be_read_again(name: str, tmp_path: Path) -> None:
     preset = presets.load(name)
@@ -179,6 +193,12 @@ def test_from_dict_names_what_is_wrong() -> None:
         (changed("data", label_noise=1), r"\[data\] label_noise is 1.0; it must be at least 0 and less than 1"),
         (changed("data", label_noise=-0.1), r"\[data\] label_noise is -0.1; it must be at least 0"),
         (changed("model", widths=["4"]), r"\[model\] widths is \['4'\]"),
+        (changed("imp", fraction=None), r"\[imp\] fraction is missing, and so is density"),
+        (changed("imp", density=0.1), r"\[imp\] fraction is 0\.\d+ and density is 0.1; one of them"),
+        (changed("imp", fraction=1.5), r"\[imp\] fraction is 1.5"),
+        (changed("imp", floor=1.5), r"\[imp\] floor is 1.5; 0, or a density below 1"),
+        (changed("imp", scope="layers"), r"\[imp\] scope is 'layers'; it must be 'global' or 'layer'"),
+        (changed("imp", restart="no"), r"\[imp\] restart is 'no'; it must be 'rewind' or 'learning-rate'"),
         (
             changed("imp", prunable="all"),
             r"\[imp\] prunable is 'all'; it must be 'convolutions' or 'default'",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lpk.reporting import report
+from lpk.reporting import numbers, report
 
 METHODS = ("interpolation", "average", "swa", "ema")
 GAINS = {"interpolation": 0.0104, "average": 0.0062, "swa": -0.0021, "ema": -0.3}
@@ -166,8 +166,9 @@ def _mean(results: dict[str, Any]) -> float:
 def test_summary_of_a_gain() -> None:
     assert report.summary(made_up()) == (
         "The pool (interpolation) raises test accuracy by 1.19 points on average "
-        "(95% interval +0.99 to +1.39). It is better on all of the 4 targets "
-        "(on 4 the interval lies above 0); its best result is +1.34 points at density 51.20%."
+        "(95% interval +0.99 to +1.39, paired over test samples; one seed). It is better on 4 of the 4 targets "
+        "(4 beyond their interval) and worse on 0; best +1.34 points at density 51.20%, "
+        "worst +1.04 points at density 100.00%."
     )
 
 
@@ -176,10 +177,14 @@ def test_summary_of_a_loss() -> None:
     assert text.startswith(
         "SWA makes no clear difference: -0.06 points of test accuracy on average (95% interval -0.26"
     )
-    assert "better on 1 of the 4 targets (on 0 the interval lies above 0)" in text
+    counted = (
+        "is better on 1 of the 4 targets (none beyond its interval) and worse on 3 (none beyond their interval); best"
+    )
+    assert counted in text
     text = report.summary(made_up(methods=("ema",)))
-    assert text.startswith("EMA lowers test accuracy by 29.85 points on average (95% interval -30.05 to -29.65).")
-    assert "better on none of the 4 targets; its best result is -29.70 points at density 51.20%." in text
+    assert text.startswith("EMA lowers test accuracy by 29.85 points on average (95% interval -30.05 to -29.65, paired")
+    assert "is better on 0 of the 4 targets and worse on 4 (4 beyond their interval); best -29.70 points at" in text
+    assert text.endswith("worst -30.00 points at density 100.00%.")
 
 
 def test_summary_never_says_raises_or_lowers_where_the_interval_includes_zero() -> None:
@@ -193,7 +198,8 @@ def test_summary_never_says_raises_or_lowers_where_the_interval_includes_zero() 
 
 def test_summary_of_one_target_is_one_sentence() -> None:
     assert report.summary(made_up(1)) == (
-        "The pool (interpolation) raises test accuracy by 1.04 points at density 100.00% (95% interval +0.64 to +1.44)."
+        "The pool (interpolation) raises test accuracy by 1.04 points at density 100.00% (95% interval +0.64 to +1.44, "
+        "paired over test samples; one seed)."
     )
 
 
@@ -209,12 +215,12 @@ def test_a_method_missing_in_a_row(tmp_path: Path) -> None:
     del results["rows"][1]["pools"]["interpolation"], results["rows"][2]["pools"]["average"]
     lines = [" ".join(line.split()) for line in printed(results)]
     assert "80.00 87.00 - 87.72 +0.72 86.89 -0.11 57.10 -29.90" in lines
-    assert "all of the 3 targets" in report.summary(results)
+    assert "of the 3 targets" in report.summary(results)
     text = Parsed(page(results, tmp_path)).text
     assert "1 80.00% 87.00 − 87.72 +0.72" in text
     assert text.count("of 3 accepted") == 3
     del results["mean"]["pools"]["interpolation"]
-    assert report.summary(results).startswith("The pool (interpolation) is better on all of the 3 targets")
+    assert report.summary(results).startswith("The pool (interpolation) is better on 3 of the 3 targets (3 beyond")
     page(results, tmp_path)
 
 
@@ -225,7 +231,7 @@ def test_plot_is_an_svg(rounds: int, methods: tuple[str, ...]) -> None:
     root = ElementTree.fromstring(image)
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     texts = re.findall(r"<!-- (.*?) -->", image.decode())
-    assert {"ticket", *(report.NAMES[method] for method in methods)} <= set(texts)
+    assert {"ticket", *(numbers.NAMES[method] for method in methods)} <= set(texts)
     assert sum(text.endswith("%") for text in texts) >= 4  # ticks on both axes
     assert ("▾ off the scale: EMA falls to" in image.decode()) == ("ema" in methods)
 
@@ -319,3 +325,9 @@ def test_page_replaces_the_one_before(tmp_path: Path) -> None:
     page({**made_up(), "title": "first"}, tmp_path)
     assert "<h1>second</h1>" in page({**made_up(), "title": "second"}, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_band_says_what_it_is() -> None:
+    image = report.accuracy_plot(made_up()).decode()
+    assert "band: paired over test samples, one seed; seeds vary beyond it" in image
+    assert "band:" not in report.accuracy_plot(made_up(methods=())).decode()

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,6 +83,7 @@ def test_a_metric_is_shown_in_plain_numbers(tickets, pools, tmp_path):
     assert gain["low"] < gain["gain"] < gain["high"]
     assert "test loss, gain over the ticket (the first with its 95% interval)" in text
     for shown in (text, page):
+        shown = re.sub(r"one standard error \(.*? points\)", "", shown)  # of the validation accuracy
         assert "points" not in shown and "test accuracy" not in shown.lower()
     assert "test loss" in page and "Test loss" in page
 
@@ -152,3 +155,8 @@ def test_the_mean_is_over_the_targets_of_a_method(tickets, pools, test_samples, 
     number = lpk.report(tmp_path, tickets, pools, model=make_network(), metric=mean_loss, progress=False)
     each = [number["rows"][i]["pools"]["interpolation"]["gain"]["gain"] for i in (1, 4)]
     assert number["mean"]["pools"]["interpolation"]["gain"]["gain"] == pytest.approx(math.fsum(each) / 2)
+
+
+def test_a_pool_is_called_by_its_method_criterion_and_pruning():
+    settings = {"method": "swa", "criterion": "loss", "prune": "after"}
+    assert method_of(SimpleNamespace(settings=settings)) == "swa-loss-after"

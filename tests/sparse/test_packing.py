@@ -58,6 +58,12 @@ def test_winograd_is_for_windows_of_3_with_stride_1_and_of_7_with_stride_2():
             packing.pack_winograd_filters(weight, convolution, empty_blocks(16, 4, 8, 8))
 
 
+costs_are_known = pytest.mark.skipif(
+    _core.instruction_set() == "portable", reason="what is fastest was measured with AVX2 and AVX-512"
+)
+
+
+@costs_are_known
 def test_pack_takes_what_is_fastest():
     """Few weights one by one; of windows of 3 x 3 with stride 1, or 7 x 7 with stride 2, all, by Winograd's algorithm;
     else all as they are. Those of depthwise layers, few or many, one channel after the other."""
@@ -82,6 +88,7 @@ def test_pack_takes_what_is_fastest():
         assert packed(density, groups=64, **window) is packing.DepthwiseFilters
 
 
+@costs_are_known
 def test_pack_knows_how_few_pixels_there_are():
     """Of single pixels, filters lie in the lanes; the fewer there are, the fewer weights are taken one by one."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lpk import run
+from lpk import own
 from lpk.tickets import directories, files
 from lpk.tickets.pooled import Pooled
 from lpk.tickets.tickets import Tickets
@@ -155,7 +155,7 @@ def test_a_missing_permission_is_called_so(forbidding, tickets):
             lambda: Pooled.load(place / "net.safetensors"),
             lambda: Tickets.from_checkpoints(place / "net.pt"),
             lambda: Tickets.from_checkpoints(place / "net.safetensors"),
-            lambda: run.network(place / "closed", 1, "ticket"),
+            lambda: own.network(place / "closed", 1, "ticket"),
         ):
             with pytest.raises(PermissionError):
                 read()

@@ -1,4 +1,4 @@
-"""What an HTML report of lpk is made of: elements, tables, numbers, and drawings in the page's colours.
+"""What HTML of lpk is made of, in reports and notebooks: elements, tables, numbers, and drawings in the page's colours.
 
 A page needs no other file, no network and no script.
 """
@@ -51,6 +51,11 @@ summary::before { content: "▸"; color: var(--soft); }
 .boxes { display: flex; flex-wrap: wrap; gap: 3px; flex: 1; }
 .boxes i { width: .6rem; height: .6rem; border: 1.5px solid var(--series0); border-radius: 2px; }
 .boxes .accepted { background: var(--series0); }
+.heat tr > * { padding: 1px 0 1px 2px; border: 0; }
+.heat tr > :first-child { padding-right: .5rem; }
+.heat th + th { padding-right: .4rem; }
+.heat td i { display: block; padding: .1rem .4rem; font-style: normal; }
+.heat td i { background: color-mix(in srgb, var(--series0) calc(.45 * var(--share)), transparent); }
 dl { columns: 2 18rem; column-gap: 2rem; }
 dl div { display: flex; gap: 1rem; justify-content: space-between; break-inside: avoid; }
 dd { margin: 0; overflow-wrap: anywhere; text-align: right; }
