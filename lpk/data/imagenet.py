@@ -1,14 +1,19 @@
-"""Image files as tensors, and how ImageNet's are cropped: uint8 all the way, by torchvision's C++ alone."""
+"""Image files as tensors, and how ImageNet's are cropped, as tensors: Pillow takes twice as long to resize them."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
 from torchvision.datasets.folder import default_loader
-from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
+
+try:  # torchvision 0.29 says that a later one will be without
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+except ImportError:
+    decode_jpeg = None
 
 SIDE = 224  # pixels of what the network gets
 
@@ -18,12 +23,11 @@ def read(path: str) -> Tensor:
 
     ValueError, with the file's name: it is damaged, or no image.
     """
-    # The bits are Pillow's, which uses the same library, but a tensor is resized in a part of its time. Pillow could
-    # decode at half the size, which pays for photos of more than two million pixels alone: `python -m bench.loader`.
-    try:
-        return decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
-    except RuntimeError:  # another format, as one of ImageNet's files named .JPEG is, or a JPEG that it does not read
-        pass
+    # The bits are Pillow's, which uses the same library. Pillow could decode at half the size, which pays where a photo
+    # has more than two million pixels, and few have: `python -m bench.loader` measures both.
+    if decode_jpeg is not None:
+        with suppress(RuntimeError):  # another format, as of one of ImageNet's .JPEG files, or not compiled with JPEG
+            return decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
     try:
         return F.pil_to_tensor(default_loader(path))
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors rarely name the file

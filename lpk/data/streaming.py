@@ -77,8 +77,8 @@ class _Keys(Sampler[list[_Key]]):
         self._batch_size, self._drop_last, self._part = batch_size, drop_last, part
 
     def __iter__(self) -> Iterator[list[_Key]]:
-        for batch in self.order.split(self._batch_size):
-            if len(batch) == self._batch_size or not self._drop_last:
+        for batch in self.order.split(self._batch_size):  # of nothing, an empty one
+            if len(batch) == self._batch_size or (len(batch) and not self._drop_last):
                 (own,) = self._part.of([batch])
                 yield [(self.seed, index) for index in own.tolist()]
 
