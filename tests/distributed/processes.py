@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import traceback
@@ -9,9 +10,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 
 LIMIT = 60.0  # seconds
+IMPORTED = ["lpk.experiments", "torch.distributed", "torch.nn.parallel", "tests.pooling.pools"]  # once, not by each
 
 
 def in_ranks(count: int, function, directory: Path, *arguments):
@@ -19,8 +21,8 @@ def in_ranks(count: int, function, directory: Path, *arguments):
 
     directory: an empty one, for what they leave.
     """
-    context = multiprocessing.get_context("spawn")
-    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
     processes = [
         context.Process(target=_process, args=(function, rank, count, directory, arguments)) for rank in range(count)
     ]
