@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -179,8 +178,8 @@ class FolderSplit:
 
         name: that the file's begins with. made_by: of which version of what the transforms are.
         """
-        root = Path(self.folder.root).absolute()
-        files = [os.path.relpath(self.folder.samples[index][0], root) for index in self.indices.tolist()]
+        root = Path(self.folder.root)
+        files = [self.folder.samples[index][0].removeprefix(f"{root}/") for index in self.indices.tolist()]
         decoded = Decoded(directory, name, root, files, self.indices, f"{self.evaluation} {made_by}", self.evaluation)
         return replace(self, decoded=decoded)
 
@@ -189,9 +188,13 @@ class FolderSplit:
         transform = self.training if augment else self.evaluation
         if self.decoded is None or self.decoded.transform is not transform:
             return False
-        whole = replace(self, indices=self.decoded.indices)
-        stream = whole._streaming(_DECODED, False, None)
-        return self.decoded.is_there(lambda: (images for images, _ in stream.epoch(whole.indices, None)))
+        whole = self.decoded.indices
+
+        def decode() -> Iterator[Tensor]:
+            stream = self._streaming(_DECODED, False, None)
+            return (images for images, _ in stream.epoch(whole, None))
+
+        return self.decoded.is_there(decode)
 
     def _order(self, seed: int | None) -> Tensor:
         if seed is None:
@@ -207,11 +210,12 @@ class FolderSplit:
     ) -> Iterator[Pixels]:
         """The batches that are kept."""
         assert self.decoded is not None
-        labels = torch.tensor(self.folder.targets, dtype=torch.int64, device="cpu")
+        targets = self.folder.targets
         for batch in self._order(seed).split(batch_size):
             (own,) = part.of([batch])
-            pixels = self.decoded.read(own), labels[own]
-            yield (pixels[0].pin_memory(), pixels[1].pin_memory()) if pin_memory else pixels
+            labels = torch.tensor([targets[index] for index in own.tolist()], dtype=torch.int64, device="cpu")
+            pixels = self.decoded.read(own), labels
+            yield (pixels[0].pin_memory(), labels.pin_memory()) if pin_memory else pixels
 
     def take(self, count: int) -> FolderSplit:
         """The first `count` samples; ValueError if there are fewer."""
