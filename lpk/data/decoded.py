@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -113,7 +114,7 @@ class Decoded:
         with directories.replaced(path) as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            for batch in (first, *batches):
+            for batch in itertools.chain([first], batches):
                 file.write(batch.contiguous().numpy().data)
         return True
 

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import weakref
 from collections import namedtuple
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -184,6 +186,24 @@ def test_an_interrupt_leaves_nothing_behind(root: Path) -> None:
             list(split.loader(4))
     assert left() == [".lock"]
     assert len(list(split.loader(4))) == 1 and len(kept()) == 1 and calls.count == 7
+
+
+def test_batches_are_written_as_they_come(tmp_path: Path) -> None:
+    """All of them together are more than fits in memory."""
+    (tmp_path / "image").touch()
+    made, most = [], 0
+
+    def batches() -> Iterator[torch.Tensor]:
+        nonlocal most
+        for number in range(6):
+            batch = torch.full((1, 3, 2, 2), number, dtype=torch.uint8)
+            made.append(weakref.ref(batch))
+            most = max(most, sum(ref() is not None for ref in made))
+            yield batch
+
+    samples = decoded.Decoded(tmp_path / "kept", "six", tmp_path, ["image"] * 6, torch.arange(6), "", torch.clone)
+    assert samples.is_there(batches) and most <= 3
+    assert samples.read(torch.tensor([4, 1]))[:, 0, 0, 0].tolist() == [4, 1]
 
 
 def test_of_several_that_need_a_file_one_makes_it(root: Path) -> None:
