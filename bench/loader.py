@@ -1,6 +1,6 @@
 """ImageNet's samples on their way from JPEGs to batches: images a second by cores, and how many cores a GPU needs.
 
-python -m bench.loader [--cores 1 2] [--gpu-images-per-second 7000] [--results bench/results]
+python -m bench.loader [--cores 1 2] [--gpu-images-per-second 8000] [--results bench/results]
 
 JPEGs of ImageNet's sizes are made in a temporary folder: most of some 500 x 375 pixels, some of 1600 x 1200, 110 kB in
 the mean. They are read from memory, as often as it takes; a disk has to bring what is said in the end. lpk's samples
@@ -37,9 +37,9 @@ from lpk import data
 from lpk.data.splits import FolderSplit
 
 PARTS = ("training", "validation")
-# What an H100 might train of ResNet-18 in bfloat16: an assumption, not measured. ResNet-50, with 2.3 times the
-# arithmetic, is said to reach some 3,000.
-GPU = 7000
+# What an H100 might train of ResNet-18 in float32: an assumption, not measured. Of 32 x 32 pixels, with 0.56 billion
+# multiply-adds in place of 1.8, it trained 25,600 (docs/performance.md).
+GPU = 8000
 SIZES = 9 * [(500, 375), (375, 500), (500, 333), (500, 375), (400, 300), (500, 500), (333, 500)] + [(1600, 1200)] * 2
 QUALITY = 93
 BATCH_SIZE, TIMES = 64, 3

@@ -31,7 +31,7 @@ def test_all_parts(few, monkeypatch, tmp_path, capsys):
     assert len(result["validation"]) == 4 and all(row["cores"] == 1 for row in result["validation"])
     kind, (text,) = tables_of(result)
     assert kind == "bench: loader" and "| validation | lpk, kept decoded | " in text
-    assert "7,000 images a second (assumed for ResNet-18 on an H100, not measured) needs " in text
+    assert "8,000 images a second (assumed for ResNet-18 on an H100, not measured) needs " in text
     assert text.partition("\n\nMeasured")[0] in capsys.readouterr().out
     command(loader, monkeypatch, "--images", 5, "--cores", 1, "--parts", "training", "--results", tmp_path,
             "--gpu-images-per-second", 123)  # fmt: skip
