@@ -23,8 +23,8 @@ def read(path: str) -> Tensor:
 
     ValueError, with the file's name: it is damaged, or no image.
     """
-    # The bits are Pillow's, which uses the same library. Pillow could decode at half the size, which pays where a photo
-    # has more than two million pixels, and few have: `python -m bench.loader` measures both.
+    # The bits are Pillow's, which uses the same library. Pillow could decode at half the size, but few photos are large
+    # enough for that to make up for how it resizes: `python -m bench.loader` measures both.
     if decode_jpeg is not None:
         with suppress(RuntimeError):  # another format, as of one of ImageNet's .JPEG files, or not compiled with JPEG
             return decode_jpeg(read_file(path), mode=ImageReadMode.RGB)

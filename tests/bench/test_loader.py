@@ -33,9 +33,11 @@ def test_all_parts(few, monkeypatch, tmp_path, capsys):
     assert kind == "bench: loader" and "| validation | lpk, kept decoded | " in text
     assert "8,000 images a second (assumed for ResNet-18 on an H100, not measured) needs " in text
     assert text.partition("\n\nMeasured")[0] in capsys.readouterr().out
-    command(loader, monkeypatch, "--images", 5, "--cores", 1, "--parts", "training", "--results", tmp_path,
-            "--gpu-images-per-second", 123)  # fmt: skip
-    assert "123 images a second (as given)" in loader.table(files.read_json(path))
+    few = ("--images", 5, "--parts", "training", "--gpu-images-per-second", 123, "--results", tmp_path)
+    command(loader, monkeypatch, *few, "--cores", 2)
+    result = files.read_json(path)
+    assert [row["cores"] for row in result["training"]] == [1] * 3 + [2] * 3 and len(result["validation"]) == 4
+    assert "123 images a second (as given)" in loader.table(result)
 
 
 def test_cores_are_what_the_gpu_takes_by_what_one_decodes():
