@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from lpk.experiments import conditions, pools
 from lpk.experiments.findings import Findings, Table, spread
@@ -151,8 +152,13 @@ def _copies(subject: Subject, target: int, copies: int, swa: bool) -> Found:
 
 def mean(networks: Sequence[Flat]) -> Flat:
     """The average of networks; integer entries are the last one's."""
-    weights, rest = ([network.weights for network in networks], [network.rest for network in networks])
-    return Flat(*(torch.stack(own).double().mean(0).to(own[0].dtype) for own in (weights, rest)), networks[-1].integers)
+
+    def average(vectors: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(vectors)).double().mean(0).to(vectors[0].dtype)
+
+    return Flat(
+        average([each.weights for each in networks]), average([each.rest for each in networks]), networks[-1].integers
+    )
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
