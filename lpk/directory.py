@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lpk.distributed import together
 from lpk.reporting.results import PLOT, REPORT, RESULTS
+from lpk.tickets import files
 from lpk.tickets.directories import check_no_links, make_inside
 from lpk.tickets.pooled import Pooled
 
@@ -40,6 +44,17 @@ class Directory:
 
 def pooled_path(path: Path, method: str, round_: int) -> Path:
     return path / "pooled" / method / f"round-{round_:02d}.safetensors"
+
+
+@contextmanager
+def locked_by_first(path: Path) -> Iterator[None]:
+    """Locks a directory for all processes of torchrun that are inside; see `files.locked`."""
+    with ExitStack() as held:
+        with together() as ranks:
+            if ranks.first:
+                held.enter_context(files.locked(path))
+            ranks.share(None)
+        yield
 
 
 def check_whole(path: Path) -> None:

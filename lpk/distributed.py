@@ -7,6 +7,7 @@ and counts in a store of its own. What is called inside of it, by a user's funct
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+
+from lpk import terminal
 
 T = TypeVar("T")
 
@@ -32,6 +35,8 @@ _alone: ContextVar[bool] = ContextVar("_alone", default=False)
 class RankFailed(RuntimeError):
     """Another rank of the same call raised, or ended."""
 
+    said_elsewhere = True  # by that rank, or by torchrun
+
 
 class Ranks:
     """The processes that work on a call together; one alone where there is no group.
@@ -45,7 +50,7 @@ class Ranks:
         self.rank, self.count = (0, 1) if group is None else (group.rank(), group.size())
         self._group = group
         self._store = None if group is None else self._make_store()
-        self._exchanges = 0
+        self._exchanges = self._queues = 0
 
     @property
     def first(self) -> bool:
@@ -60,9 +65,11 @@ class Ranks:
         if self._store is None:
             yield from range(total)
             return
+        self._queues += 1
+        key = f"{TAKEN}/{self._queues}"
         while True:
             self.check()
-            if (taken := self._ask(lambda store: store.add(TAKEN, 1)) - 1) >= total:
+            if (taken := self._ask(lambda store: store.add(key, 1)) - 1) >= total:
                 return
             yield taken
 
@@ -218,7 +225,7 @@ def together(wanted: bool = True) -> Iterator[Ranks]:
 
     wanted: False: this process alone does it.
     """
-    if not wanted or _alone.get() or not is_running():
+    if not wanted or not are_several():
         yield Ranks()
         return
     group: Any = distributed.new_group(backend="gloo")
@@ -244,10 +251,34 @@ def alone() -> Iterator[None]:
         _alone.reset(token)
 
 
-def is_running() -> bool:
-    """Whether torch.distributed was initialised with more than one process."""
+def are_several() -> bool:
+    """Whether torch.distributed was initialised with more than one process, which work together here."""
     there = distributed.is_available() and distributed.is_initialized()
-    return there and distributed.get_world_size() > 1
+    return there and distributed.get_world_size() > 1 and not _alone.get()
+
+
+@contextmanager
+def launched(device: str | None = None) -> Iterator[None]:
+    """Inside, the processes that torchrun started are a group of torch.distributed; one alone stays so.
+
+    device: what they compute on, by name; None: a GPU for each where there are any. The current GPU is each one's own.
+
+    Raises ValueError where a machine has more processes than GPUs, or all are to compute on one.
+    """
+    if terminal.rank() is None:
+        yield
+        return
+    on_gpu = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
+    if on_gpu:
+        if device is not None and torch.device(device).index is not None:
+            raise ValueError(f"device is {device}, but each process has a GPU of its own: leave the number out")
+        local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= there:
+            raise ValueError(f"process {local + 1} of this machine has no GPU, of which there are {there}")
+        torch.cuda.set_device(local)
+    distributed.init_process_group("nccl" if on_gpu else "gloo")
+    yield
+    distributed.destroy_process_group()  # not after an error: the others may wait in it, and torchrun ends them
 
 
 def digest(tensors: Iterable[Tensor]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lpk import functions, schema, terminal
-from lpk.directory import MANIFEST, Directory, check_whole, pooled_path
+from lpk.directory import MANIFEST, Directory, check_whole, locked_by_first, pooled_path
 from lpk.networks.flat import StateDict
 from lpk.reporting.results import check_free
 from lpk.run import Run, device_of, no_tickets, read_manifest
@@ -171,7 +171,7 @@ def _own(path: Path, *, model: str | None, data: str | None, seed: int | None, d
     for name, given in (("--model", model), ("--data", data)):
         if given is not None and ":" not in given:
             raise ValueError(f"{name} is {given!r}, and {path} is no run directory: {functions.FORM} is needed")
-    with files.locked(path):
+    with locked_by_first(path):
         check_free(path)
         yield Own(path, model, data, device_of(device))
 

@@ -12,20 +12,23 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lpk import models, presets, schema, terminal
 from lpk.data.sets import Data
 from lpk.data.sets import load as load_data
 from lpk.data.splits import Split
-from lpk.directory import MANIFEST, POOLS, Directory, check_whole
-from lpk.networks.prunable import convolutions
+from lpk.directory import MANIFEST, POOLS, Directory, check_whole, locked_by_first
+from lpk.distributed import are_several, together
+from lpk.networks.prunable import Prunable, convolutions, prunable_names
+from lpk.networks.synchronised import synchronised
 from lpk.pooling.samples import Samples
 from lpk.presets import Preset
 from lpk.pruning.imp import imp
@@ -72,72 +75,96 @@ class Run(Directory):
         device: str | None = None,
         imported: Sequence[Path] = (),
         key: str | None = None,
+        lock: bool = True,
     ) -> Iterator[Run]:
         """Opens a run directory, new or begun before with the same preset, seed and data, and locks it.
 
         A preset that differs in its name or has more rounds goes on with the run, unless its tickets were imported.
 
+        Several processes of torchrun open it together: the first looks at it, locks it and writes it.
+
         imported, key: other people's checkpoints (see Tickets.from_checkpoints) that become the tickets of a new run.
+        lock: False where this process's caller sees to it that nobody else uses it.
 
         Raises ValueError where it holds another run, files that are of no run, or symbolic links in the place of its
         own, RuntimeError where another process uses it.
         """
         path, root = files.absolute(path), None if root is None else files.absolute(root)
-        check_whole(path)
-        if not files.exists(path / MANIFEST):
-            check_empty(path)
-        with files.locked(path):
-            loaded = _load_data(preset, seed, root)
-            manifest = {
-                "format": files.FORMAT,
-                "preset": preset.to_dict(),
-                "seed": seed,
-                "data": loaded.source,
-                "data_root": None if root is None else str(root),
-                "samples": {
-                    "train": len(loaded.train),
-                    "validation": len(loaded.validation),
-                    "calibration": preset.pool.calibration,
-                    "test": len(loaded.test),
-                },
-                "command": terminal.command(),
-                "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "device": str(device_of(device)),
-                "versions": versions(),
-            }
-            run = cls(path, preset, seed, loaded, device_of(device), manifest)
-            tickets = None
-            if imported:
-                manifest["imported"] = [str(files.absolute(source)) for source in imported]
-                check_no_tickets(path)
-                tickets = Tickets.from_checkpoints(imported, model=run.model(), key=key)
-            if files.exists(path / MANIFEST):
-                stored = read_manifest(path)
-                begun = presets.from_dict(stored["preset"], str(path / MANIFEST))
-                same = stored if "imported" in stored else stored | {"preset": _continued(begun, preset).to_dict()}
-                for key in ("preset", "seed", "samples"):
-                    if same[key] != manifest[key]:
-                        raise ValueError(f"{path} holds a run with another {key}; {_difference(same, manifest, key)}")
-                if stored["preset"] != manifest["preset"]:
-                    stored |= {key: manifest[key] for key in ("format", "preset", "command")}
-                    files.write_json(path / MANIFEST, stored)
-                run = replace(run, manifest=stored)
-            else:
-                files.write_json(path / MANIFEST, manifest)
-            if tickets is not None:
-                tickets.save(path / "tickets")
+        with ExitStack() as held:
+            with together() as ranks:
+                if ranks.first:
+                    check_whole(path)
+                    if not files.exists(path / MANIFEST):
+                        check_empty(path)
+                    if lock:
+                        held.enter_context(files.locked(path))
+                # The first may have to download what the others then find.
+                loaded = _load_data(preset, seed, root) if ranks.first else None
+                ranks.share(None)
+                run = cls(path, preset, seed, loaded or _load_data(preset, seed, root), device_of(device), {})
+                alike = {"preset": preset.to_dict(), "seed": seed, "the number of samples": run._samples()}
+                ranks.check_alike({name: repr(value) for name, value in alike.items()}, "all processes need the same")
+                run = replace(run, manifest=ranks.by_first(lambda: run._begin(root, imported, key)))
             yield run
+
+    def _begin(self, root: Path | None, imported: Sequence[Path], key: str | None) -> dict[str, Any]:
+        """The manifest, which is written, or was there and is of the same run."""
+        path = self.path
+        manifest = {
+            "format": files.FORMAT,
+            "preset": self.preset.to_dict(),
+            "seed": self.seed,
+            "data": self.data.source,
+            "data_root": None if root is None else str(root),
+            "samples": self._samples(),
+            "command": terminal.command(),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "device": str(self.device),
+            "versions": versions(),
+        }
+        tickets = None
+        if imported:
+            manifest["imported"] = [str(files.absolute(source)) for source in imported]
+            check_no_tickets(path)
+            tickets = Tickets.from_checkpoints(imported, model=self.model(), key=key)
+        if files.exists(path / MANIFEST):
+            stored = read_manifest(path)
+            begun = presets.from_dict(stored["preset"], str(path / MANIFEST))
+            same = stored if "imported" in stored else stored | {"preset": _continued(begun, self.preset).to_dict()}
+            for name in ("preset", "seed", "samples"):
+                if same[name] != manifest[name]:
+                    raise ValueError(f"{path} holds a run with another {name}; {_difference(same, manifest, name)}")
+            if stored["preset"] != manifest["preset"]:
+                stored |= {name: manifest[name] for name in ("format", "preset", "command")}
+                files.write_json(path / MANIFEST, stored)
+            manifest = stored
+        else:
+            files.write_json(path / MANIFEST, manifest)
+        if tickets is not None:
+            tickets.save(path / "tickets")
+        return manifest
+
+    def _samples(self) -> dict[str, int]:
+        return {
+            "train": len(self.data.train),
+            "validation": len(self.data.validation),
+            "calibration": self.preset.pool.calibration,
+            "test": len(self.data.test),
+        }
 
     @classmethod
     @contextmanager
     def open(
         cls, path: Path, *, seed: int | None = None, root: Path | None = None, device: str | None = None
     ) -> Iterator[Run]:
-        """Opens and locks a run directory that exists. `seed`, where given, must be the run's."""
+        """Opens and locks a run directory that exists. `seed`, where given, must be the run's.
+
+        Several processes of torchrun need to see it, and the first locks it.
+        """
         path, root = files.absolute(path), None if root is None else files.absolute(root)
         _check_is_run(path)
         check_whole(path)
-        with files.locked(path):
+        with locked_by_first(path):
             manifest = read_manifest(path)
             if seed is not None and seed != manifest["seed"]:
                 raise ValueError(f"{path} is a run with seed {manifest['seed']}, not {seed}")
@@ -155,9 +182,17 @@ class Run(Directory):
         return network.to(self.device).to(memory_format=torch.channels_last)
 
     def imp(self, *, progress: bool = True) -> Tickets:
-        """Algorithm 1 by the preset's recipe; goes on where it was interrupted."""
+        """Algorithm 1 by the preset's recipe; goes on where it was interrupted.
+
+        Several processes of torchrun train one network together, BatchNorm over the whole batch: what comes of it
+        differs from one process's by rounding.
+        """
         recipe, settings = self.preset.train, self.preset.imp
         model = self.model()
+        prunable: Prunable = convolutions(model) if settings.prunable == "convolutions" else None
+        if are_several():
+            prunable = prunable_names(model, prunable)  # before torch.fx can't look into it any more
+            model = DistributedDataParallel(synchronised(model))
         few = self.data.validation.take(min(WATCHED, len(self.data.validation)))
         trainer = Trainer(self.data.train, recipe, seed=self.seed, augment=self.preset.data.augment, validation=few)
         return imp(
@@ -171,7 +206,7 @@ class Run(Directory):
             floor=settings.floor,
             rewind=settings.rewind,
             restart=settings.restart,
-            prunable=convolutions(model) if settings.prunable == "convolutions" else None,
+            prunable=prunable,
             store=self.path / "tickets",
             seed=self.seed,
             progress=progress,

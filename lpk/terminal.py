@@ -18,6 +18,12 @@ def console(file: IO[str] | None = None, *, stderr: bool = False) -> Console:
     return Console(file=file, stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
+def rank() -> int | None:
+    """The number of this process among those that torchrun started; None where it was started alone."""
+    several = "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return int(os.environ["RANK"]) if several else None
+
+
 def bold(*parts: str) -> Text:
     """Text whose first part, and every second one from there, is bold."""
     return Text.assemble(*((plain(part), "" if i % 2 else "bold") for i, part in enumerate(parts)))

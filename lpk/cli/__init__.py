@@ -17,10 +17,12 @@ from typing import Annotated
 
 import typer
 
-from lpk import version
+from lpk import terminal, version
 from lpk.cli import experiments, networks, pools, training
 from lpk.cli.output import say
 from lpk.options import Command, Group
+
+SHARED = ("imp", "pool", "run")  # what the processes of torchrun do together
 
 app = typer.Typer(
     cls=Group,
@@ -38,11 +40,18 @@ def show_version(wanted: bool) -> None:
 
 @app.callback()
 def common(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="The versions of lpk and PyTorch.")
     ] = False,
 ) -> None:
-    pass
+    if terminal.rank() is not None and context.invoked_subcommand not in SHARED:
+        if terminal.rank() != 0:
+            raise typer.Exit(1)  # the first says why
+        listed = ", ".join(f"`lpk {name}`" for name in SHARED)
+        raise ValueError(
+            f"`lpk {context.invoked_subcommand}` is one process's work; torchrun's several share that of {listed}"
+        )
 
 
 def backends() -> None:

@@ -40,8 +40,12 @@ def run(
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
-    """Carries out an experiment of the paper; started again, goes on from the last finished part."""
+    """Carries out an experiment of the paper; started again, goes on from the last finished part.
+
+    Started by torchrun, its processes share the tickets and parts: see docs/distributed.md.
+    """
     from lpk import experiments
+    from lpk.distributed import launched
     from lpk.experiments.forecast import forecast
     from lpk.reporting import plots
     from lpk.reporting.results import REPORT, RESULTS
@@ -61,6 +65,10 @@ def run(
         return
     plots.need()
     with keeping(lambda: _kept_parts(study, names)):
+        with launched(device):
+            experiments.share_out(names, study)
+        if terminal.rank():
+            return  # the first shows what all have found
         for each in names:
             findings = experiments.carry_out(each, study)
             say(each, f": {findings.summary}")

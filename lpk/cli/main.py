@@ -31,17 +31,21 @@ def main() -> None:
     except typer.Exit as ended:
         sys.exit(ended.exit_code)
     except UsageError as error:
-        _complain(f"{_message(error)} (`lpk {f'{name} ' if name else ''}--help` says what there is)")
+        if not terminal.rank():  # all of torchrun's processes were asked the same
+            _complain(f"{_message(error)} (`lpk {f'{name} ' if name else ''}--help` says what there is)")
         sys.exit(2)
     except BrokenPipeError:  # who read the output has seen enough, as `head` has; an older rich leaves that to us
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
         sys.exit(1)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if getattr(error, "said_elsewhere", False):
+            sys.exit(1)
         _complain(terminal.reason(error), keep="\n" if getattr(error, "many_lines", False) else "")
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
         kept = str(interrupt) or f"what was there before is kept; `{terminal.command()}` begins again"
-        terminal.console(stderr=True).print(terminal.plain(f"interrupted; {kept}"), soft_wrap=True)
+        if not terminal.rank():
+            terminal.console(stderr=True).print(terminal.plain(f"interrupted; {kept}"), soft_wrap=True)
         sys.exit(130)
     sys.exit(0)
 
@@ -54,5 +58,6 @@ def _message(error: typer.BadParameter) -> str:
 
 
 def _complain(text: str, keep: str = "") -> None:
-    line = Text.assemble(("lpk:", "bold red"), f" {terminal.plain(text, keep)}")
+    own = "" if terminal.rank() is None else f" rank {terminal.rank()}:"
+    line = Text.assemble(("lpk:", "bold red"), f"{own} {terminal.plain(text, keep)}")
     terminal.console(stderr=True).print(line, soft_wrap=True)

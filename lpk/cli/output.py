@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lpk.tickets.tickets import Tickets
 
 console = terminal.console()
+console.quiet = bool(terminal.rank())  # the first of torchrun's processes speaks
 
 
 def say(text: str, *more: str) -> None:

@@ -36,13 +36,21 @@ def pool(
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
-    """Pools tickets (Algorithms 2 and 3, or the SWA and EMA baselines)."""
+    """Pools tickets (Algorithms 2 and 3, or the SWA and EMA baselines).
+
+    Started by torchrun, its processes share the targets: see docs/distributed.md.
+    """
     from lpk import own
+    from lpk.distributed import launched
     from lpk.experiments import demo as one_run
 
     use_threads(threads)
-    kept = f"what was there before is kept; `{terminal.command()}` begins this search again"
-    with keeping(lambda: kept), own.opened(run, model=model, data=data, seed=seed, device=device) as opened:
+    kept = f"finished networks are kept, and what was there before; `{terminal.command()}` begins this search again"
+    with (
+        keeping(lambda: kept),
+        launched(device),
+        own.opened(run, model=model, data=data, seed=seed, device=device) as opened,
+    ):
         options: dict[str, Any] = {
             "prune": prune,
             "candidates": candidates,

@@ -85,7 +85,11 @@ def imp(
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
-    """Trains, prunes and rewinds (Algorithm 1); goes on from the last finished epoch, also with more rounds."""
+    """Trains, prunes and rewinds (Algorithm 1); goes on from the last finished epoch, also with more rounds.
+
+    Started by torchrun, its processes share every batch: see docs/distributed.md.
+    """
+    from lpk.distributed import launched
     from lpk.run import Run
 
     use_threads(threads)
@@ -95,7 +99,11 @@ def imp(
         recipe = replace(settings.train, autocast=autocast if autocast in AUTOCASTS else None)
         settings = replace(settings, train=recipe)
     kept = functools.partial(_kept_tickets, run, settings.imp.rounds + 1)
-    with keeping(kept), Run.create(run, settings, seed=seed, root=data, device=device) as created:
+    with (
+        keeping(kept),
+        launched(device),
+        Run.create(run, settings, seed=seed, root=data, device=device) as created,
+    ):
         tickets = created.imp(progress=not quiet)
     say_tickets(tickets, run)
 

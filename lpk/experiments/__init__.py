@@ -7,6 +7,7 @@ averages, interpolation, comparison, candidates, coefficients, prune, ensemble, 
            one experiment of the paper each; EXPERIMENTS lists them
 conditions when pooling pays, which is not in the paper
 pools      what those have in common that make pools
+sharing    a study in several processes, which train and measure in turn
 study      tickets of several seeds, shared by all experiments of a preset, and their measurements, kept part by part
 subject    one seed's run: what a measurement asks for
 findings   what came of an experiment: its table, results.json, CSV and page
@@ -35,12 +36,13 @@ from lpk.experiments import (
     interpolation,
     prune,
     robustness,
+    sharing,
 )
 from lpk.experiments.findings import Findings, write, write_report
 from lpk.experiments.study import Plan, Study
 from lpk.presets import Preset
 
-__all__ = ["EXPERIMENTS", "Experiment", "Study", "carry_out", "chosen"]
+__all__ = ["EXPERIMENTS", "Experiment", "Study", "carry_out", "chosen", "share_out"]
 
 
 class Experiment(NamedTuple):
@@ -100,6 +102,11 @@ def chosen(name: str) -> list[str]:
         close = choices.suggestion(name, ["all", *EXPERIMENTS])
         raise ValueError(f"experiment is {name!r}; it must be all or one of {', '.join(EXPERIMENTS)}{close}")
     return [each for each, experiment in EXPERIMENTS.items() if experiment.papers] if name == "all" else [name]
+
+
+def share_out(names: Sequence[str], study: Study) -> None:
+    """Computes what is missing of several experiments in the processes of torchrun; one alone does nothing here."""
+    sharing.share_out(study, {name: EXPERIMENTS[name].plan(study.preset, study.seeds) for name in names})
 
 
 def carry_out(name: str, study: Study) -> Findings:

@@ -43,7 +43,8 @@ def make_pools(
     progress: bool = True,
     **options: Any,
 ) -> list[Pooled]:
-    """Pools one target, or all of them, and stores the networks, by another criterion under a name of their own.
+    """Pools one target, or all of them, and stores each network when it is there, by another criterion under a name of
+    its own.
 
     A function in the place of the validation samples scores candidates, see lpk.pool's `evaluate`. A `scope`
     of None is that of the tickets' pruning.
@@ -66,13 +67,11 @@ def make_pools(
         criterion=criterion,
         scope=scope or run.scope,
         batch_size=run.batch_size,
+        on_pool=lambda pooled: pooled.write(run.pooled_path(name, pooled.round)),
         progress=progress,
         **options,
     )
-    made = made if isinstance(made, list) else [made]
-    for pooled in made:
-        pooled.write(run.pooled_path(name, pooled.round))
-    return made
+    return made if isinstance(made, list) else [made]
 
 
 def evaluate(run: Subject, *, latency: bool = True, progress: bool = True) -> Results:

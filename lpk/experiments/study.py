@@ -144,21 +144,24 @@ class Study:
         Raises ValueError where the directory holds tickets of another preset, DataNotFound where the data are not here.
         """
         measured = []
-        if any(None in self.finished(name, group) for group in groups(plan)):
-            plan.check(self.root)
-        self._make_directories(name)
+        self.begin(name, plan)
         for group in groups(plan):
             finished = self.finished(name, group)
             if None in finished:
-                with self._subject(group) as subject:
+                with self.subject(group) as subject:
                     self._fill(name, plan, group, subject)
                 finished = self.finished(name, group)
             found = [part.found for part in finished if part is not None]
             measured += [Measured(*pair) for pair in zip(group.parts, found, strict=True)]
         return measured
 
-    def _make_directories(self, name: str) -> None:
-        """The study's and the experiment's, once. Raises ValueError where files are there that are not a study's."""
+    def begin(self, name: str, plan: Plan) -> None:
+        """Looks whether what is missing can be computed, and makes the study's and the experiment's directories.
+
+        Raises ValueError where files are there that are not a study's, or tickets of another preset.
+        """
+        if any(None in self.finished(name, group) for group in groups(plan)):
+            plan.check(self.root)
         if files.exists(self.out / REPORT) and not any(files.exists(o / RESULTS) for o in self.out.iterdir()):
             raise ValueError(f"{self.out} holds {REPORT} already, and no experiment; use another directory")
         if files.exists(self.out / name / RESULTS) and not files.exists(self.out / name / PARTS):
@@ -170,10 +173,14 @@ class Study:
 
     def finished(self, name: str, group: Group) -> list[Finished | None]:
         """For each part what was measured on the tickets that are there; None: it is missing."""
-        if self.rounds(group) <= self.preset.imp.rounds:
+        if not self.has_tickets(group):
             return [None] * len(group.parts)
         identity = _identity(self.tickets_path(group))
         return [self._read(name, part, identity) for part in group.parts]
+
+    def has_tickets(self, group: Group) -> bool:
+        """Whether this group's are all trained."""
+        return self.rounds(group) > self.preset.imp.rounds
 
     def rounds(self, group: Group) -> int:
         """How many tickets of this group are trained. Raises ValueError where they are of another preset."""
@@ -195,20 +202,28 @@ class Study:
         return preset if group.rewind else replace(preset, imp=replace(preset.imp, rewind=0))
 
     @contextmanager
-    def _subject(self, group: Group) -> Iterator[Subject]:
+    def subject(self, group: Group, *, lock: bool = True, progress: bool = True) -> Iterator[Subject]:
+        """Opens the group's tickets, which are trained where they are missing.
+
+        lock: False where they are all trained, and somebody else holds their directory for this process.
+        """
         path, preset = self.tickets_path(group), self.tickets_preset(group)
-        with Run.create(path, preset, seed=group.seed, root=self.root, device=self.device) as run:
-            tickets = run.imp(progress=self.progress)
+        with Run.create(path, preset, seed=group.seed, root=self.root, device=self.device, lock=lock) as run:
+            tickets = run.imp(progress=self.progress and progress) if lock else run.tickets()
             yield Subject(run, tickets, _identity(path), self.root)
+
+    def fill(self, name: str, plan: Plan, part: Part, subject: Subject) -> None:
+        """Measures one part, and keeps what was found."""
+        began = time.perf_counter()
+        found = plan.measure(subject, **part.settings)
+        self._write(name, part, subject.identity, found, time.perf_counter() - began)
 
     def _fill(self, name: str, plan: Plan, group: Group, subject: Subject) -> None:
         with Progress(f"{name} {group.directory.removeprefix('seed-')}", len(group.parts), show=self.progress) as bar:
             for part, finished in zip(group.parts, self.finished(name, group), strict=True):
                 if finished is None:
                     bar.note(_words(part.settings))
-                    began = time.perf_counter()
-                    found = plan.measure(subject, **part.settings)
-                    self._write(name, part, subject.identity, found, time.perf_counter() - began)
+                    self.fill(name, plan, part, subject)
                 bar.advance()
 
     def _read(self, name: str, part: Part, identity: str) -> Finished | None:

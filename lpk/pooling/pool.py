@@ -53,6 +53,7 @@ class Options(TypedDict, total=False):
     autocast: torch.dtype | str | None
     device: torch.device | str | None
     on_step: Callable[[StepEvent], object] | None
+    on_pool: Callable[[Pooled], object] | None
     progress: bool
 
 
@@ -85,6 +86,7 @@ def pool(
     autocast: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     on_step: Callable[[StepEvent], object] | None = None,
+    on_pool: Callable[[Pooled], object] | None = None,
     progress: bool = True,
 ) -> Pooled | list[Pooled]:
     """Makes a ticket stronger with the other tickets of its run, at the same sparsity (Algorithm 2).
@@ -129,6 +131,8 @@ def pool(
             torch.backends.cudnn.allow_tf32 is False (`settings` say so).
         device: where candidates are evaluated; None: where the model is.
         on_step: called with a `lpk.StepEvent` after each candidate. What it raises ends the search.
+        on_pool: called with each pooled network as soon as there is one, by the process that made it: to save it, so
+            that an interrupt loses no more than the target it comes in.
         progress: whether to show it.
 
     Returns:
@@ -186,6 +190,8 @@ def pool(
             one = Search(tickets[targets[i]], plan)
             made[i] = one.run()
             values[targets[i]] = one.values
+            if on_pool is not None:
+                on_pool(made[i])
             reached = i + 1
         bar.advance((len(targets) - reached) * offered)
         pools = [replace(pooled, layout=tickets.layout) for pooled in ranks.collect(made, len(targets))]

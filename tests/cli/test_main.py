@@ -78,7 +78,11 @@ def test_an_interrupt_says_in_one_line_what_is_kept(run, preset, tmp_path, monke
         ),
         ("lpk.run.imp", ("imp", run, "--preset", preset, "--seed", 4), "4 of 4 tickets and the finished epochs"),
         ("lpk.run.imp", ("demo", run, "--preset", preset, "--seed", 4), "4 of 4 tickets and the finished epochs"),
-        ("lpk.experiments.demo.pool", ("pool", run), "what was there before is kept; `{}` begins this search again"),
+        (
+            "lpk.experiments.demo.pool",
+            ("pool", run),
+            "finished networks are kept, and what was there before; `{}` begins this search again",
+        ),
         ("lpk.reporting.results.evaluate", ("eval", run), "what was there before is kept; `{}` begins again"),
         (
             "lpk.run.imp",

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import sys
 import traceback
 from datetime import timedelta
 from pathlib import Path
 
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 
 LIMIT = 60.0  # seconds
+IMPORTED = ["lpk.experiments", "torch.distributed", "torch.nn.parallel", "tests.pooling.pools"]  # once, not by each
 
 
-def in_ranks(count: int, function, directory: Path, *arguments):
+def in_ranks(count: int, function, directory: Path, *arguments, backend: str = "gloo"):
     """What function(rank, *arguments) returned in each of `count` processes, by rank: a value, or the exception's text.
 
-    directory: an empty one, for what they leave.
+    directory: an empty one, for what they leave. backend: "nccl" gives each a GPU.
     """
-    context = multiprocessing.get_context("spawn")
-    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
     processes = [
-        context.Process(target=_process, args=(function, rank, count, directory, arguments)) for rank in range(count)
+        context.Process(target=_process, args=(function, rank, count, directory, arguments, backend))
+        for rank in range(count)
     ]
     for process in processes:
         process.start()
@@ -34,11 +36,13 @@ def in_ranks(count: int, function, directory: Path, *arguments):
     return [torch.load(path, weights_only=False) if path.exists() else None for path in paths]
 
 
-def _process(function, rank: int, count: int, directory: Path, arguments) -> None:
+def _process(function, rank: int, count: int, directory: Path, arguments, backend: str) -> None:
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
     sys.stderr = (directory / f"stderr-{rank}").open("w")
     torch.set_num_threads(1)
     store = distributed.FileStore(str(directory / "store"), count)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=30))
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timedelta(seconds=30))
     try:
         returned = function(rank, *arguments)
     except Exception as error:

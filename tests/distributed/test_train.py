@@ -11,6 +11,7 @@ import lpk
 from lpk.data import feed
 from lpk.data.splits import MemorySplit
 from lpk.distributed import Part
+from lpk.networks.synchronised import synchronised
 from lpk.pruning.recipe import Recipe
 from tests.conftest import make_images, make_network
 from tests.distributed.processes import in_ranks
@@ -50,6 +51,28 @@ def test_two_ranks_train_what_one_process_does(tmp_path):
             assert (p - q).abs().max() < 1e-12
         assert their_loss == pytest.approx(loss, rel=1e-6)
     assert all(torch.equal(p, q) for p, q in zip(returned[0][0], returned[1][0], strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two GPUs are needed")
+def test_two_gpus_train_what_one_does(tmp_path):
+    one, loss = _on_gpu(0, lambda network: network)
+    for parameters, their_loss in in_ranks(2, _on_gpu, tmp_path, _parallel, backend="nccl"):
+        for p, q in zip(parameters, one, strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-3)
+        assert their_loss == pytest.approx(loss, rel=1e-3)
+
+
+def _on_gpu(rank, wrap):
+    images, labels = make_images(96, seed=1)
+    split = MemorySplit((images * 40 + 128).clamp(0, 255).to(torch.uint8), labels, mean=(0.5,), std=(0.2,))
+    trainer = lpk.Trainer(split, Recipe(epochs=2, batch_size=32, lr=0.05, milestones=()), seed=3)
+    network = make_network().cuda()
+    metrics = trainer(wrap(network), 0, 1)
+    return [p.detach().cpu() for p in network.parameters()], metrics["loss"]
+
+
+def _parallel(network):
+    return DistributedDataParallel(synchronised(network))
 
 
 def test_an_interrupted_run_goes_on(tmp_path):
