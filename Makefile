@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN ?= lpk-demo
 
-.PHONY: demo test lint docs bench sanitize dist clean
+.PHONY: demo test lint docs bench sanitize sanitized dist clean
 
 demo: $(VENV)/.extension
 	$(VENV)/bin/lpk demo $(RUN)
@@ -28,15 +28,23 @@ bench: $(VENV)/.extension
 sanitize: $(VENV)/.packages
 	PYTHON=$(VENV)/bin/python tests/sanitize.sh
 
+# The builds that `sanitize` tests, before it. They need no PyTorch: with --jobs=2 they are made while packages are installed.
+sanitized: $(VENV)/.builders
+	PYTHON=$(VENV)/bin/python tests/sanitize.sh build
+
 # The source distribution and the wheel, in dist/, each tried in an environment of its own.
 dist: $(VENV)/.packages
 	PYTHON=$(VENV)/bin/python tests/dist.sh
 
-# The packages, once for each change of what is asked for. pip builds the extension with them, by the same CMake as below.
-$(VENV)/.packages: pyproject.toml constraints.txt
+# What builds the extension.
+$(VENV)/.builders: constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt 'setuptools>=77' pybind11 'cmake>=3.24' ninja
+	touch $@
+
+# The packages, once for each change of what is asked for. pip builds the extension with them, by the same CMake as below.
+$(VENV)/.packages: $(VENV)/.builders pyproject.toml
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pip install --no-build-isolation -c constraints.txt -e '.[cli,export,test,lint,docs,dist]'
 	touch $@
 

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 
 LONGEST = 100  # characters of a name that are compared
 
+# What lpk.imp and pools prune by: the magnitudes of all weights together, or of each layer by themselves.
+SCOPES = ("global", "layer")
+
 
 def check(what: str, value: object, possible: Iterable[str]) -> None:
     """Raises ValueError where `value`, given for `what`, is none of these names."""

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 import lpk
 from lpk.networks.flat import Layout
+from lpk.reporting import latency
 from lpk.tickets.ticket import Ticket
 from lpk.tickets.tickets import Tickets
 
@@ -95,6 +96,34 @@ def sgd(images: Tensor, labels: Tensor, *, lr: float = 0.05):
         model.eval()
 
     return train
+
+
+# They come first, so that no process waits for another one at the end.
+LONGEST = (
+    "tests/ops/test_kernels.py",
+    "tests/test_kills.py",
+    "tests/distributed/",
+    "tests/experiments/",
+    "tests/test_types.py",
+    "tests/test_extras.py",
+    "tests/cli/",
+    "tests/test_docs.py",
+    "tests/test_own.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(
+        key=lambda item: next((i for i, path in enumerate(LONGEST) if item.nodeid.startswith(path)), len(LONGEST))
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def latencies():
+    """Measured for a hundredth of a second, not for a third: no test asks how large they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "BUDGET", 0.01)
+        yield
 
 
 @pytest.fixture(autouse=True)

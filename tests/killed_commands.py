@@ -1,4 +1,4 @@
-"""A process that has imported PyTorch and lpk, and forks a child for each command that it is told on standard input.
+"""A process that has imported what any command does, and forks a child for each that it is told on standard input.
 
 Started by tests/test_kills.py with the library made of tests/kills.cpp, which kills the child at a given call.
 A line is JSON: `argv`, a command of lpk (or `save FROM TO`, which is Tickets.save); `root`, where calls are counted;
@@ -7,18 +7,27 @@ negative for a signal; `calls`, a letter for each that was counted, w for a writ
 """
 
 import ctypes
+import importlib
 import json
 import os
+import pkgutil
 import sys
 import tempfile
 from typing import Any
 
-import matplotlib.pyplot  # noqa: F401 (what a child would import on its own)
+import matplotlib.pyplot  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import torch
+import torch._dynamo  # what the first optimizer imports
 
+import lpk
 from lpk.cli.main import main as command
 from lpk.tickets.tickets import Tickets
+
+# A command imports its modules when it runs, which would take each child two seconds.
+for _module in pkgutil.walk_packages(lpk.__path__, "lpk."):
+    if not _module.name.startswith(("lpk.kernels", "lpk.__main__")):
+        importlib.import_module(_module.name)
 
 
 def carry_out(argv: list[str]) -> int:

@@ -1,5 +1,6 @@
 """What an install without extras can do, what it says of what is missing, and what a command imports."""
 
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,19 @@ from tests.conftest import TINY_PRESET
 
 ROOT = Path(__file__).parents[1]
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}  # else named as they are imported
+
+# Commands in one process: importing PyTorch takes seconds each time.
+ONE_BY_ONE = """
+import shlex
+from lpk.__main__ import main
+def status(line):
+    sys.argv = ["lpk", *shlex.split(line)]
+    try:
+        main()
+    except SystemExit as ended:
+        return ended.code or 0
+print([status(line) for line in sys.argv[1:]])
+"""
 
 WITHOUT = "import sys\nfor name in sys.argv[1].split(','): sys.modules[name] = None\nsys.argv[1:2] = []\n"
 
@@ -74,17 +88,17 @@ def test_what_is_missing_is_one_line(missing, arguments, line, tmp_path):
 def test_what_writes_no_report_needs_no_matplotlib(tmp_path):
     (tmp_path / "tiny.toml").write_text(TINY_PRESET.replace("rounds = 3", "rounds = 1"))
     run = str(tmp_path / "run")
-    for arguments in (
+    commands = (
         ["imp", run, "--preset", str(tmp_path / "tiny.toml"), "--quiet"],
         ["pool", run, "--target", "1", "--quiet"],
         ["eval", run, "--no-latency", "--quiet"],
         ["info", run],
-    ):
-        ended = python(WITHOUT + "from lpk.__main__ import main\nmain()", "matplotlib", *arguments)
-        assert ended.returncode == 0, ended.stderr
-    for arguments in (["demo", f"{run}2"], ["run", "averages", "--out", f"{run}2"]):  # before anything takes time
-        ended = python(WITHOUT + "from lpk.__main__ import main\nmain()", "matplotlib", *arguments)
-        assert ended.returncode == 1 and "a report needs matplotlib" in ended.stderr
+        ["demo", f"{run}2"],  # these two need it, and say so before anything takes time
+        ["run", "averages", "--out", f"{run}2"],
+    )
+    ended = python(WITHOUT + ONE_BY_ONE, "matplotlib", *map(shlex.join, commands))
+    assert ended.stdout.splitlines()[-1:] == ["[0, 0, 0, 0, 1, 1]"], ended.stderr
+    assert ended.stderr.count("a report needs matplotlib") == 2
     assert not (tmp_path / "run2").exists()
 
 

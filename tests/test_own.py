@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 
 import lpk
+from lpk import own
 from lpk.sparse import load_sparse
 from lpk.tickets.pooled import Pooled
 from tests.command import error, here
@@ -27,6 +28,8 @@ class Loaders:
     validation = torch.utils.data.TensorDataset(*make_images(203, seed=2))
     test = staticmethod(lambda model: model(make_images(99, 4)[0]).amax(1))
 
+def drawn(): return torch.nn.Linear(2, 2)
+def split(): return {"test": torch.randn(4, 2)}
 def wider(): return torch.nn.Sequential(torch.nn.Conv2d(1, 9, 3))
 def other(): return torch.nn.Linear(5, 2)
 def nothing(): return {"train": 1}
@@ -83,6 +86,19 @@ def test_pool_eval_report_and_export(directory, tickets, validation, calibration
     model = make_network().eval()
     model.load_state_dict(pooled.state_dict)
     torch.testing.assert_close(torch.export.load("net.pt2").module()(images), model(images), rtol=1e-5, atol=1e-6)
+
+
+def test_what_functions_draw_is_the_same_for_each_command(tickets, functions):
+    """Whatever was drawn before: a split at random, say, must be one."""
+    tickets.save("store")
+    drawn = []
+    for seed in (3, 4):
+        with own.opened(functions / "store", model="own_functions:drawn", data="own_functions:split") as opened:
+            torch.manual_seed(seed)
+            weight = opened.model().state_dict()["weight"]
+            torch.manual_seed(seed)
+            drawn.append((weight, opened.samples("test")))
+    assert all(map(torch.equal, *drawn))
 
 
 def test_pools_keep_to_the_scope_of_lpk_imp(functions, network):

@@ -34,6 +34,9 @@ def main() -> None:
         if not terminal.rank():  # all of torchrun's processes were asked the same
             _complain(f"{_message(error)} (`lpk {f'{name} ' if name else ''}--help` says what there is)")
         sys.exit(2)
+    except BrokenPipeError:  # who read the output has seen enough, as `head` has; an older rich leaves that to us
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        sys.exit(1)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if getattr(error, "said_elsewhere", False):
             sys.exit(1)

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from lpk import terminal
+from lpk.choices import SCOPES
 from lpk.cli.output import keeping, say, say_results, use_threads
 from lpk.options import Device, ModelFunction, NoLatency, Quiet, RunSeed, SubjectData, SubjectPath, Threads, named
-from lpk.pooling.methods import CRITERIA, METHODS, PRUNE, SCOPES, SEARCHES
+from lpk.pooling.methods import CRITERIA, METHODS, PRUNE, SEARCHES
 
 
 def pool(

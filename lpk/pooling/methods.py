@@ -32,7 +32,6 @@ METHODS = {
 }
 SEARCHES = ("bounded", "exhaustive", "racing")
 PRUNE = ("during", "after")
-SCOPES = ("global", "layer")
 BACKENDS = ("auto", "torch", "graph", "sparse")
 CRITERIA = ("accuracy", "loss")
 AUTOCASTS = ("bfloat16", "float16")

@@ -18,7 +18,7 @@ from lpk.distributed import digest, together
 from lpk.events import StepEvent
 from lpk.pooling.calibration import TOLERANCE
 from lpk.pooling.evaluate import Evaluator
-from lpk.pooling.methods import BACKENDS, COEFFICIENTS, METHODS, PRUNE, SCOPES, SEARCHES
+from lpk.pooling.methods import BACKENDS, COEFFICIENTS, METHODS, PRUNE, SEARCHES
 from lpk.pooling.samples import Inputs, Samples
 from lpk.pooling.scores import alike, undone
 from lpk.pooling.search import Plan, Search
@@ -147,7 +147,7 @@ def pool(
     coefficients = tuple(float(c) for c in coefficients)
     choices.check("method", method, METHODS)
     choices.check("prune", prune, PRUNE)
-    choices.check("scope", scope, SCOPES)
+    choices.check("scope", scope, choices.SCOPES)
     choices.check("search", search, SEARCHES)
     choices.check("backend", backend, BACKENDS)
     _check_numbers(coefficients, candidates, error)

@@ -16,7 +16,6 @@ from lpk.networks.flat import Entry, Layout
 from lpk.tickets.ticket import Ticket
 
 FRACTION = 0.2  # the paper's
-SCOPES = ("global", "layer")
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Sparsity:
                 f"fraction is {self.fraction} and density is {self.density}; one of them is possible: what each round "
                 "prunes, or what is left in the last"
             )
-        choices.check("scope", self.scope, SCOPES)
+        choices.check("scope", self.scope, choices.SCOPES)
         if not 0.0 <= self.floor < 1.0:
             raise ValueError(f"floor is {self.floor}; 0, or a density below 1, is possible")
         if self.density is None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import in_a_process
+from tests.command import here
 from tests.conftest import TINY_PRESET
 
 
@@ -18,6 +18,6 @@ def preset(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def run(preset, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
-    status, _, err = in_a_process("demo", path, "--preset", preset, "--seed", 4, "--threads", 1)
+    status, _, err = here("demo", path, "--preset", preset, "--seed", 4, "--threads", 1)
     assert status == 0, err
     return path

@@ -6,6 +6,8 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from contextlib import redirect_stderr
 
 import pytest
@@ -141,3 +143,15 @@ def test_the_command_is_named_as_it_was_given(monkeypatch):
     assert terminal.command() == "lpk imp 'a run'"
     monkeypatch.setattr("sys.argv", ["/somewhere/lpk/__main__.py", "backends"])
     assert terminal.command() == "python -m lpk backends"
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_output_that_nobody_reads_is_no_error(older):
+    """As of `lpk --help | head -1`. An older rich has no answer to it."""
+    program = "import rich.console\nfrom lpk.__main__ import main\ndef older(console): raise\n"
+    program += "rich.console.Console.on_broken_pipe = older\nmain()" if older else "main()"
+    read, write = os.pipe()
+    os.close(read)
+    run = subprocess.run([sys.executable, "-c", program, "--help"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (run.returncode, run.stderr) == (1, "")

@@ -4,7 +4,7 @@ from lpk import experiments, presets
 from lpk.experiments import averages, pools
 from lpk.experiments.forecast import forecast
 from lpk.presets import Preset
-from tests.command import in_a_process, lpk
+from tests.command import error, lpk
 from tests.experiments.plain import modified
 
 
@@ -26,8 +26,7 @@ def test_list_and_wrong_names(tmp_path):
     listed = lpk("run", "--list")
     for name, experiment in experiments.EXPERIMENTS.items():
         assert name in listed and experiment.shows in " ".join(listed.split())
-    status, _, err = in_a_process("run", "soup", "--out", tmp_path)
-    assert status == 1 and "experiment is 'soup'; it must be all or one of averages" in err
+    assert "experiment is 'soup'; it must be all or one of averages" in error("run", "soup", "--out", tmp_path)
 
 
 def test_networks_are_counted():

@@ -11,12 +11,8 @@ from lpk.pruning.resuming import CHECKPOINT
 from lpk.pruning.train import Trainer
 from lpk.tickets import files
 from tests.conftest import make_network
-from tests.pruning.training import OPTIONS, make_trainer
+from tests.pruning.training import OPTIONS, Stop, make_trainer
 from tests.same import same
-
-
-class Stop(BaseException):
-    pass
 
 
 class Watched(Trainer):

@@ -5,16 +5,11 @@ import torch
 
 import lpk
 from lpk.pruning.resuming import CHECKPOINT, REWIND
-from lpk.pruning.train import Trainer
 from tests.conftest import make_network, sgd
-from tests.pruning.training import OPTIONS, make_trainer
+from tests.pruning.training import OPTIONS, Stop, make_trainer, stopping
 from tests.same import same
 
 KEPT = {**OPTIONS, "restart": "learning-rate"}
-
-
-class Stop(BaseException):
-    pass
 
 
 def test_a_round_starts_from_the_last_ones_weights(images):
@@ -34,38 +29,21 @@ def test_a_round_starts_from_the_last_ones_weights(images):
 
 
 @pytest.mark.parametrize("rewind", [0, 1])
-@pytest.mark.parametrize("calls", [1, 2, 3, 4])
-def test_users_training_goes_on(images, tmp_path, rewind, calls):
-    options, made = {**KEPT, "rewind": rewind, "store": tmp_path}, 0
-
-    def train(model, start, stop):
-        nonlocal made
-        made += 1
-        if made == calls:
-            raise Stop
-        sgd(*images)(model, start, stop)
-
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+def test_users_training_goes_on(images, tmp_path, rewind, at):
+    options, train = {**KEPT, "rewind": rewind, "store": tmp_path}, sgd(*images)
     with pytest.raises(Stop):
-        lpk.imp(make_network(), train, **options)
-    resumed = lpk.imp(make_network(9 if calls > 3 else 0), train, **options)
+        lpk.imp(make_network(), stopping(train, at), **options)
+    resumed = lpk.imp(make_network(9 if at > 2 else 0), train, **options)
     assert same(resumed, lpk.imp(make_network(), sgd(*images), **{**KEPT, "rewind": rewind}))
     assert not (tmp_path / REWIND).exists(), "what no round needs was stored"
 
 
 @pytest.mark.parametrize("epochs", [1, 3, 4, 5, 6])
 def test_trainer_goes_on_from_the_last_finished_epoch(tmp_path, epochs):
-    whole, trained = lpk.imp(make_network(), make_trainer(), **KEPT), []
-
-    class Interrupted(Trainer):
-        def __call__(self, model, start, stop):
-            if len(trained) == epochs:
-                raise Stop
-            trained.append(start)
-            super().__call__(model, start, stop)
-
-    trainer = make_trainer()
+    whole = lpk.imp(make_network(), make_trainer(), **KEPT)
     with pytest.raises(Stop):
-        lpk.imp(make_network(), Interrupted(trainer.train, trainer.recipe, seed=3), store=tmp_path, **KEPT)
+        lpk.imp(make_network(), stopping(make_trainer(), epochs), store=tmp_path, **KEPT)
     assert same(lpk.imp(make_network(9), make_trainer(), store=tmp_path, **KEPT), whole)
     assert not (tmp_path / CHECKPOINT).exists()
 

@@ -1,6 +1,5 @@
 """A run that was interrupted goes on where it was, and its directory is no other run's."""
 
-import itertools
 import threading
 
 import pytest
@@ -9,31 +8,18 @@ from torch import nn
 
 import lpk
 from lpk.pruning.resuming import CHECKPOINT
-from lpk.pruning.train import Trainer
 from lpk.tickets import files
 from tests.conftest import make_network, sgd
-from tests.pruning.training import OPTIONS, make_trainer
+from tests.pruning.training import OPTIONS, Stop, make_trainer, stopping
 from tests.same import same
 
 
-class Stop(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("calls", [1, 3, 4])
-def test_users_training_goes_on_from_the_last_finished_round(images, tmp_path, calls):
-    whole = lpk.imp(make_network(), sgd(*images), **OPTIONS)
-    made = 0
-
-    def train(model, start, stop):
-        nonlocal made
-        made += 1
-        if made == calls:
-            raise Stop
-        sgd(*images)(model, start, stop)
-
+@pytest.mark.parametrize("at", [0, 2, 3])
+def test_users_training_goes_on_from_the_last_finished_round(images, tmp_path, at):
+    train = sgd(*images)
+    whole = lpk.imp(make_network(), train, **OPTIONS)
     with pytest.raises(Stop):
-        lpk.imp(make_network(), train, store=tmp_path, **OPTIONS)
+        lpk.imp(make_network(), stopping(train, at), store=tmp_path, **OPTIONS)
     assert same(lpk.imp(make_network(), train, store=tmp_path, **OPTIONS), whole)
     assert same(lpk.Tickets.load(tmp_path), whole)
 
@@ -43,32 +29,14 @@ def test_users_training_goes_on_from_the_last_finished_round(images, tmp_path, c
 )
 def test_trainer_goes_on_from_the_last_finished_epoch(tmp_path, epochs, autocast):
     whole = lpk.imp(make_network(), make_trainer(autocast=autocast), **OPTIONS)
-    trained = []
-
-    class Interrupted(Trainer):
-        def __call__(self, model, start, stop):
-            if len(trained) == epochs:
-                raise Stop
-            trained.append(start)
-            super().__call__(model, start, stop)
-
     trainer = make_trainer(autocast=autocast)
     with pytest.raises(Stop):
-        lpk.imp(make_network(), Interrupted(trainer.train, trainer.recipe, seed=3), store=tmp_path, **OPTIONS)
-    resumed = make_trainer(autocast=autocast)
-    counted = []
-    original = Trainer.__call__
-
-    class Counted(Trainer):
-        def __call__(self, model, start, stop):
-            counted.append(start)
-            original(self, model, start, stop)
-
-    tickets = lpk.imp(make_network(9), Counted(resumed.train, resumed.recipe, seed=3), store=tmp_path, **OPTIONS) \
-        if epochs else lpk.imp(make_network(), make_trainer(), store=tmp_path, **OPTIONS)  # fmt: skip
-    assert same(tickets, whole)
-    if epochs:
-        assert len(trained) + len(counted) == 3 + 3 * 2, "an epoch was trained twice"
+        lpk.imp(make_network(), stopping(trainer, epochs), store=tmp_path, **OPTIONS)
+    left = 3 + 3 * 2 - epochs
+    resumed = stopping(make_trainer(autocast=autocast), left)  # so that no epoch is trained twice
+    assert same(lpk.imp(make_network(9 if epochs else 0), resumed, store=tmp_path, **OPTIONS), whole)
+    with pytest.raises(Stop):
+        resumed(make_network(), 0, 1)  # or fewer times than needed
     assert not (tmp_path / CHECKPOINT).exists()
 
 
@@ -189,32 +157,15 @@ def test_store_of_another_run_is_refused_and_kept(images, tmp_path):
 @pytest.mark.parametrize("kind", ["function", "trainer"])
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_more_rounds_are_as_if_asked_for_at_once(images, tmp_path, kind, interrupted):
-    def make(calls=None):
-        """What trains; with `calls`, an interruption comes after so many of them."""
-        left = itertools.count() if calls is None else iter(range(calls))
-
-        def check():
-            if next(left, None) is None:
-                raise Stop
-
-        class Counted(Trainer):
-            def __call__(self, model, start, stop):
-                check()
-                super().__call__(model, start, stop)
-
-        def train(model, start, stop):
-            check()
-            sgd(*images)(model, start, stop)
-
-        trainer = make_trainer()
-        return train if kind == "function" else Counted(trainer.train, trainer.recipe, seed=3)
+    def make(at=None):
+        return stopping(sgd(*images) if kind == "function" else make_trainer(), at)
 
     whole = lpk.imp(make_network(), make(), **OPTIONS)
     assert same(lpk.imp(make_network(), make(), **{**OPTIONS, "rounds": 0, "store": tmp_path}), whole[:1])
     fewer = {**OPTIONS, "rounds": 2, "store": tmp_path}
     if interrupted:
         with pytest.raises(Stop):
-            lpk.imp(make_network(1), make(calls=1 if kind == "function" else 3), **fewer)
+            lpk.imp(make_network(1), make(at=1 if kind == "function" else 3), **fewer)
     else:
         assert same(lpk.imp(make_network(1), make(), **fewer), whole[:3])
     assert same(lpk.imp(make_network(2), make(), store=tmp_path, **OPTIONS), whole)
@@ -246,18 +197,10 @@ def test_a_file_in_the_place_of_the_store_is_named(images, tmp_path):
 
 
 def test_damaged_checkpoint_is_named(tmp_path):
-    trainer = make_trainer()
-
-    class Interrupted(Trainer):
-        def __call__(self, model, start, stop):
-            if start == 2:
-                raise Stop
-            super().__call__(model, start, stop)
-
     with pytest.raises(Stop):
-        lpk.imp(make_network(), Interrupted(trainer.train, trainer.recipe), store=tmp_path, **OPTIONS)
+        lpk.imp(make_network(), stopping(make_trainer(), 2), store=tmp_path, **OPTIONS)
     content = bytearray((tmp_path / CHECKPOINT).read_bytes())
     content[-1] ^= 1
     (tmp_path / CHECKPOINT).write_bytes(content)
     with pytest.raises(files.FileDamaged, match=CHECKPOINT):
-        lpk.imp(make_network(), trainer, store=tmp_path, **OPTIONS)
+        lpk.imp(make_network(), make_trainer(), store=tmp_path, **OPTIONS)

@@ -1,4 +1,6 @@
-"""What lpk.imp trains in its tests: small images, and a trainer of them."""
+"""What lpk.imp trains in its tests: small images, a trainer of them, and interruptions."""
+
+import itertools
 
 import torch
 
@@ -16,3 +18,26 @@ def make_trainer(*, backend=None, **recipe) -> Trainer:
     split = splits.MemorySplit(stored, labels, mean=(0.5,), std=(0.2,), augmentation="none")
     recipe = Recipe(**{"epochs": 3, "batch_size": 32, "lr": 0.05, "milestones": (2,), **recipe})
     return Trainer(split, recipe, seed=3, backend=backend)
+
+
+class Stop(BaseException):
+    """An interruption."""
+
+
+def stopping(train, at):
+    """`train`, whose call `at`, counted from 0, raises Stop in place of training. Of a trainer it is another one."""
+    calls = itertools.count()
+
+    def stopped(model, start, stop):
+        if next(calls) == at:
+            raise Stop
+        train(model, start, stop)
+
+    if not isinstance(train, Trainer):
+        return stopped
+
+    class Stopping(Trainer):
+        def __call__(self, model, start, stop):
+            stopped(model, start, stop)
+
+    return Stopping(train.train, train.recipe, seed=3)

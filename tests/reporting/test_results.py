@@ -3,12 +3,14 @@
 import json
 import math
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import lpk
+from lpk.networks.flat import Layout
 from lpk.pooling.accuracy import correct_predictions
 from lpk.reporting.results import Results, method_of
 from tests.conftest import make_images, make_network
@@ -136,7 +138,11 @@ def test_only_reports_are_replaced(tickets, test_samples, tmp_path):
 
 def test_pools_that_do_not_fit_are_named(tickets, pools, test_samples, tmp_path):
     options = {"model": make_network(), "test": test_samples, "progress": False}
+    renamed = {f"other.{name}": x for name, x in pools[0].state_dict.items()}
+    layout = Layout.of(renamed, [f"other.{name}" for name in tickets.layout.prunable])
+    assert layout.n == tickets.layout.n
     for asked, some, message in (
+        (tickets, replace(pools[0], layout=layout), "round 1 by interpolation is of another network than the tickets"),
         (tickets, [pools[0], pools[0]], "two networks of round 1 by interpolation; a mapping gives each a name"),
         (tickets[:3], pools[1], "one of round 4; the tickets are of rounds 0 to 2"),
         (tickets[1:], pools[0], "round 1 by interpolation keeps .*: it was pooled from other tickets"),
