@@ -2,7 +2,7 @@
 
 python -m bench.loader [--cores 1 2] [--gpu-images-per-second 8000] [--results bench/results]
 
-JPEGs of ImageNet's sizes are made in a temporary folder: most of some 500 x 375 pixels, some of 1600 x 1200, 110 kB in
+JPEGs of ImageNet's sizes are made in a temporary folder: most of some 500 x 375 pixels, two of 1600 x 1200, 100 kB in
 the mean. They are read from memory, as often as it takes; a disk has to bring what is said in the end. lpk's samples
 are those of `lpk.data.load("imagenet")`; the peer is what PyTorch's own ImageNet example does: ImageFolder, Pillow, and
 torchvision's transforms. "Pillow, reduced" is the same, but a JPEG is decoded at 1/2, 1/4 or 1/8 where enough remains.
