@@ -28,9 +28,10 @@ bench: $(VENV)/.extension
 sanitize: $(VENV)/.packages
 	PYTHON=$(VENV)/bin/python tests/sanitize.sh
 
-# The builds that `sanitize` tests, before it. They need no PyTorch: with --jobs=2 they are made while packages are installed.
+# The builds that `sanitize` tests, before it. They need no PyTorch: with --jobs they are made while packages are
+# installed, of what these leave of the processors.
 sanitized: $(VENV)/.builders
-	PYTHON=$(VENV)/bin/python tests/sanitize.sh build
+	PYTHON=$(VENV)/bin/python nice tests/sanitize.sh build
 
 # The source distribution and the wheel, in dist/, each tried in an environment of its own.
 dist: $(VENV)/.packages

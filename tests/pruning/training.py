@@ -28,16 +28,17 @@ def stopping(train, at):
     """`train`, whose call `at`, counted from 0, raises Stop in place of training. Of a trainer it is another one."""
     calls = itertools.count()
 
-    def stopped(model, start, stop):
+    def check():
         if next(calls) == at:
             raise Stop
-        train(model, start, stop)
-
-    if not isinstance(train, Trainer):
-        return stopped
 
     class Stopping(Trainer):
         def __call__(self, model, start, stop):
-            stopped(model, start, stop)
+            check()
+            super().__call__(model, start, stop)
 
-    return Stopping(train.train, train.recipe, seed=3)
+    def stopped(model, start, stop):
+        check()
+        train(model, start, stop)
+
+    return Stopping(train.train, train.recipe, seed=3) if isinstance(train, Trainer) else stopped
