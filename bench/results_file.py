@@ -1,4 +1,4 @@
-"""The file that bench.search and bench.train keep their results in, written after every row."""
+"""The file that bench.search, bench.train and bench.loader keep their results in, written after every row."""
 
 from __future__ import annotations
 
@@ -43,6 +43,6 @@ class ResultsFile:
             files.write_bytes(self.path, (json.dumps(self.result, indent=1) + "\n").encode())
 
 
-def identity(row: dict[str, Any]) -> tuple[int, int, str, str]:
-    """Of which seed, target, dtype and contestant a row is, as far as it is of one."""
-    return row["seed"], row.get("target", 0), row.get("dtype", ""), row.get("contestant", "")
+def identity(row: dict[str, Any]) -> tuple[int, int, int, str, str]:
+    """Of which seed, target, number of cores, dtype and contestant a row is, as far as it is of one."""
+    return row["seed"], row.get("target", 0), row.get("cores", 0), row.get("dtype", ""), row.get("contestant", "")

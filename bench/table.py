@@ -16,7 +16,7 @@ import re
 import sys
 from pathlib import Path
 
-from bench import search_cpu, search_gpu, search_gpu_words, sparse, train, zoo, zoo_table
+from bench import loader, search_cpu, search_gpu, search_gpu_words, sparse, train, zoo, zoo_table
 from bench.cases import LARGE, RESNET18
 from bench.results import Row, describe, three
 from lpk.tickets import files
@@ -104,6 +104,8 @@ def tables_of(result: Row) -> tuple[str, list[str]]:
     if result.get("benchmark") == "train":
         kind, text = "bench: training on a GPU", train.table(result)
         measured = "python -m bench.train", "cuda", train.PARTS
+    elif result.get("benchmark") == "loader":
+        kind, text, measured = "bench: loader", loader.table(result), ("python -m bench.loader", "cpu", loader.PARTS)
     elif result.get("benchmark") == "search-gpu":
         kind, text = "bench: search on a GPU", search_gpu_words.table(result)
         measured = f"python -m bench.search --preset bench/{result['preset']['name']}.toml", "cuda", search_gpu.PARTS

@@ -20,7 +20,7 @@ DTYPES = (*AUTOCASTS, "float32")  # what a preset can be told to train in
 
 EXPERIMENTS = (  # lpk.experiments has them, and PyTorch with them, which completion does not wait for
     "all", "averages", "interpolation", "comparison", "candidates", "coefficients", "prune", "ensemble", "disagreement",
-    "dense", "robustness", "conditions",
+    "dense", "robustness", "conditions", "compute",
 )  # fmt: skip
 
 

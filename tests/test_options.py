@@ -79,7 +79,7 @@ def test_the_shell_completes_commands_options_and_values(tmp_path, monkeypatch):
         (["info", "run", "--model", "ne"], ["nets:network", "nets:Data"]),
         (["pool", "run", "--data", "nets.py"], ["nets.py:network", "nets.py:Data"]),
         (["eval", "run", "--model", "broken"], []),
-        (["run", "co"], ["comparison", "coefficients", "conditions"]),
+        (["run", "co"], ["comparison", "coefficients", "conditions", "compute"]),
     ):
         asked = {"_LPK_COMPLETE": "complete_bash", "COMP_WORDS": shlex.join(["lpk", *words]).replace("''", "")}
         with mock.patch.dict(os.environ, asked | {"COMP_CWORD": str(len(words))}):

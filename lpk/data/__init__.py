@@ -2,6 +2,9 @@
 
 sets         where each is looked for, read and downloaded: `lpk.data.load`
 splits       samples in memory or in a folder, and the seeds that decide every batch
+imagenet     image files as tensors, and how ImageNet's are cropped
+streaming    samples of a folder that worker processes read
+decoded      samples of a folder that are decoded once, into a file
 preparation  from stored samples to a batch: gather, crop, mirror, normalise
 feed         what training gets, step by step: samples that lie on the device, or are streamed to it
 uploads      batches that are copied to a GPU while it computes

@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from lpk import choices
-from lpk.data.sets import Data, DataNotFound
+from lpk.data.sets import Data, DataNotFound, cache_folder
 from lpk.data.splits import FolderSplit, MemorySplit, Split
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -73,8 +73,7 @@ def corrupted(data: Data, name: str, severity: int, *, root: Path | None = None)
     if isinstance(split, MemorySplit):
         return replace(split, images=corrupt(split.images, name, severity, seed=0))
     assert isinstance(split, FolderSplit) and isinstance(split.evaluation, v2.Compose)
-    resize, crop, *finish = split.evaluation.transforms
-    return replace(split, evaluation=v2.Compose([resize, crop, _Corrupt(name, severity), *finish]))
+    return replace(split, evaluation=v2.Compose([*split.evaluation.transforms, _Corrupt(name, severity)]))
 
 
 def corrupt(images: Tensor, name: str, severity: int, *, seed: int | None = None) -> Tensor:
@@ -157,13 +156,13 @@ MADE = {
 
 @dataclass(frozen=True)
 class _Corrupt:
-    """As a step of a folder's transform, on one PIL image; the loader seeds the generator for each sample."""
+    """As the last step of a folder's transform, on one image; the loader seeds the generator for each sample."""
 
     name: str
     severity: int
 
-    def __call__(self, image: Any) -> Any:
-        return F.to_pil_image(corrupt(F.pil_to_tensor(image)[None], self.name, self.severity)[0])
+    def __call__(self, image: Tensor) -> Tensor:
+        return corrupt(image[None], self.name, self.severity)[0]
 
 
 # --- read from files --------------------------------------------------------------------------------------------------
@@ -173,8 +172,7 @@ def folder(data: str, root: Path | None) -> Path:
     """Where CIFAR-10-C or CIFAR-100-C lies, see `corrupted`. Raises DataNotFound."""
     name = FOLDERS[data]
     named = os.environ.get("LPK_DATA")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lpk"
-    places = [Path(place).expanduser().absolute() for place in (root, named, cache) if place is not None]
+    places = [Path(place).expanduser().absolute() for place in (root, named, cache_folder()) if place is not None]
     for place in places:
         for found in (place / name, place):
             if (found / "labels.npy").is_file():

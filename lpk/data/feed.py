@@ -53,7 +53,7 @@ def feed(split: Split, device: torch.device, batch_size: int, *, augment: bool, 
             with suppress(torch.OutOfMemoryError):
                 return Resident(split, device, batch_size, augment=augment, part=part)
         return stream_memory(split, device, batch_size, augment=augment, part=part)
-    if type(split) is FolderSplit and device.type == "cuda":
+    if type(split) is FolderSplit and device.type in ("cpu", "cuda"):
         return stream_folder(split, device, batch_size, augment=augment, part=part)
     return Moved(split, device, batch_size, augment=augment, part=part)
 
@@ -161,11 +161,8 @@ def stream_memory(
 def stream_folder(
     split: FolderSplit, device: torch.device, batch_size: int, *, augment: bool, part: Part = WHOLE
 ) -> Streamed:
-    """A split in a folder, read by its own number of processes."""
-
-    def pixels(seed: int) -> Iterable[Pixels]:
-        return split.pixels(batch_size, seed=seed, augment=augment, pin_memory=device.type == "cuda", part=part)
-
+    """A split in a folder, read by its own number of processes, which stay as long as the feed."""
+    pixels = split.pixels(batch_size, augment=augment, pin_memory=device.type == "cuda", part=part)
     return Streamed(math.ceil(len(split) / batch_size), pixels, Normalise(split.mean, split.std, device), device)
 
 

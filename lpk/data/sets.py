@@ -30,7 +30,8 @@ from lpk.data.splits import FolderSplit, MemorySplit, Split, check_count, mislab
 extras.need("lpk.data", "torchvision", "PIL")
 
 import torchvision
-from torchvision.transforms import v2
+
+from lpk.data import imagenet
 
 NAMES = ("fashion-mnist", "cifar10", "cifar100", "imagenet", "digits")
 # How many training samples each has, those for validation included; a user's own ImageNet may have fewer.
@@ -56,7 +57,7 @@ _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # the package dataset-fashion-mnist
 _DIGITS_TEST = 360
-_MOST_WORKERS = 16
+_MOST_WORKERS = 32  # each holds two batches ahead
 _LARGEST_IDX = 2**27  # bytes of a file, unpacked: the largest has 47 million
 _TIMEOUT = 10.0  # seconds without a byte before a download counts as failed
 _DAY = 24 * 60 * 60.0  # seconds
@@ -121,9 +122,14 @@ def load(
         classes,
         SHAPES[name],
         train=training,
-        validation=whole.subset(held_out, augmented=False),
-        test=test,
+        validation=_kept(whole.subset(held_out, augmented=False), "validation", name),
+        test=_kept(test, "test", name),
     )
+
+
+def cache_folder() -> Path:
+    """Where downloads lie, and what is made of data sets."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lpk"
 
 
 def _find(name: str, root: Path | None, download: bool) -> tuple[str, _Whole, _Whole]:
@@ -131,7 +137,7 @@ def _find(name: str, root: Path | None, download: bool) -> tuple[str, _Whole, _W
     if name == "digits":
         return "scikit-learn", *_read_digits()
     reader = _READERS[name]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lpk"
+    cache = cache_folder()
     named = os.environ.get("LPK_DATA")
     places = [("the cache folder", cache)]
     if named:
@@ -250,26 +256,38 @@ def _read_imagenet(name: str, place: Path) -> tuple[FolderSplit, FolderSplit]:
     for part in ("train", "val"):
         if not (place / part).is_dir():
             raise FileNotFoundError(f"no folder {part}")
-    parts = [torchvision.datasets.ImageFolder(place / part, loader=_open_image) for part in ("train", "val")]
+    parts = [torchvision.datasets.ImageFolder(place / part, loader=imagenet.read) for part in ("train", "val")]
     if parts[0].classes != parts[1].classes:
         raise ValueError(f"{place}: train and val must have the same class folders")
-    crop_flip = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()])
-    central = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor()])
-    workers = min(torch.get_num_threads(), _MOST_WORKERS)
+    central = imagenet.evaluation()
     train, test = (
         FolderSplit(
-            part, torch.arange(len(part), device="cpu"), crop_flip, central, *_STATISTICS[name], workers=workers
+            part,
+            torch.arange(len(part), device="cpu"),
+            imagenet.training(),
+            central,
+            *_STATISTICS[name],
+            workers=_workers(),
         )
         for part in parts
     )
     return train, replace(test, training=central)
 
 
-def _open_image(path: str) -> Any:
-    try:
-        return torchvision.datasets.folder.default_loader(path)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors rarely name the file
-        raise ValueError(f"{path}: not a readable image ({error})") from error
+def _workers() -> int:
+    """How many processes read for this one: as many as it has threads or, under torchrun, cores."""
+    threads, processes = torch.get_num_threads(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if processes > 1:  # torchrun lets each of them compute with one thread
+        threads = max(threads, len(os.sched_getaffinity(0)) // processes)
+    return min(threads, _MOST_WORKERS)
+
+
+def _kept(split: _Whole, part: str, name: str) -> _Whole:
+    """A split whose samples are read often and never augmented: decoded once, into the cache folder."""
+    if isinstance(split, MemorySplit):
+        return split
+    made_by = f"torchvision {torchvision.__version__}, PyTorch {torch.__version__}"
+    return split.kept_in(cache_folder() / "decoded", f"{name}-{part}", made_by)
 
 
 def _read_digits() -> tuple[MemorySplit, MemorySplit]:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
 
+from lpk.data.decoded import Decoded
 from lpk.data.preparation import Batch, Gather, Normalise, Pixels, at_step, draw, generator
+from lpk.data.streaming import Streaming
 from lpk.distributed import WHOLE, Part
 
 if TYPE_CHECKING:
     import torchvision
 
 _CPU = torch.device("cpu")
+_DECODED = 64  # samples at a time that are decoded to be kept
 _LABELS = 1  # beside the seed, for random numbers that are not those of the split
 
 
@@ -133,6 +137,7 @@ class FolderSplit:
     folder: a torchvision ImageFolder without transforms; indices: which of its samples, int64 [N].
     training, evaluation: image -> uint8 [C, H, W], with and without `loader(augment=True)`.
     mean, std: batches are normalised by them, per channel.
+    decoded: where `evaluation` of these samples, and perhaps of others, is kept (`kept_in`); None: nowhere.
     ValueError while iterating: a damaged image, by name; a transform that returns something else.
     """
 
@@ -143,6 +148,7 @@ class FolderSplit:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     workers: int = 0
+    decoded: Decoded | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -150,38 +156,66 @@ class FolderSplit:
     def loader(
         self, batch_size: int, *, seed: int | None = None, augment: bool = False, drop_last: bool = False
     ) -> Iterable[Batch]:
-        """Batches streamed by a torch DataLoader; see `Split.loader`."""
-        finish = Normalise(self.mean, self.std, _CPU)
-        return self._loader(batch_size, seed, augment, finish, drop_last=drop_last)
+        """Batches streamed by a torch DataLoader, or read where they are kept; see `Split.loader`."""
+        check_loader(batch_size, seed, augment)
+        return _FolderLoader(self, batch_size, seed, augment, drop_last)
 
     def pixels(
-        self, batch_size: int, *, seed: int, augment: bool, pin_memory: bool, part: Part = WHOLE
-    ) -> Iterable[Pixels]:
-        """The same batches before they are normalised, where asked for in pinned memory, or one rank's part of each."""
-        return self._loader(batch_size, seed, augment, None, pin_memory=pin_memory, part=part)
+        self, batch_size: int, *, augment: bool, pin_memory: bool = False, part: Part = WHOLE
+    ) -> Callable[[int], Iterable[Pixels]]:
+        """What gives the same batches of a seed before they are normalised, or one rank's part of each.
 
-    def _loader(
-        self,
-        batch_size: int,
-        seed: int | None,
-        augment: bool,
-        finish: Normalise | None,
-        *,
-        part: Part = WHOLE,
-        **options: Any,
-    ) -> DataLoader[Any]:
-        check_loader(batch_size, seed, augment)
-        order = self.indices
-        if seed is not None:
-            order = order[torch.randperm(len(order), generator=generator(seed), device="cpu")]
-        samples = _Transformed(self.folder, order, self.training if augment else self.evaluation, finish, seed)
-        # A DataLoader draws a seed for its workers, from the global random state unless it has a generator.
-        options |= {"num_workers": self.workers, "generator": generator(0)}
-        if part.count > 1:  # the other ranks' samples are not read
-            batches = [range(i, min(i + batch_size, len(order))) for i in range(0, len(order), batch_size)]
-            own = [list(batch[part.span(len(batch))]) for batch in batches]
-            return DataLoader(samples, batch_sampler=own, collate_fn=_collate, **options)
-        return DataLoader(samples, batch_size, collate_fn=_collate, **options)
+        The processes that read stay as long as it does. pin_memory: whether batches lie in pinned memory.
+        """
+        check_loader(batch_size, 0, augment)
+        if self.is_kept(augment):
+            return lambda seed: self._read(batch_size, seed, pin_memory=pin_memory, part=part)
+        stream = self._streaming(batch_size, augment, None, stay=True, pin_memory=pin_memory, part=part)
+        return lambda seed: stream.epoch(self._order(seed), seed)
+
+    def kept_in(self, directory: Path, name: str, made_by: str) -> FolderSplit:
+        """The same samples, decoded into a file of this directory when they are first read without augmentation.
+
+        name: that the file's begins with. made_by: of which version of what the transforms are.
+        """
+        root = Path(self.folder.root)
+        files = [self.folder.samples[index][0].removeprefix(f"{root}/") for index in self.indices.tolist()]
+        decoded = Decoded(directory, name, root, files, self.indices, f"{self.evaluation} {made_by}", self.evaluation)
+        return replace(self, decoded=decoded)
+
+    def is_kept(self, augment: bool) -> bool:
+        """Whether the samples that `loader(augment=augment)` yields are in a file, which is made now if need be."""
+        transform = self.training if augment else self.evaluation
+        if self.decoded is None or self.decoded.transform is not transform:
+            return False
+        whole = self.decoded.indices
+
+        def decode() -> Iterator[Tensor]:
+            stream = self._streaming(_DECODED, False, None)
+            return (images for images, _ in stream.epoch(whole, None))
+
+        return self.decoded.is_there(decode)
+
+    def _order(self, seed: int | None) -> Tensor:
+        if seed is None:
+            return self.indices
+        return self.indices[torch.randperm(len(self), generator=generator(seed), device="cpu")]
+
+    def _streaming(self, batch_size: int, augment: bool, finish: Normalise | None, **options: Any) -> Streaming:
+        transform = self.training if augment else self.evaluation
+        return Streaming(self.folder, transform, batch_size, finish=finish, workers=self.workers, **options)
+
+    def _read(
+        self, batch_size: int, seed: int | None, *, pin_memory: bool = False, part: Part = WHOLE
+    ) -> Iterator[Pixels]:
+        """The batches that are kept."""
+        assert self.decoded is not None
+        targets = self.folder.targets
+        for batch in self._order(seed).split(batch_size):
+            (own,) = part.of([batch])
+            labels = torch.tensor([targets[index] for index in own.tolist()], dtype=torch.int64, device="cpu")
+            pixels = self.decoded.read(own), labels
+            yield (pixels[0].pin_memory(), labels.pin_memory()) if pin_memory else pixels
 
     def take(self, count: int) -> FolderSplit:
         """The first `count` samples; ValueError if there are fewer."""
@@ -208,34 +242,26 @@ class FolderSplit:
         return replace(self, folder=folder)
 
 
-@dataclass(frozen=True)
-class _Transformed(Dataset[tuple[Tensor, int]]):
-    folder: torchvision.datasets.ImageFolder
-    order: Tensor
-    transform: Callable[[Any], Tensor]
-    finish: Normalise | None
+@dataclass(frozen=True, eq=False)
+class _FolderLoader:
+    split: FolderSplit
+    batch_size: int
     seed: int | None
+    augment: bool
+    drop_last: bool
 
     def __len__(self) -> int:
-        return len(self.order)
+        whole, rest = divmod(len(self.split), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, int]:
-        index = int(self.order[position])
-        image, label = self.folder[index]
-        # torchvision draws its crops from the global generator: seed it for this sample, then put it back.
-        with torch.random.fork_rng(devices=[]):
-            if self.seed is not None:
-                torch.default_generator.manual_seed(generator(self.seed, index).initial_seed())
-            pixels = self.transform(image)
-        if pixels.dtype != torch.uint8 or pixels.dim() != 3:
-            raise ValueError(f"a transform returned {pixels.dtype} {list(pixels.shape)}, not uint8 [C, H, W]")
-        # A picture has its channels innermost; a batch is contiguous anyway, but with one channel at a time is sooner.
-        return (pixels if self.finish is None else self.finish(pixels.contiguous())), label
-
-
-def _collate(samples: list[tuple[Tensor, int]]) -> Batch | Pixels:
-    inputs, labels = default_collate(samples)  # a list, where a Batch is a tuple
-    return inputs, labels
+    def __iter__(self) -> Iterator[Batch]:
+        split, normalise = self.split, Normalise(self.split.mean, self.split.std, _CPU)
+        if split.is_kept(self.augment):
+            for images, labels in islice(split._read(self.batch_size, self.seed), len(self)):
+                yield normalise(images), labels
+        else:
+            stream = split._streaming(self.batch_size, self.augment, normalise, drop_last=self.drop_last)
+            yield from stream.epoch(split._order(self.seed), self.seed)
 
 
 def mislabelled(labels: Tensor, classes: int, share: float, seed: int) -> Tensor:

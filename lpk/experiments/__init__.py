@@ -5,11 +5,12 @@ An experiment is a function (preset, seeds) -> Plan: what has to be measured, an
 
 averages, interpolation, comparison, candidates, coefficients, prune, ensemble, disagreement, dense, robustness
            one experiment of the paper each; EXPERIMENTS lists them
-conditions when pooling pays, which is not in the paper
+conditions when pooling pays, and compute, what the same training buys otherwise: not in the paper
 pools      what those have in common that make pools
 sharing    a study in several processes, which train and measure in turn
 study      tickets of several seeds, shared by all experiments of a preset, and their measurements, kept part by part
 subject    one seed's run: what a measurement asks for
+retraining a ticket's round once more
 findings   what came of an experiment: its table, results.json, CSV and page
 forecast   what is still missing, and how long it takes
 demo       `lpk demo`, `lpk pool` and `lpk eval`: one run, compared with its pools
@@ -29,6 +30,7 @@ from lpk.experiments import (
     candidates,
     coefficients,
     comparison,
+    compute,
     conditions,
     dense,
     disagreement,
@@ -91,6 +93,13 @@ EXPERIMENTS = {
         conditions.plan,
         "not in the paper",
         "When pooling pays: gains against wrong labels, epochs a round and training samples, with tickets for each.",
+        papers=False,
+    ),
+    "compute": Experiment(
+        compute.plan,
+        "not in the paper",
+        f"What {compute.TIMES} times the training buys: pools, which need none, against more epochs, and against the "
+        "best, the average and the ensemble of copies of each ticket.",
         papers=False,
     ),
 }

@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from lpk import page
 from lpk.data.sets import TRAINING
 from lpk.experiments import comparison, pools
 from lpk.experiments.findings import Findings, Spread, Table, spread
@@ -71,9 +70,9 @@ AXES = {
 
 def plan(preset: Preset, seeds: Sequence[int]) -> Plan:
     parts = [
-        Part(seed, {"target": target, "pool": options}, pools.networks(preset, options), condition=condition)
+        Part(seed, {"target": target, "pool": options}, pools.networks(preset, options), condition=each)
         for seed in seeds
-        for condition in conditions(preset)
+        for each in conditions(preset)
         for target in range(preset.imp.rounds + 1)
         for options in VARIANTS.values()
     ]
@@ -93,7 +92,7 @@ def conditions(preset: Preset) -> list[Condition | None]:
     settings = dict.fromkeys(
         [setting_of(preset), *(setting for row in settings_of(preset).values() for setting in row)]
     )
-    return [_condition(preset, setting) for setting in settings]
+    return [condition(preset, setting) for setting in settings]
 
 
 def setting_of(preset: Preset) -> Setting:
@@ -114,7 +113,8 @@ def settings_of(preset: Preset) -> dict[str, list[Setting]]:
     return {axis: [Setting(**own._asdict() | {axis: value}) for value in sorted(values[axis])] for axis in AXES}
 
 
-def _condition(preset: Preset, setting: Setting) -> Condition | None:
+def condition(preset: Preset, setting: Setting) -> Condition | None:
+    """The preset under a setting that differs from its own in one thing; None: in nothing."""
     own = setting_of(preset)
     changed = [axis for axis in AXES if getattr(setting, axis) != getattr(own, axis)]
     if not changed:
@@ -147,8 +147,8 @@ def _of_length(recipe: Recipe, epochs: int) -> Recipe:
 def _show(preset: Preset, measured: Sequence[Measured]) -> Findings:
     by_setting: dict[Setting, list[Measured]] = {}
     for each in measured:
-        condition = each.part.condition
-        by_setting.setdefault(setting_of(preset if condition is None else condition.preset), []).append(each)
+        under = each.part.condition
+        by_setting.setdefault(setting_of(preset if under is None else under.preset), []).append(each)
     rows: dict[Setting, pools.Cells] = {setting: pools.cells(own, VARIANTS) for setting, own in by_setting.items()}
     axes = {axis: own for axis, settings in settings_of(preset).items() if (own := [s for s in settings if s in rows])}
     return Findings(
@@ -160,30 +160,22 @@ def _show(preset: Preset, measured: Sequence[Measured]) -> Findings:
     )
 
 
-def _gains(row: pools.Cells, label: str, over: str = TICKETS) -> list[Spread]:
-    """Of one variant over another, at each density, over the seeds."""
-    return [
-        spread(a - b for a, b in zip(own.accuracy.values, ticket.accuracy.values, strict=True))
-        for own, ticket in zip(row[label], row[over], strict=True)
-    ]
-
-
-def _mean(spreads: Sequence[Spread]) -> Spread:
-    """Over densities, for each seed."""
-    return spread(map(statistics.fmean, zip(*(each.values for each in spreads), strict=True)))
+def _gain(row: pools.Cells, label: str, over: str = TICKETS) -> Spread:
+    """Of one variant over another, the mean over all densities, for each seed."""
+    return pools.mean(pools.gains(row[label], row[over]))
 
 
 def _accuracy(row: pools.Cells, label: str) -> Spread:
-    return _mean([cell.accuracy for cell in row[label]])
+    return pools.mean([cell.accuracy for cell in row[label]])
 
 
 def _summary(rows: Mapping[Setting, pools.Cells], axes: Mapping[str, Sequence[Setting]]) -> str:
     """In sentences: the pool's gains along each axis, what is clear of the seeds, and what longer training does."""
-    gains = {(s, label): _mean(_gains(row, label)) for s, row in rows.items() for label in METHODS}
+    gains = {(s, label): _gain(row, label) for s, row in rows.items() for label in METHODS}
 
     def along(over: str) -> str:
         return "; ".join(
-            f"{_listed([_mean(_gains(rows[s], POOL, over)).points for s in settings])} "
+            f"{_listed([_gain(rows[s], POOL, over).points for s in settings])} "
             f"with {_listed([AXES[axis].write(getattr(s, axis)) for s in settings])} {AXES[axis].words}"
             for axis, settings in axes.items()
         )
@@ -244,17 +236,16 @@ def _table(preset: Preset, axis: str, settings: Sequence[Setting], rows: Mapping
         value, own_rounds = AXES[axis].write(getattr(setting, axis)), f"{setting.epochs} to {all_rounds}"
         lines.append([value, TICKETS, str(accuracies[0]), *["–"] * 6, own_rounds, "1"])
         for label, accuracy in zip(METHODS, accuracies[1:], strict=True):
-            gains = _gains(row, label)
-            worst = min(range(count), key=lambda i, gains=gains: gains[i].mean)  # type: ignore[misc]
-            values = [value for gain in gains for value in gain.values]
+            gains = pools.gains(row[label], row[TICKETS])
+            over_all, *others = pools.gain_columns(row[label], row[TICKETS])
             lines.append(
                 [
                     value,
                     label,
                     str(accuracy),
-                    *(_mean(own).points for own in (gains, gains[:third], gains[-third:])),
-                    f"{gains[worst].points} at {page.percent(row[label][worst].density)}%",
-                    *(str(sum(sign * each > 0 for each in values)) for sign in (1, -1)),
+                    over_all,
+                    *(pools.mean(own).points for own in (gains[:third], gains[-third:])),
+                    *others,
                     own_rounds if VARIANTS[label] == CALIBRATED else str(all_rounds),
                     "1",
                 ]
@@ -279,7 +270,7 @@ def _records(
     records = []
     for setting, row in rows.items():
         for label, cells in row.items():
-            gains = _gains(row, label)
+            gains = pools.gains(row[label], row[TICKETS])
             for cell, gain in zip(cells, gains, strict=True):
                 key = {"target": cell.round, "pool": VARIANTS[label]}
                 found = [m.found.get("forward_samples", 0) for m in measured[setting] if m.part.settings == key]
@@ -297,7 +288,7 @@ def _plot(rows: Mapping[Setting, pools.Cells], axes: Mapping[str, Sequence[Setti
             places = range(len(settings))
             lines = [plots.Line(TICKETS, [0.0] * len(settings))]
             for i, label in enumerate(METHODS):
-                gains = [_mean(_gains(rows[setting], label)) for setting in settings]
+                gains = [_gain(rows[setting], label) for setting in settings]
                 lines.append(_line(label, gains, "± standard deviation" if i == 0 else ""))
             panel.set_xlabel(AXES[axis].words, color=plots.LIGHT["soft"])
             plots.draw_lines(panel, list(places), lines, "")

@@ -28,7 +28,8 @@ def forecast(study: Study, plans: Mapping[str, Plan]) -> list[str]:
     lines = []
     networks = 0
     known = 0.0  # seconds, of experiments some of whose parts are finished
-    epochs: dict[str, tuple[int, int | None]] = {}  # by directory: how many are missing, and of how many samples each
+    # For a directory's tickets, and for the parts there: how many are missing, and of how many samples each.
+    epochs: dict[str, tuple[int, int | None]] = {}
     for name, plan in plans.items():
         missing = done = ready = 0
         seconds = 0.0
@@ -38,8 +39,12 @@ def forecast(study: Study, plans: Mapping[str, Plan]) -> list[str]:
             for part, finished in zip(group.parts, study.finished(name, group), strict=True):
                 if finished is None:
                     missing += part.networks
+                    count, of = epochs.get(f"{name} {group.directory}", (0, preset.data.train))
+                    epochs[f"{name} {group.directory}"] = count + part.epochs, of
                 else:
-                    ready, done, seconds = ready + 1, done + part.networks, seconds + finished.seconds
+                    ready += 1
+                    if not part.epochs:  # else most of the time was training
+                        done, seconds = done + part.networks, seconds + finished.seconds
         lines.append(
             f"{name}: {ready} of {len(plan.parts)} parts are finished; at most {missing:,} networks to evaluate"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -104,9 +105,9 @@ def findings(
 ) -> Findings:
     """Accuracy against density; the first variant is what the others are compared with."""
     first, *others = found
-    gains = [f"{label} {_gain(found[label], found[first]).points}" for label in others]
+    said = [f"{label} {mean(gains(found[label], found[first])).points}" for label in others]
     return Findings(
-        summary=f"Points of test accuracy over {first}, on average over all densities: {', '.join(gains)}.",
+        summary=f"Points of test accuracy over {first}, on average over all densities: {', '.join(said)}.",
         records=records(found),
         tables=[table("", found)] if tables is None else tables,
         figures={"accuracy": accuracy_plot(found)} if figures is None else figures,
@@ -139,11 +140,11 @@ def gain_plot(found: Cells) -> bytes:
     first, *others = found
     lines = [plots.Line(first, [0.0] * len(found[first]))]
     for i, label in enumerate(others):
-        gains = [_gain([cell], [base]) for cell, base in zip(found[label], found[first], strict=True)]
-        y = [100 * gain.mean for gain in gains]
+        own = gains(found[label], found[first])
+        y = [100 * gain.mean for gain in own]
         band = None
-        if i == 0 and all(gain.std is not None for gain in gains):
-            low, high = ([100 * (gain.mean + sign * (gain.std or 0)) for gain in gains] for sign in (-1, 1))
+        if i == 0 and all(gain.std is not None for gain in own):
+            low, high = ([100 * (gain.mean + sign * (gain.std or 0)) for gain in own] for sign in (-1, 1))
             band = plots.Band("± standard deviation", low, high)
         lines.append(plots.Line(label, y, band))
     title = f"gain in test accuracy over {first}, in points"
@@ -163,10 +164,27 @@ def table(title: str, found: Cells, rounds: slice = slice(None)) -> Table:
     return Table(title, heads, lines, best)
 
 
-def _gain(row: Sequence[Cell], baseline: Sequence[Cell]) -> Spread:
-    """The mean gain over all densities, for each seed."""
-    gains = [
-        [a - b for a, b in zip(cell.accuracy.values, base.accuracy.values, strict=True)]
+def gains(row: Sequence[Cell], baseline: Sequence[Cell]) -> list[Spread]:
+    """Of one variant over another, at each density, over the seeds."""
+    return [
+        spread(a - b for a, b in zip(cell.accuracy.values, base.accuracy.values, strict=True))
         for cell, base in zip(row, baseline, strict=True)
     ]
-    return spread(sum(column) / len(column) for column in zip(*gains, strict=True))
+
+
+def mean(spreads: Sequence[Spread]) -> Spread:
+    """Over densities, for each seed."""
+    return spread(map(statistics.fmean, zip(*(each.values for each in spreads), strict=True)))
+
+
+GAIN_HEADS = ("gain", "worst density", "better", "worse")
+
+
+def gain_columns(row: Sequence[Cell], baseline: Sequence[Cell]) -> list[str]:
+    """Under GAIN_HEADS: the mean over all densities, the worst of them, and how many values of all densities and seeds
+    are gains, and how many losses."""
+    own = gains(row, baseline)
+    worst = min(range(len(own)), key=lambda i: own[i].mean)
+    values = [value for gain in own for value in gain.values]
+    counts = [str(sum(sign * value > 0 for value in values)) for sign in (1, -1)]
+    return [mean(own).points, f"{own[worst].points} at {page.percent(row[worst].density)}%", *counts]

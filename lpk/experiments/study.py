@@ -60,6 +60,7 @@ class Part:
         networks: how many networks are evaluated for it, at most.
         rewind: whether the tickets were rewound as the preset says, or to their initialization.
         condition: that of the tickets; None for the study's preset.
+        epochs: how many are trained for it, beside the tickets'.
     """
 
     seed: int
@@ -67,6 +68,7 @@ class Part:
     networks: int
     rewind: bool = True
     condition: Condition | None = None
+    epochs: int = 0
 
 
 class Measured(NamedTuple):

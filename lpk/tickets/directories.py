@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 LOCK = ".lock"
 TEMPORARY = re.compile(r"\.lpk-[0-9a-f]{16}\.tmp")
@@ -46,13 +47,21 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises OSError naming `path` (a full disk, a missing permission), also where it is there but no regular file, or
     where this process had locked a directory above it that is another one now; the old file is then untouched.
     """
+    with replaced(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which `write_bytes` writes to; it takes the place of `path` unless the block raises."""
     try:
         folder = path.parent.resolve()
         _check_held(folder)
         directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:  # by descriptor: whatever becomes of the path, this is the directory that was checked
             _check_replaceable(path, directory)
-            _write(directory, path.name, content)
+            with _replaced(directory, path.name) as file:
+                yield file
         finally:
             os.close(directory)
     except OSError as error:
@@ -60,11 +69,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise OSError(error.errno or errno.EINVAL, f"cannot write {path}: {reason}") from error
 
 
-def _write(directory: int, name: str, content: bytes) -> None:
+@contextmanager
+def _replaced(directory: int, name: str) -> Iterator[BinaryIO]:
     temporary, descriptor = _temporary(directory)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
             os.replace(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)

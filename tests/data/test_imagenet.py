@@ -8,7 +8,10 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
+from lpk.data import imagenet as images
 from lpk.data import sets as data
 from lpk.data import splits
 from lpk.data.preparation import generator
@@ -80,25 +83,63 @@ def test_a_seed_alone_decides_streamed_batches(imagenet: Path) -> None:
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_streamed_batches_are_what_torchvisions_first_transforms_make(imagenet: Path, augment: bool) -> None:
-    """Their random numbers and their bits."""
+def test_streamed_batches_are_what_torchvisions_transforms_make(imagenet: Path, augment: bool) -> None:
+    """The bits of those of tensors; of its first ones, which resize Pillow's images, up to a level of 255."""
     train = in_this_process(data.load("imagenet", validation=0, root=imagenet).train)
-    finish = [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    crop_flip = [v2.RandomResizedCrop(224), v2.RandomHorizontalFlip()]
+    central = [v2.Resize(256), v2.CenterCrop(224)]
+    of_tensors = v2.Compose(crop_flip if augment else central)
     crop_flip = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
     central = [transforms.Resize(256), transforms.CenterCrop(224)]
-    transform = transforms.Compose([*(crop_flip if augment else central), *finish])
+    of_pillow = transforms.Compose([*(crop_flip if augment else central), transforms.PILToTensor()])
+    pixels = train.pixels(4, augment=augment)
     for seed in range(4):
-        inputs, labels = joined(train.loader(4, seed=seed, augment=augment))
+        images, labels = joined(pixels(seed))
         order = torch.randperm(6, generator=generator(seed))
-        for image, label, index in zip(inputs, labels, train.indices[order].tolist(), strict=True):
-            picture, expected = train.folder[index]
-            torch.manual_seed(generator(seed, index).initial_seed())
-            assert label == expected and torch.equal(image, transform(picture))
+        for image, label, index in zip(images, labels, train.indices[order].tolist(), strict=True):
+            path, expected = train.folder.samples[index]
+            assert label == expected
+            picture, drawn = Image.open(path).convert("RGB"), generator(seed, index).initial_seed()
+            torch.manual_seed(drawn)
+            assert torch.equal(image, of_tensors(F.pil_to_tensor(picture)))
+            torch.manual_seed(drawn)
+            assert (image.int() - of_pillow(picture).int()).abs().max() <= 1
+
+
+def test_large_pictures_are_cropped_as_torchvision_does() -> None:
+    """Where the channels lie side by side, and stay so."""
+    picture = torch.randint(0, 256, (300, 400, 3), dtype=torch.uint8).permute(2, 0, 1)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        expected = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip()])(picture)
+        torch.manual_seed(seed)
+        cropped = images.training()(picture)
+        assert torch.equal(cropped, expected) and cropped.stride()[0] == 1
+    assert images.evaluation()(picture).stride()[0] == 1
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "progressive", "grayscale", "cmyk", "png", "palette", "transparent"])
+def test_every_kind_of_file_has_the_pixels_that_pillow_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Under ImageNet's one name for all of them."""
+    blocks = np.random.default_rng(4).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    picture = Image.fromarray(np.kron(blocks, np.ones((9, 9, 1), np.uint8)))
+    modes = {"grayscale": "L", "cmyk": "CMYK", "palette": "P", "transparent": "RGBA"}
+    picture = picture.convert(modes.get(kind, "RGB"))
+    file = tmp_path / "n01_1.JPEG"
+    options = {"progressive": True} if kind == "progressive" else {}
+    picture.save(file, "PNG" if kind in ("png", "palette", "transparent") else "JPEG", **options)
+    read = images.read(str(file))
+    assert read.dtype == torch.uint8 and tuple(read.shape) == (3, 45, 63)
+    assert torch.equal(read, F.pil_to_tensor(Image.open(file).convert("RGB")))
+    monkeypatch.setattr(images, "decode_jpeg", None)
+    assert torch.equal(images.read(str(file)), read)
 
 
 def test_a_transform_that_returns_something_else_is_named(imagenet: Path) -> None:
     train = in_this_process(data.load("imagenet", validation=0, root=imagenet).train)
-    split = replace(train, training=transforms.ToTensor())
+    split = replace(train, training=v2.ToDtype(torch.float32, scale=True))
     with pytest.raises(ValueError, match=r"a transform returned torch.float32 \[3, .*\], not uint8 \[C, H, W\]"):
         list(split.loader(4, seed=0, augment=True))
 
@@ -140,13 +181,30 @@ def test_streamed_splits_have_wrong_labels_in_the_training_set_alone(imagenet: P
     assert torch.equal(in_this_process(noisy.train).labels, streamed(noisy.train))
 
 
-def test_a_damaged_image_is_named(imagenet: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_named_in_one_line(imagenet: Path, workers: int) -> None:
     path = imagenet / "val" / "n02" / "1.png"
-    for content in (path.read_bytes()[:200], b"no image"):
+    Image.open(path).save(path, "JPEG")  # whatever its name
+    for content in (path.read_bytes()[:200], path.read_bytes()[:-2], b"no image", b""):
         path.write_bytes(content)
-        test = in_this_process(data.load("imagenet", validation=0, root=imagenet).test)
-        with pytest.raises(ValueError, match=r"n02/1\.png: not a readable image"):
-            list(test.loader(6))
+        test = replace(in_this_process(data.load("imagenet", validation=0, root=imagenet).test), workers=workers)
+        for read in (lambda: list(test.loader(6)), lambda: list(test.pixels(6, augment=False)(0))):  # noqa: B023
+            with pytest.raises(ValueError, match=r"n02/1\.png: not a readable image") as error:
+                read()
+            assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("threads", "cores", "processes", "workers"),
+    [(6, 12, 1, 6), (1, 12, 4, 3), (1, 2, 4, 1), (4, 12, 4, 4), (99, 99, 1, 32)],
+)
+def test_processes_of_torchrun_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, threads: int, cores: int, processes: int, workers: int
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(data.os, "sched_getaffinity", lambda _: range(cores))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert data._workers() == workers
 
 
 def test_imagenet_folders_must_agree_and_are_never_downloaded(

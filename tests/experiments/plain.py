@@ -47,6 +47,10 @@ class Plain:
             threshold = magnitudes.sort(descending=True).values[keep - 1]
             for n in names:
                 state[n] = torch.where(state[n].abs() >= threshold, state[n], 0.0)
+        return self.renewed(state)
+
+    def renewed(self, state: dict) -> dict:
+        """With BatchNorm's statistics renewed by update_bn."""
         model = copy.deepcopy(self.model)
         model.load_state_dict(state)
         update_bn(self.calibration.split(100), model)
