@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The kernel tests on builds with sanitizers: `tests/sanitize.sh [build] [address,undefined] [thread]`, both by default.
 #
-# With `build` the builds are made, one after the other, and not tested; they are there then. Each build is a copy of the tree under build/, so that the ordinary extension stays where it is. PYTHON names the
-# interpreter; CXX must be GCC. Arguments for pytest may be given in PYTEST_ARGS.
+# With `build` the builds are made, one after the other, and not tested; they are there then. Each is a copy of the tree
+# under build/, so that the ordinary extension stays where it is. PYTHON names the interpreter; CXX must be GCC.
+# Arguments for pytest may be given in PYTEST_ARGS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,7 +24,7 @@ runtimes() { for name in "$@"; do "$CXX" -print-file-name="$name"; done | paste 
 KERNELS='not more_entries_than_float32 and not opcheck and not torch_compile and not one_openmp_runtime'
 KERNELS+=' and not (histogram and avx and (test_sizes[ or distributions)) and not (several_chunks and 2])'
 KERNELS+=' and not ((misleads or several_chunks or cache) and float16) and not (around_chunks and -float16)'
-KERNELS+=' and not flushing_denormals and not (around_chunks and bracket) and not (misleads and -1])'
+KERNELS+=' and not flushing_denormals'
 # With few optimizations GCC makes no FMAs of the loops' sums, whose bits compiled filters have else.
 KERNELS+=' and not bits_of_the_loops'
 THREADED='(several_chunks and float32 and 3]) or around_chunks or (misleads and -float16 and 3]) or cache'
