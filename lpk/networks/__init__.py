@@ -8,6 +8,7 @@ copies      copies of modules
 links       whose tensor a parameter is, before and after a stranger's code ran
 flat_model  a copy of it whose parameters are views of flat vectors, so that to write a candidate is one copy
 batchnorm   its BatchNorm layers
+synchronised  the same in several processes, which share the statistics of a batch
 plain       which of its modules compute what their class does
 tracing     its graph, by torch.fx
 known       proxies that know what they stand for, where it decides by shapes
