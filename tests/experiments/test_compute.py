@@ -68,6 +68,22 @@ def test_copies_differ_and_keep_the_mask(subject):
     torch.testing.assert_close(mean.weights, (ticket.flat.weights + copies[0].weights + copies[1].weights) / 3)
 
 
+def test_copies_have_seeds_of_their_own_and_the_ticket_begins_where_it_began(subject, monkeypatch):
+    asked = []
+
+    def spy(of, target, *, seed, start):
+        asked.append((target, seed, start))
+        return [of.tickets[target].flat]
+
+    monkeypatch.setattr(compute, "retrained", spy)
+    seeds = [stream(subject.run.seed, "copy", i) for i in range(2)]
+    for target in ROUNDS:
+        compute._measure(subject, target, copies=2, swa=True)
+    own = subject.run.seed
+    assert asked[:3] == [(0, seeds[0], 1), (0, seeds[1], 1), (0, own, 0)]
+    assert asked[3:] == [(1, seeds[0], 1), (1, seeds[1], 1), (1, own, 1)]
+
+
 def test_results_are_those_of_the_networks(studied, plain, subject):
     records = {(r["variant"], r["round"]): r for r in results(studied, "compute")["records"]}
     assert {label for label, _ in records} == {*compute.POOLS, SWA, LONGER, BEST, MEAN, ENSEMBLE}
