@@ -127,9 +127,9 @@ def test_a_run_that_is_removed_while_it_pools_is_not_made_again(
 ):
     path = tmp_path / "run"
 
-    def pool(*_, **__):
+    def pool(*_, on_pool, **__):
         shutil.rmtree(path / removed)
-        return pooled
+        on_pool(pooled)
 
     monkeypatch.setattr(demo, "pool", pool)
     with (
