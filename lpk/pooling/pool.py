@@ -102,7 +102,7 @@ def pool(
             labels are not looked at, and inputs alone will do.
         evaluate: model -> float, higher is better, in place of the criterion on `validation`.
         criterion: what picks: "accuracy", as in the paper, or "loss", the mean cross-entropy, which tells more of each
-            sample: pools were better with it (docs/performance.md).
+            sample. Which one makes better pools differs from training to training (docs/when.md).
         coefficients: the α to try, in [0, 1]; α weighs the best network so far. The first of equally good ones wins.
         method: "interpolation" (Algorithm 2), "average" (Algorithm 3), or the paper's baselines "swa" and "ema", which
             gives the network so far the weight 0.95; "ema-newcomer" gives it to the candidate.
