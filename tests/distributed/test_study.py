@@ -15,15 +15,6 @@ NAMES = ["disagreement", "dense"]
 SEEDS = [0, 1, 2]
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    """One, as in the processes: tickets are of the same bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def preset(tmp_path) -> Path:
     path = tmp_path / "tiny.toml"
@@ -32,6 +23,7 @@ def preset(tmp_path) -> Path:
 
 
 def study(out, preset):
+    torch.set_num_threads(1)  # in all processes, so that tickets are of the same bits
     return Study(out, presets.load(preset), SEEDS, progress=False)
 
 
