@@ -32,9 +32,14 @@ TICKETS, POOL, AVERAGE, BY_LOSS = (
     "original tickets",
     "Lottery Pools (interpolation)",
     "Lottery Pools (average)",
-    "Lottery Pools (interpolation, by the loss)",
+    "Lottery Pools (by the loss)",
 )
-POOLS = {label: conditions.VARIANTS[label] for label in (TICKETS, POOL, AVERAGE, BY_LOSS)}
+POOLS: dict[str, pools.Options] = {
+    TICKETS: None,
+    POOL: pools.INTERPOLATION,
+    AVERAGE: pools.AVERAGE,
+    BY_LOSS: conditions.BY_LOSS,
+}
 SWA = "SWA of the round's last epochs"
 LONGER = f"{TIMES} times the epochs"
 BEST, MEAN, ENSEMBLE = (f"{kind} of {TIMES} copies" for kind in ("best", "average", "output ensemble"))
