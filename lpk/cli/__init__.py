@@ -17,9 +17,9 @@ from typing import Annotated
 
 import typer
 
-from lpk import terminal, version
+from lpk import version
 from lpk.cli import experiments, networks, pools, training
-from lpk.cli.output import say
+from lpk.cli.output import check_alone, say
 from lpk.options import Command, Group
 
 SHARED = ("imp", "pool", "run")  # what the processes of torchrun do together
@@ -45,13 +45,8 @@ def common(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="The versions of lpk and PyTorch.")
     ] = False,
 ) -> None:
-    if terminal.rank() is not None and context.invoked_subcommand not in SHARED:
-        if terminal.rank() != 0:
-            raise typer.Exit(1)  # the first says why
-        listed = ", ".join(f"`lpk {name}`" for name in SHARED)
-        raise ValueError(
-            f"`lpk {context.invoked_subcommand}` is one process's work; torchrun's several share that of {listed}"
-        )
+    if context.invoked_subcommand not in SHARED:
+        check_alone(f"lpk {context.invoked_subcommand}", [f"lpk {name}" for name in SHARED])
 
 
 def backends() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from lpk import terminal
 
@@ -39,6 +41,16 @@ def use_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def check_alone(what: str, shared: Sequence[str]) -> None:
+    """Ends the processes that torchrun started for a command of one; the first says what several can do."""
+    if terminal.rank() is None:
+        return
+    if terminal.rank() != 0:
+        raise typer.Exit(1)
+    listed = ", ".join(f"`{each}`" for each in shared)
+    raise ValueError(f"`{what}` is one process's work; torchrun's several share that of {listed}")
 
 
 @contextmanager

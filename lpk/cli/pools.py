@@ -9,7 +9,7 @@ import typer
 
 from lpk import terminal
 from lpk.choices import SCOPES
-from lpk.cli.output import keeping, say, say_results, use_threads
+from lpk.cli.output import check_alone, keeping, say, say_results, use_threads
 from lpk.options import Device, ModelFunction, NoLatency, Quiet, RunSeed, SubjectData, SubjectPath, Threads, named
 from lpk.pooling.methods import CRITERIA, METHODS, PRUNE, SEARCHES
 
@@ -44,6 +44,8 @@ def pool(
     from lpk.distributed import launched
     from lpk.experiments import demo as one_run
 
+    if target is not None:
+        check_alone("lpk pool --target", ["lpk pool"])
     use_threads(threads)
     kept = f"finished networks are kept, and what was there before; `{terminal.command()}` begins this search again"
     with (
