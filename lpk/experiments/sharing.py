@@ -40,7 +40,6 @@ def share_out(study: Study, plans: Mapping[str, Plan]) -> None:
         ranks.by_first(lambda: _begin(study, plans))
         _train(study, ranks, all_groups)
         _measure(study, ranks, plans, all_groups)
-        ranks.share(None)  # what another measured is there
 
 
 def _begin(study: Study, plans: Mapping[str, Plan]) -> None:
@@ -73,7 +72,7 @@ def _measure(study: Study, ranks: Ranks, plans: Mapping[str, Plan], by_directory
             group = next(group for group in groups(plan) if group.directory == directory)
             study.fill(name, plan, group.parts[place], opened.subject(group))
         bar.advance(len(missing) - reached)
-        ranks.share(None)  # nobody is in a directory that the first is about to let go
+        ranks.share(None)  # all is there, and nobody in a directory that the first is about to let go
 
 
 def _missing(study: Study, plans: Mapping[str, Plan]) -> Iterator[Missing]:

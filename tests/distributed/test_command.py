@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lpk import terminal
+from lpk.distributed import launched
 from lpk.tickets.pooled import Pooled
 from lpk.tickets.tickets import Tickets
 from tests.command import here, lpk
@@ -107,6 +108,20 @@ def test_what_several_processes_do_not_share(rank, monkeypatch):
     )
     status, _, err = here("imp")
     assert status == 2 and bool(err) == (rank == 0)
+
+
+@pytest.mark.parametrize(
+    ("device", "problem"),
+    [(None, "process 2 of this machine has no GPU, of which there are 1"), ("cuda:1", "leave the n")],
+)
+def test_processes_and_gpus(device, problem, monkeypatch):
+    environment = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": 2, "RANK": 1, "LOCAL_RANK": 1}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match=problem), launched(device):
+        pass
 
 
 def test_the_number_of_a_process(monkeypatch):
